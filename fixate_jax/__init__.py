@@ -1,0 +1,1 @@
+"""FixATE in JAX."""

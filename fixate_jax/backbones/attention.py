@@ -1,0 +1,124 @@
+"""Attention without a square matrix: row blocks for the sequence, one small product for the tail.
+
+Heads are grouped (grouped-query attention): query head ``j`` reads key head ``j // (heads // kv_heads)``.
+Scores and softmax are float32 whatever the type of the inputs.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+MASKED = -1e30
+"""Score of a masked pair; finite, so that a row with nothing to see stays free of NaN."""
+
+
+def _group_heads(query: Float[Array, "*dims heads width"], kv_heads: int) -> Float[Array, "*dims kv group width"]:
+    *dims, heads, width = query.shape
+    return query.reshape(*dims, kv_heads, heads // kv_heads, width)
+
+
+@partial(jax.checkpoint, static_argnums=(4,))
+def _row_block(
+    query: Float[Array, "batch rows kv group width"],
+    key: Float[Array, "batch keys kv width"],
+    value: Float[Array, "batch keys kv width"],
+    valid: Bool[Array, "batch keys"],
+    first_row: int | None,
+) -> Float[Array, "batch rows kv group width"]:
+    """Attention of some rows; causal from ``first_row`` on, or to every key where it is None.
+
+    Checkpointed, so that the backward pass holds one block of scores at a time.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", query, key, preferred_element_type=jnp.float32) * scale
+    mask = valid[:, None, None, None, :]
+    if first_row is not None:
+        rows = jnp.arange(first_row, first_row + query.shape[1])
+        mask = mask & (jnp.arange(key.shape[1])[None, :] <= rows[:, None])
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return out.astype(value.dtype)
+
+
+def blocked_attention(
+    query: Float[Array, "batch seq heads width"],
+    key: Float[Array, "batch seq kv width"],
+    value: Float[Array, "batch seq kv width"],
+    valid: Bool[Array, "batch seq"],
+    *,
+    causal: bool,
+    block: int,
+) -> Float[Array, "batch seq heads width"]:
+    """Softmax attention computed ``block`` rows at a time.
+
+    A causal block reads only the keys up to its last row, so the upper triangle is never computed.
+
+    Args:
+        query: rotated queries.
+        key: rotated keys.
+        value: values.
+        valid: False at keys that nobody may see (padding).
+        causal: whether position i sees only positions up to i.
+        block: rows of scores held at a time.
+
+    Returns:
+        The attended values, heads unmerged, in the type of ``value``.
+    """
+    seq, heads = query.shape[1:3]
+    grouped = _group_heads(query, key.shape[2])
+    blocks = []
+    for first in range(0, seq, block):
+        last = min(first + block, seq)
+        seen = last if causal else seq
+        blocks.append(
+            _row_block(
+                grouped[:, first:last], key[:, :seen], value[:, :seen], valid[:, :seen], first if causal else None
+            )
+        )
+    out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+    return out.reshape(*out.shape[:2], heads, out.shape[-1])
+
+
+def tail_attention(
+    query: Float[Array, "batch branch tail heads width"],
+    prefix_key: Float[Array, "batch seq kv width"],
+    prefix_value: Float[Array, "batch seq kv width"],
+    prefix_valid: Bool[Array, "batch seq"],
+    key: Float[Array, "batch branch tail kv width"],
+    value: Float[Array, "batch branch tail kv width"],
+    valid: Bool[Array, "batch branch tail"],
+    tap: Float[Array, "batch branch heads keys"] | None = None,
+) -> tuple[Float[Array, "batch branch tail heads width"], Float[Array, "batch branch heads keys"]]:
+    """Attention of the few last positions over a shared prefix and over themselves.
+
+    Branches are alternative continuations of one prefix; they see the prefix and their own positions only.
+    ``tap`` is added to the last position's post-softmax row, so that the gradient with respect to a zero tap is
+    ∂ℓ/∂A of that row, A being used in the product with the values.
+
+    Returns:
+        Attended values, and the last position's row A[src, :] (before the tap), keys being prefix then tail.
+    """
+    kv, seq, tail = key.shape[-2], prefix_key.shape[1], query.shape[2]
+    grouped = _group_heads(query, kv)
+    scale = query.shape[-1] ** -0.5
+    over_prefix = jnp.einsum("bcthgd,bshd->bchgts", grouped, prefix_key, preferred_element_type=jnp.float32)
+    over_tail = jnp.einsum("bcthgd,bcuhd->bchgtu", grouped, key, preferred_element_type=jnp.float32)
+    causal = jnp.tril(jnp.ones((tail, tail), bool))
+    scores = jnp.concatenate(
+        [
+            jnp.where(prefix_valid[:, None, None, None, None, :], over_prefix * scale, MASKED),
+            jnp.where(causal & valid[:, :, None, None, None, :], over_tail * scale, MASKED),
+        ],
+        axis=-1,
+    )
+    weights = jax.nn.softmax(scores, axis=-1)
+    row = weights[..., -1, :].reshape(*weights.shape[:2], -1, weights.shape[-1])
+    if tap is not None:
+        tapped = weights[..., -1:, :] + tap.reshape(*weights.shape[:4], 1, weights.shape[-1])
+        weights = jnp.concatenate([weights[..., :-1, :], tapped], axis=-2)
+    weights = weights.astype(value.dtype)
+    out = jnp.einsum("bchgts,bshd->bcthgd", weights[..., :seq], prefix_value, preferred_element_type=jnp.float32)
+    out += jnp.einsum("bchgtu,bcuhd->bcthgd", weights[..., seq:], value, preferred_element_type=jnp.float32)
+    return out.astype(value.dtype).reshape(query.shape), row

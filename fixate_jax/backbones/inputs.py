@@ -1,0 +1,99 @@
+"""What a backbone reads: fixed-shape arrays, batch first, so that they shard along their first axis.
+
+A sequence is ``[padding | soft prompt | chat up to its last token]`` (the prefix) followed by a short tail:
+the last chat token and the answer tokens but the last. A tail position predicts the token after it, so the
+tail's last position, ``src``, predicts the last answer token. Several branches (the answers that a page allows)
+share one prefix. Tails are right-aligned, shorter answers being padded on the left.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+
+class PageInputs(NamedTuple):
+    """Pages as the vision tower reads them, patches in the order of the image processor.
+
+    Attributes:
+        patches: normalised pixels of each patch.
+        table_index: the four entries of the learned position grid around each patch.
+        table_weight: their bilinear weights.
+        position: row and column of each patch.
+        valid: False on padding patches.
+    """
+
+    patches: Float[Array, "batch patches pixels"]
+    table_index: Int[Array, "batch patches 4"]
+    table_weight: Float[Array, "batch patches 4"]
+    position: Int[Array, "batch patches 2"]
+    valid: Bool[Array, "batch patches"]
+
+
+class SequenceInputs(NamedTuple):
+    """Sequences as the decoder reads them.
+
+    Attributes:
+        token_ids: prefix tokens; anything at padding, soft prompt and image positions.
+        start: first row of the soft prompt; everything before it is padding.
+        positions: rotary positions (time, height, width) of the prefix.
+        visual_index: which visual token stands at a prefix position, -1 for none.
+        tail_ids: per branch the last chat token and the answer tokens but the last, right-aligned.
+        tail_positions: rotary positions of the tail.
+        tail_valid: False at the tail's padding.
+        visual_position: where in the prefix each visual token stands (0 for padding).
+        features: visual tokens; level 0 enters the sequence, level 1 + i is added after decoder layer i (DeepStack).
+    """
+
+    token_ids: Int[Array, "batch seq"]
+    start: Int[Array, " batch"]
+    positions: Int[Array, "batch seq 3"]
+    visual_index: Int[Array, "batch seq"]
+    tail_ids: Int[Array, "batch branch tail"]
+    tail_positions: Int[Array, "batch branch tail 3"]
+    tail_valid: Bool[Array, "batch branch tail"]
+    visual_position: Int[Array, "batch visual"]
+    features: Float[Array, "batch visual levels width"]
+
+
+class Prefix(NamedTuple):
+    """What the tail needs to know of everything before it.
+
+    Attributes:
+        key, value: rotated keys and values of the tapped layers.
+        valid: False where nobody may look.
+        hidden: the tail's residual stream as it enters the first tapped layer.
+        angles: rotary angles of the tail.
+        tail_valid: False at the tail's padding.
+    """
+
+    key: Float[Array, "layers batch seq kv head"]
+    value: Float[Array, "layers batch seq kv head"]
+    valid: Bool[Array, "batch seq"]
+    hidden: Float[Array, "batch branch tail width"]
+    angles: Float[Array, "batch branch tail half"]
+    tail_valid: Bool[Array, "batch branch tail"]
+
+
+class TailOutput(NamedTuple):
+    """What comes out of the tail.
+
+    Attributes:
+        logits: float32 scores of the vocabulary at each tail position.
+        rows: post-softmax attention of ``src`` in each tapped layer, over prefix then tail.
+    """
+
+    logits: Float[Array, "batch branch tail vocab"]
+    rows: Float[Array, "layers batch branch heads keys"]
+
+
+def take_branches(inputs: SequenceInputs, branch: Int[Array, "batch chosen"]) -> SequenceInputs:
+    """The same sequences with only some of their branches (or all, where there is just one for every answer)."""
+    if inputs.tail_ids.shape[1] == 1:
+        return inputs
+    pick = jax.vmap(lambda x, b: x[b])
+    return inputs._replace(
+        tail_ids=pick(inputs.tail_ids, branch),
+        tail_positions=pick(inputs.tail_positions, branch),
+        tail_valid=pick(inputs.tail_valid, branch),
+    )

@@ -1,0 +1,134 @@
+"""Opening a backbone: which family, its configuration, its weights, its tokenizer and image processor."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from flax import nnx
+
+from fixate_jax.backbones import qwen3_vl, tiny_random
+from fixate_jax.backbones.checkpoint import load_parameters, read_json
+from fixate_jax.backbones.processing import PageProcessor, SessionEncoder
+from fixate_jax.config import BackboneConfig
+from fixate_jax.errors import CheckpointError
+
+FAMILIES: dict[str, ModuleType] = {qwen3_vl.MODEL_TYPE: qwen3_vl}
+"""model_type of ``config.json`` → module. A family is one file that offers what :mod:`qwen3_vl` offers."""
+
+EMBEDDED: dict[str, Callable[[Path], Path]] = {"tiny-random": tiny_random.write_tiny_random}
+"""Backbones that the library makes itself, by name → writer of an ordinary model directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A frozen vision-language model, its weights apart from its structure.
+
+    Attributes:
+        config: shape and special tokens.
+        graph: the model's structure; ``nnx.merge(graph, params)`` is the model.
+        params: the frozen weights, an argument of every jitted function.
+        page_processor: image → patches.
+        encoder: question → tokens.
+        fingerprint: changes when the checkpoint's files or the page size limits change.
+    """
+
+    config: Any
+    graph: nnx.GraphDef
+    params: nnx.State
+    page_processor: PageProcessor
+    encoder: SessionEncoder
+    fingerprint: str
+
+    @property
+    def width(self) -> int:
+        """Width of the decoder's residual stream, and of a soft token."""
+        return self.config.decoder.width
+
+    @property
+    def image_levels(self) -> int:
+        """Feature levels of a visual token: 1 + DeepStack levels."""
+        return 1 + self.config.decoder.deepstack_levels
+
+    def merge(self, params: nnx.State) -> Any:
+        """The model with the given weights (call it inside jit, with the weights as an argument)."""
+        return nnx.merge(self.graph, params)
+
+
+def resolve(path: str, *, work: Path) -> Path:
+    """The model directory that a ``backbone.path`` setting means; embedded ones are written under ``work``.
+
+    Raises:
+        CheckpointError: when there is no such directory or name.
+    """
+    if path in EMBEDDED:
+        return EMBEDDED[path](work / path)
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"backbone.path {path!r} is neither a directory nor an embedded backbone ({', '.join(EMBEDDED)})"
+        )
+    return directory
+
+
+def family_of(directory: Path) -> ModuleType:
+    """The module that knows a model directory's architecture.
+
+    Raises:
+        CheckpointError: naming the model type when none does.
+    """
+    model_type = read_json(directory / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: model_type {model_type!r} is not supported; "
+            f"supported are {', '.join(FAMILIES)} (dense models only)"
+        )
+    return FAMILIES[model_type]
+
+
+def load_backbone(
+    settings: BackboneConfig, *, work: Path = Path("."), on_tensor: Callable[[str], None] = lambda name: None
+) -> Backbone:
+    """Load a backbone from a Hugging Face model directory.
+
+    Args:
+        settings: which one and how to run it.
+        work: folder for embedded backbones to be written to.
+        on_tensor: called with each tensor's name once it is read (for progress).
+
+    Raises:
+        CheckpointError: naming the file, field or tensor that is wrong.
+    """
+    directory = resolve(settings.path, work=work)
+    family = family_of(directory)
+    config = family.read_config(directory, settings)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
+    params = load_parameters(
+        directory,
+        abstract,
+        family.rules(config),
+        ignored=lambda name: family.ignored_tensor(config, name),
+        on_tensor=on_tensor,
+    )
+    return Backbone(
+        config=config,
+        graph=graph,
+        params=jax.block_until_ready(params),
+        page_processor=PageProcessor(
+            directory, family, config, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+        ),
+        encoder=SessionEncoder(directory, family, config),
+        fingerprint=_fingerprint(directory, settings),
+    )
+
+
+def _fingerprint(directory: Path, settings: BackboneConfig) -> str:
+    digest = hashlib.sha256(f"{settings.dtype} {settings.min_pixels} {settings.max_pixels}".encode())
+    for path in sorted([*directory.glob("*.json"), *directory.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""From a page image and a question to what the model reads, through the checkpoint's own tokenizer and processor.
+
+The wording is one for training, probing, answering and the backbone alone. The answer is a slot's label, right after
+the chat template's generation prompt. Its contract (checked by :meth:`SessionEncoder.answer_tokens`):
+
+* the label's tokens do not change the tokens before them, so every answer shares one prefix;
+* thinking is switched off in the template, and a template that opens a thinking block all the same is refused;
+* scores use the answer tokens only. Where a label is the beginning of another one on the page ("1" and "10"), the
+  shorter one also has to stop there, so the end token's log-probability is added to its score.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from fixate_jax.backbones.inputs import PageInputs
+from fixate_jax.errors import CheckpointError, LabelError
+
+INSTRUCTION = (
+    "This page shows items with the labels {labels}. Which item does this user choose? "
+    "Answer with the label alone."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPage:
+    """A page for the vision tower.
+
+    Attributes:
+        inputs: batch of one.
+        rows, columns: the grid of visual tokens over the page.
+    """
+
+    inputs: PageInputs
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSession:
+    """A question about a page, without padding and soft prompt.
+
+    Attributes:
+        token_ids: chat tokens but the last, image placeholders repeated per visual token.
+        positions: rotary positions (time, height, width), from 0.
+        visual_index: which visual token stands at a position, -1 for none.
+        last_token: the chat's last token; it predicts the answer's first.
+        last_position: its rotary position.
+        answers: tokens of every label.
+        stops: for a label that begins another one, (that other's index, number of own tokens); else (-1, -1).
+        rows, columns: the page's grid of visual tokens.
+    """
+
+    token_ids: Int[np.ndarray, " tokens"]
+    positions: Int[np.ndarray, "tokens 3"]
+    visual_index: Int[np.ndarray, " tokens"]
+    last_token: int
+    last_position: int
+    answers: tuple[tuple[int, ...], ...]
+    stops: tuple[tuple[int, int], ...]
+    rows: int
+    columns: int
+
+
+class PageProcessor:
+    """Resizes, normalises and patches page images with the checkpoint's image processor (the PIL one, no torch)."""
+
+    def __init__(self, directory: Path, family: Any, config: Any, *, min_pixels: int | None, max_pixels: int | None):
+        """Load the image processor of a checkpoint, optionally with other limits on the page's area."""
+        self.family, self.config = family, config
+        self.processor = family.image_processor(directory)
+        size = dict(self.processor.size)
+        if min_pixels is not None:
+            size["shortest_edge"] = min_pixels
+        if max_pixels is not None:
+            size["longest_edge"] = max_pixels
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> EncodedPage:
+        """Encode one page."""
+        out = self.processor(images=[image.convert("RGB")], size=self.size, return_tensors="np")
+        _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
+        inputs = self.family.page_inputs(np.asarray(out["pixel_values"], np.float32), rows, columns, self.config)
+        merge = self.config.vision.merge
+        return EncodedPage(inputs=inputs, rows=rows // merge, columns=columns // merge)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of visual tokens that a page of this many pixels gets, without reading it."""
+        return self.family.page_grid(width, height, self.size, self.config)
+
+
+class SessionEncoder:
+    """Renders the chat template and tokenises it."""
+
+    def __init__(self, directory: Path, family: Any, config: Any):
+        """Load the tokenizer of a checkpoint.
+
+        Raises:
+            CheckpointError: when there is no usable tokenizer, chat template or end token.
+        """
+        from transformers import AutoTokenizer
+
+        self.directory, self.family, self.config = directory, family, config
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{directory}: no usable tokenizer ({error})") from error
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise CheckpointError(f"{directory}: the tokenizer has no chat template")
+        if self.tokenizer.eos_token_id is None:
+            raise CheckpointError(f"{directory}: the tokenizer has no end token (eos_token)")
+        self.end_token = int(self.tokenizer.eos_token_id)
+
+    def chat_text(self, profile: str, labels: tuple[str, ...]) -> str:
+        """The chat as text, with one image placeholder, up to where the answer starts."""
+        question = INSTRUCTION.format(labels=", ".join(labels))
+        content = [{"type": "image"}, {"type": "text", "text": f"{profile}\n{question}" if profile else question}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        if text.count("<think>") > text.count("</think>"):
+            raise CheckpointError(
+                f"{self.directory}: the chat template opens a thinking block even with thinking off; "
+                "use an Instruct checkpoint"
+            )
+        return text
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def answer_tokens(self, text: str, prompt_tokens: list[int], label: str) -> tuple[int, ...]:
+        """Tokens of a label in its place after the chat.
+
+        Raises:
+            LabelError: when the label merges with what stands before it, or is empty.
+        """
+        tokens = self._tokens(text + label)
+        answer = tuple(tokens[len(prompt_tokens) :])
+        if tokens[: len(prompt_tokens)] != prompt_tokens or not answer:
+            raise LabelError(
+                f"label {label!r} merges with the chat template's text before it in {self.directory}'s tokenizer; "
+                "use other labels (capital letters or numbers)"
+            )
+        return answer
+
+    def __call__(self, *, profile: str, labels: tuple[str, ...], rows: int, columns: int) -> EncodedSession:
+        """Encode the question about a page whose visual tokens form a grid of ``rows`` × ``columns``."""
+        text = self.chat_text(profile, labels)
+        tokens = self._tokens(text)
+        image = self.config.image_token
+        if tokens.count(image) != 1:
+            raise CheckpointError(
+                f"{self.directory}: the chat template gives {tokens.count(image)} image placeholders "
+                f"(token {image}) for one image; config.json and tokenizer disagree"
+            )
+        at, visual = tokens.index(image), rows * columns
+        answers = tuple(self.answer_tokens(text, tokens, label) for label in labels)
+        if len(set(answers)) != len(answers):
+            raise LabelError(f"two of the labels {labels} have the same tokens in {self.directory}'s tokenizer")
+        image_positions, after = self.family.image_positions(rows, columns, at)
+        text_after = np.arange(after, after + len(tokens) - at - 1)
+        positions = np.concatenate(
+            [np.repeat(np.arange(at)[:, None], 3, 1), image_positions, np.repeat(text_after[:, None], 3, 1)]
+        )
+        ids = np.array([*tokens[:at], *[image] * visual, *tokens[at + 1 :]], np.int32)
+        index = np.full(len(ids), -1, np.int32)
+        index[at : at + visual] = np.arange(visual)
+        return EncodedSession(
+            token_ids=ids[:-1],
+            positions=positions[:-1].astype(np.int32),
+            visual_index=index[:-1],
+            last_token=int(ids[-1]),
+            last_position=int(positions[-1, 0]),
+            answers=answers,
+            stops=_stops(answers),
+            rows=rows,
+            columns=columns,
+        )
+
+
+def _stops(answers: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, int], ...]:
+    """For each answer that begins a longer one: the longer one's index and how many tokens they share."""
+
+    def longer(answer: tuple[int, ...]) -> tuple[int, int]:
+        for i, other in enumerate(answers):
+            if len(other) > len(answer) and other[: len(answer)] == answer:
+                return i, len(answer)
+        return -1, -1
+
+    return tuple(longer(answer) for answer in answers)
+
+
+
+def stack_pages(pages: list[EncodedPage], *, patches: int | None = None) -> PageInputs:
+    """Pages of any size as one batch, padded to the largest, or to ``patches`` patches a page."""
+    size = patches or max(len(page.inputs.valid[0]) for page in pages)
+
+    def pad(leaf: np.ndarray) -> np.ndarray:
+        return np.pad(leaf[0], [(0, size - leaf.shape[1]), *[(0, 0)] * (leaf.ndim - 2)])
+
+    return PageInputs(*(np.stack([pad(page.inputs[i]) for page in pages]) for i in range(len(PageInputs._fields))))

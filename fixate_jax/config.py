@@ -1,0 +1,223 @@
+"""Every setting of the library, as frozen dataclasses: the one place for hyperparameters.
+
+Presets are YAML files in ``configs/``; any field can be set from the command line (``--prompt.tokens 4``).
+Defaults are the paper's values unless the docstring says otherwise.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fixate_jax.errors import ConfigError
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} = {value!r}: {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which sessions to use."""
+
+    name: str = "human_choice"
+    """Data set, a key of the registry in fixate_jax.data."""
+    path: Path | None = None
+    """Folder of the raw data set."""
+    store: Path | None = None
+    """Folder of the prepared session store; made from `path` when it does not exist yet."""
+    slots: Literal["alternatives", "texts"] = "alternatives"
+    """human_choice: 3 slots (one an alternative) or 6 (one a text)."""
+    page_width: int = 320
+    """Width of the drawn page in pixels."""
+    signal: str = "fixation"
+    """Which dwell signal to align with."""
+    gaze_temperature: float = 1.0
+    """τ in g^(1/τ)."""
+    split_seed: int = 0
+    """Seed of the per-user train/validation/test split."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a bad row: stop, or leave it out and count it."""
+    max_users: int | None = None
+    """Use only the first so many users (None: all)."""
+
+    def __post_init__(self) -> None:
+        _require(self.page_width >= 64, "data.page_width", self.page_width, "at least 64 pixels are needed")
+        _require(self.gaze_temperature > 0, "data.gaze_temperature", self.gaze_temperature, "must be above 0")
+        _require(self.max_users is None or self.max_users > 0, "data.max_users", self.max_users, "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which frozen vision-language model, and how to run it."""
+
+    path: str = "tiny-random"
+    """A Hugging Face directory, or the name of an embedded backbone."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights and activations; norms, softmax, relevance and losses are float32 always."""
+    tapped_layers: int = 6
+    """m: the operators look at the last m decoder layers (fewer if the decoder has fewer)."""
+    min_pixels: int | None = None
+    """Smallest page area after resizing (None: what the checkpoint's image processor says)."""
+    max_pixels: int | None = None
+    """Largest page area after resizing (None: what the checkpoint's image processor says)."""
+    attention_block: int = 256
+    """Rows of the attention matrix computed at a time in prefill."""
+    remat: Literal["dots", "full", "none"] = "dots"
+    """What the backward pass recomputes: all but matrix products, everything, or nothing."""
+
+    def __post_init__(self) -> None:
+        _require(self.tapped_layers >= 1, "backbone.tapped_layers", self.tapped_layers, "at least 1 is needed")
+        _require(self.attention_block >= 8, "backbone.attention_block", self.attention_block, "at least 8 is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """The soft prompt: P_u = Σ_m softmax(z_u)_m B_m (DESIGN §2)."""
+
+    basis: int = 8
+    """M, number of shared basis prompts."""
+    tokens: int = 16
+    """K, soft tokens a prompt."""
+    init_scale: float = 0.01
+    """Standard deviation of the basis at the start."""
+    personal: bool = True
+    """False: z stays constant, everybody shares one prompt."""
+
+    def __post_init__(self) -> None:
+        _require(self.basis >= 1, "prompt.basis", self.basis, "at least 1 is needed")
+        _require(self.tokens >= 1, "prompt.tokens", self.tokens, "at least 1 is needed")
+        _require(self.init_scale >= 0, "prompt.init_scale", self.init_scale, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorConfig:
+    """How relevance of the page's tokens is read off the model."""
+
+    name: str = "attn_lrp"
+    """A key of the registry in fixate_jax.probing: attn_lrp, attention."""
+    normalise: Literal["signed", "abs"] = "signed"
+    """attn_lrp: divide rows by their signed sum (the paper) or by the sum of magnitudes (stable)."""
+    grad_scale: float = 0.1
+    """c in G = c · ∂ℓ/∂A."""
+    eps: float = 1e-4
+    """ε of the operator's divisions and of the slot normalisation."""
+
+    def __post_init__(self) -> None:
+        _require(self.eps > 0, "operator.eps", self.eps, "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """L = ntp_weight · L_NTP + λ(t) · L_attn + beta · mean‖z‖²."""
+
+    alignment: Literal["kl", "weighted_kl", "coarse_kl", "i_divergence", "none"] = "weighted_kl"
+    """How slot attention is compared with gaze; none: next-token prediction alone."""
+    gamma: float = 2.0
+    """γ of the importance weights ω ∝ (g + 1e-8)^γ; 0 switches them off."""
+    top_k: int = 5
+    """Slots kept apart by coarse_kl, and k of the top-k JS metric."""
+    ntp_weight: float = 0.5
+    """Weight of next-token prediction of the clicked slot's label."""
+    attention_weight: float = 0.5
+    """Final λ."""
+    warmup: int = 30
+    """w: λ is 0 for w optimizer steps, then grows linearly over w steps."""
+    beta: float = 1e-3
+    """Weight of the penalty on z."""
+
+    def __post_init__(self) -> None:
+        _require(self.gamma >= 0, "objective.gamma", self.gamma, "must not be negative")
+        _require(self.top_k >= 1, "objective.top_k", self.top_k, "at least 1 is needed")
+        _require(self.warmup >= 0, "objective.warmup", self.warmup, "must not be negative")
+        for name in ("ntp_weight", "attention_weight", "beta"):
+            _require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with separate groups for the basis B and the coefficients z; z is updated lazily, user by user."""
+
+    basis_lr: float = 1e-3
+    """Learning rate of B."""
+    user_lr: float = 1e-3
+    """Learning rate of z."""
+    basis_weight_decay: float = 1e-3
+    """Decoupled weight decay of B."""
+    user_weight_decay: float = 1e-3
+    """Decoupled weight decay of z."""
+    basis_clip: float = 100.0
+    """Largest global gradient norm of B."""
+    user_clip: float = 5.0
+    """Largest global gradient norm of all z together."""
+
+    def __post_init__(self) -> None:
+        for name in ("basis_lr", "user_lr", "basis_weight_decay", "user_weight_decay"):
+            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+        for name in ("basis_clip", "user_clip"):
+            _require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop around the step."""
+
+    seed: int = 42
+    """Seeds the prompt's start and the order of sessions."""
+    epochs: int = 30
+    """Largest number of epochs."""
+    batch: int = 4
+    """Sessions a micro-batch."""
+    accumulate: int = 2
+    """Micro-batches an optimizer step."""
+    eval_batch: int = 16
+    """Sessions a batch in evaluation."""
+    validate_every: int = 2
+    """Epochs between validations."""
+    patience: int = 5
+    """Stop after so many validations without gain."""
+    checkpoint_every: int = 100
+    """Optimizer steps between checkpoints within an epoch (one is also written after each validation)."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept on disk."""
+    max_lengths: int = 4
+    """Largest number of sequence-length buckets, each one compilation."""
+    data_devices: int | None = None
+    """Devices to share a batch (None: one)."""
+
+    def __post_init__(self) -> None:
+        names = ("epochs", "batch", "accumulate", "eval_batch", "validate_every", "patience")
+        for name in (*names, "checkpoint_every", "keep_checkpoints", "max_lengths"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1 is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Where page features (the vision tower's output) are kept: the first place they fit wins."""
+
+    device_bytes: int = 2**30
+    """Budget in accelerator memory."""
+    host_bytes: int = 4 * 2**30
+    """Budget in main memory."""
+    disk_bytes: int = 64 * 2**30
+    """Budget on disk, under `directory`."""
+    directory: Path | None = None
+    """Folder of the disk cache (None: `features/` in the run directory)."""
+
+    def __post_init__(self) -> None:
+        for name in ("device_bytes", "host_bytes", "disk_bytes"):
+            _require(getattr(self, name) >= 0, f"cache.{name}", getattr(self, name), "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run needs; saved with it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)

@@ -1,0 +1,25 @@
+"""The errors that users can cause, each named after what they have to mend."""
+
+
+class FixateError(Exception):
+    """Base of every error that bad input, a bad setting or a bad file can raise."""
+
+
+class ConfigError(FixateError, ValueError):
+    """A setting has a wrong name, type or value; the message names the field."""
+
+
+class DataError(FixateError, ValueError):
+    """A data file is unusable; the message names the file, the row and the field."""
+
+
+class StoreError(FixateError, ValueError):
+    """A session store on disk is missing, incomplete or of another version."""
+
+
+class CheckpointError(FixateError, ValueError):
+    """A model directory or a training checkpoint cannot be used; the message names the file or tensor."""
+
+
+class LabelError(FixateError, ValueError):
+    """Slot labels do not tokenise in a way that lets the model answer with them."""

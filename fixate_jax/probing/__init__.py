@@ -1,0 +1,39 @@
+"""Operators that read off a model where it looks, and the assignment of visual tokens to slots."""
+
+from collections.abc import Callable
+
+from fixate_jax.config import OperatorConfig
+from fixate_jax.errors import ConfigError
+from fixate_jax.probing.attention_row import attention_row
+from fixate_jax.probing.attn_lrp import attn_lrp
+from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, token_centres
+from fixate_jax.probing.trace import Probe, Trace
+
+Operator = Callable[[Trace, OperatorConfig], Probe]
+
+OPERATORS: dict[str, Operator] = {"attn_lrp": attn_lrp, "attention": attention_row}
+"""Every operator by name; a new one is a file and a line here."""
+
+
+def get_operator(name: str) -> Operator:
+    """The operator of that name.
+
+    Raises:
+        ConfigError: naming the ones there are.
+    """
+    if name not in OPERATORS:
+        raise ConfigError(f"operator.name = {name!r}: choose one of {', '.join(OPERATORS)}")
+    return OPERATORS[name]
+
+
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "Probe",
+    "Trace",
+    "assign_slots",
+    "gather_visual",
+    "get_operator",
+    "slot_attention",
+    "token_centres",
+]

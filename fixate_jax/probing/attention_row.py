@@ -1,0 +1,22 @@
+"""Plain attention: the baseline operator."""
+
+import jax.numpy as jnp
+
+from fixate_jax.config import OperatorConfig
+from fixate_jax.probing.layer_weights import depth_weights
+from fixate_jax.probing.trace import Probe, Trace
+
+
+def attention_row(trace: Trace, config: OperatorConfig) -> Probe:
+    """R[src] = Σ_l w_l mean_h A_l[src], a depth-weighted mean of the attention that ``src`` pays.
+
+    Args:
+        trace: the stopped model.
+        config: not used here; every operator has the same signature.
+
+    Returns:
+        Logits and relevance; relevance is not negative and sums to 1 over all positions.
+    """
+    del config
+    logits, rows = trace.model.tail(trace.prefix)
+    return Probe(logits, jnp.einsum("l,lbchk->bck", depth_weights(rows.shape[0]), rows.mean(3, keepdims=True)))

@@ -1,0 +1,16 @@
+"""Tables, figures and the HTML report of a run."""
+
+from fixate_jax.report.figures import page_figure, training_curves, user_improvement
+from fixate_jax.report.html import write_report
+from fixate_jax.report.tables import comparison_table, print_table, results_table, to_markdown
+
+__all__ = [
+    "comparison_table",
+    "page_figure",
+    "print_table",
+    "results_table",
+    "to_markdown",
+    "training_curves",
+    "user_improvement",
+    "write_report",
+]

@@ -1,0 +1,156 @@
+"""Is a difference between two methods more than chance: over users, and over seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from fixate_jax.errors import DataError
+from fixate_jax.metrics import LOWER_IS_BETTER
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTest:
+    """Outcome of a paired, two-sided Wilcoxon signed-rank test over users.
+
+    Attributes:
+        users: number of pairs.
+        better: users for whom the first method is better.
+        worse: users for whom it is worse; the others are equal.
+        mean_difference: mean over users of first − second, in the metric's unit.
+        p_value: 1 when no user differs at all.
+        smallest_p: the p-value that so few differing users could reach at best; when it is above the level wanted, the
+            test cannot decide, whatever the data.
+    """
+
+    users: int
+    better: int
+    worse: int
+    mean_difference: float
+    p_value: float
+    smallest_p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its bootstrap confidence interval, all in the metric's unit."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_wilcoxon(
+    first: Float[np.ndarray, " users"], second: Float[np.ndarray, " users"], *, lower_is_better: bool = False
+) -> PairedTest:
+    """Compare two methods on the same users with the Wilcoxon signed-rank test (Wilcoxon 1945).
+
+    Users who are equal under both are left out of the ranks. The exact distribution is used for up to 50 users without
+    equal differences, the normal approximation otherwise.
+
+    Args:
+        first: mean metric of each user under the first method.
+        second: the same users under the second.
+        lower_is_better: decides who counts as better.
+
+    Raises:
+        DataError: no users, or a value that is not finite.
+    """
+    if first.size == 0:
+        raise DataError("a paired test needs at least one user who has predictions of both methods")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise DataError("a paired test needs a finite value of every user; leave out users without one")
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    moved = difference[difference != 0]
+    better = int((moved < 0).sum() if lower_is_better else (moved > 0).sum())
+    return PairedTest(
+        users=difference.size,
+        better=better,
+        worse=moved.size - better,
+        mean_difference=float(difference.mean()),
+        p_value=float(stats.wilcoxon(moved).pvalue) if moved.size else 1.0,
+        smallest_p=float(min(1.0, 2.0 ** (1 - moved.size))),
+    )
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " users"], *, seed: int, samples: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of the mean over users (Efron 1979).
+
+    Args:
+        values: one value per user, e.g. the difference between two methods.
+        seed: of the resampling; the same seed gives the same interval.
+        samples: bootstrap samples.
+        level: coverage of the interval.
+
+    Raises:
+        DataError: no users, or a value that is not finite.
+    """
+    if values.size == 0 or not np.isfinite(values).all():
+        raise DataError("a bootstrap interval needs at least one user, and a finite value of each")
+    values = np.asarray(values, np.float64)
+    # How often each user is drawn is all that the mean of a sample depends on.
+    counts = np.random.default_rng(seed).multinomial(values.size, np.full(values.size, 1 / values.size), size=samples)
+    low, high = np.quantile(counts @ values / values.size, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+
+
+def compare_methods(
+    per_user: pd.DataFrame,
+    metric: str,
+    *,
+    first: tuple[str, str],
+    second: tuple[str, str],
+    seed: int = 0,
+) -> tuple[PairedTest, Interval]:
+    """Test and interval of the difference first − second in one metric, over the users that both have.
+
+    Args:
+        per_user: from `metrics.user_means`.
+        metric: a column of it.
+        first: method and mode.
+        second: method and mode.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: a method and mode is not in the frame, or the two share no user.
+    """
+    both = pd.concat([_users_of(per_user, metric, key) for key in (first, second)], axis=1, join="inner").dropna()
+    a, b = both.to_numpy(dtype=np.float64).T
+    test = paired_wilcoxon(a, b, lower_is_better=metric in LOWER_IS_BETTER)
+    return test, bootstrap_interval(a - b, seed=seed)
+
+
+def _users_of(per_user: pd.DataFrame, metric: str, key: tuple[str, str]) -> pd.Series:
+    rows = per_user[(per_user["method"] == key[0]) & (per_user["mode"] == key[1])]
+    if rows.empty:
+        known = sorted({(method, mode) for method, mode in zip(per_user["method"], per_user["mode"], strict=True)})
+        raise DataError(f"there are no predictions of method {key[0]!r} in mode {key[1]!r}; there are {known}")
+    return rows.set_index("user_id")[metric]
+
+
+def over_seeds(summaries: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of each metric.
+
+    Args:
+        summaries: from `metrics.summarise`, one of each seed.
+
+    Returns:
+        `method`, `mode`, `average`, `seeds` and for each metric the columns "<metric> mean" and "<metric> sd" (n − 1 in
+        the denominator; NaN for a single seed).
+
+    Raises:
+        DataError: no summaries.
+    """
+    if not summaries:
+        raise DataError("mean and deviation over seeds need at least one summary")
+    keys = ["method", "mode", "average"]
+    stacked = pd.concat(summaries).drop(columns=["sessions", "users"])
+    groups = stacked.groupby(keys, sort=False)
+    spread = groups.agg(["mean", "std"])
+    spread.columns = [f"{metric} {'sd' if kind == 'std' else kind}" for metric, kind in spread.columns]
+    return groups.size().rename("seeds").to_frame().join(spread).reset_index()

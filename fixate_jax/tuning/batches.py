@@ -1,0 +1,267 @@
+"""Sessions to fixed-shape batches: few length buckets, left padding, a shuffle that can be resumed anywhere."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fixate_jax.backbones.inputs import PageInputs, SequenceInputs
+from fixate_jax.backbones.processing import EncodedSession
+from fixate_jax.data.session import Session
+from fixate_jax.probing.slots import assign_slots
+
+
+class Batch(NamedTuple):
+    """Sessions as one jitted call takes them; in training with a leading axis of micro-batches.
+
+    Attributes:
+        inputs: sequences; ``inputs.features`` is None where ``pages`` is given.
+        pages: pages for the vision tower to run in the step, or None where features come from the cache.
+        answer_ids, answer_mask: tokens of every slot's label, right-aligned like the tail.
+        stop: for a label that begins another one: (branch, tail position) where the model may stop; else -1.
+        slot_matrix: M, which visual token belongs to which slot.
+        slot_mask: False at padding slots.
+        gaze: human distribution g over slots.
+        click: clicked slot.
+        user: row of the user's coefficients.
+        weight: 1 for a session, 0 for a row that only fills the batch.
+        session: index of the session in its data set.
+    """
+
+    inputs: SequenceInputs
+    pages: PageInputs | None
+    answer_ids: Int[Array, "*micro batch slots tail"]
+    answer_mask: Bool[Array, "*micro batch slots tail"]
+    stop: Int[Array, "*micro batch slots 2"]
+    slot_matrix: Float[Array, "*micro batch slots visual"]
+    slot_mask: Bool[Array, "*micro batch slots"]
+    gaze: Float[Array, "*micro batch slots"]
+    click: Int[Array, "*micro batch"]
+    user: Int[Array, "*micro batch"]
+    weight: Float[Array, "*micro batch"]
+    session: Int[Array, "*micro batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Fixed sizes of a bucket's batches: positions of the prefix, visual tokens, slots, tail, soft tokens."""
+
+    seq: int
+    visual: int
+    slots: int
+    tail: int
+    prompt: int
+
+
+def length_buckets(lengths: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` sequence lengths that all of ``lengths`` fit into, each with about as many sessions."""
+    distinct = sorted(set(lengths))
+    if len(distinct) <= most:
+        return distinct
+    ordered = sorted(lengths)
+    ends = {ordered[(len(ordered) * (i + 1)) // most - 1] for i in range(most)}
+    return sorted(ends | {distinct[-1]})
+
+
+class SessionData:
+    """A run's sessions, encoded once, from which any batch can be put together.
+
+    Attributes:
+        sessions: the sessions.
+        encoded: their token sequences, in the same order.
+        user_rows: row of each user's coefficients.
+        buckets: shapes of each bucket.
+        bucket_of: bucket of each session.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        encoded: Sequence[EncodedSession],
+        user_rows: dict[str, int],
+        *,
+        features: Callable[[Sequence[str]], tuple[Any, PageInputs | None]],
+        prompt_tokens: int,
+        signal: str,
+        gaze_temperature: float = 1.0,
+        max_lengths: int = 4,
+    ):
+        """Plan the buckets.
+
+        Args:
+            sessions: the sessions.
+            encoded: their encodings.
+            user_rows: row of each user's coefficients.
+            features: from page ids to cached features, or to pages for the vision tower.
+            prompt_tokens: soft tokens, K.
+            signal: which dwell signal is the gaze.
+            gaze_temperature: τ of the gaze.
+            max_lengths: largest number of buckets.
+        """
+        self.sessions, self.encoded, self.user_rows = sessions, encoded, user_rows
+        self.features, self.signal, self.gaze_temperature = features, signal, gaze_temperature
+        lengths = [prompt_tokens + len(e.token_ids) for e in encoded]
+        ends = length_buckets(lengths, max_lengths)
+        self.bucket_of = [int(np.searchsorted(ends, n)) for n in lengths]
+        slots = max(s.slots for s in sessions)
+        tail = max(len(a) for e in encoded for a in e.answers)
+        self.buckets = [
+            Shapes(
+                seq=end,
+                visual=max((e.rows * e.columns for e, b in zip(encoded, self.bucket_of, strict=True) if b == i)),
+                slots=slots,
+                tail=tail,
+                prompt=prompt_tokens,
+            )
+            for i, end in enumerate(ends)
+        ]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """A batch of sessions of one bucket; -1 stands for a row that only fills it (a copy of weight 0)."""
+        real = [i for i in indices if i >= 0]
+        shapes = self.buckets[self.bucket_of[real[0]]]
+        rows = [self._row(i if i >= 0 else real[0], shapes) for i in indices]
+        batch: Batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        features, pages = self.features([self.sessions[i if i >= 0 else real[0]].page_id for i in indices])
+        if features is not None:
+            features = features[:, : shapes.visual]
+        return batch._replace(
+            inputs=batch.inputs._replace(features=features),
+            pages=pages,
+            weight=np.array([i >= 0 for i in indices], np.float32),
+            session=np.array(indices, np.int32),
+        )
+
+    def _row(self, index: int, shapes: Shapes) -> Batch:
+        session, encoded = self.sessions[index], self.encoded[index]
+        n, visual = session.slots, encoded.rows * encoded.columns
+        ids, mask, stop = _answers(encoded, shapes)
+        slot_matrix = np.zeros((shapes.slots, shapes.visual), np.float32)
+        slot_matrix[:n, :visual] = assign_slots(session.boxes, encoded.rows, encoded.columns)
+        gaze = np.zeros(shapes.slots, np.float32)
+        gaze[:n] = session.gaze(self.signal, self.gaze_temperature)
+        return Batch(
+            inputs=_sequence(encoded, ids, mask, shapes),
+            pages=None,
+            answer_ids=ids,
+            answer_mask=mask,
+            stop=stop,
+            slot_matrix=slot_matrix,
+            slot_mask=np.arange(shapes.slots) < n,
+            gaze=gaze,
+            click=np.int32(session.click),
+            user=np.int32(self.user_rows[session.user_id]),
+            weight=np.float32(1),
+            session=np.int32(index),
+        )
+
+
+def _answers(encoded: EncodedSession, shapes: Shapes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right-aligned answer tokens of every slot, their mask, and where a label that begins another may stop."""
+    ids = np.zeros((shapes.slots, shapes.tail), np.int32)
+    mask = np.zeros((shapes.slots, shapes.tail), bool)
+    stop = np.full((shapes.slots, 2), -1, np.int32)
+    for i, (answer, (longer, shared)) in enumerate(zip(encoded.answers, encoded.stops, strict=True)):
+        ids[i, shapes.tail - len(answer) :] = answer
+        mask[i, shapes.tail - len(answer) :] = True
+        if longer >= 0:
+            stop[i] = longer, shapes.tail - len(encoded.answers[longer]) + shared
+    return ids, mask, stop
+
+
+def _sequence(encoded: EncodedSession, ids: np.ndarray, mask: np.ndarray, shapes: Shapes) -> SequenceInputs:
+    """The padded prefix, and a branch per answer; one branch serves all where every answer is one token."""
+    length = len(encoded.token_ids)
+    start = shapes.seq - shapes.prompt - length
+    first = shapes.seq - length
+    token_ids = np.zeros(shapes.seq, np.int32)
+    token_ids[first:] = encoded.token_ids
+    positions = np.zeros((shapes.seq, 3), np.int32)
+    positions[start:first] = np.arange(shapes.prompt)[:, None]
+    positions[first:] = encoded.positions + shapes.prompt
+    visual_index = np.full(shapes.seq, -1, np.int32)
+    visual_index[first:] = encoded.visual_index
+    visual_position = np.zeros(shapes.visual, np.int32)
+    visible = np.flatnonzero(visual_index >= 0)
+    visual_position[: len(visible)] = visible
+    branches = 1 if shapes.tail == 1 else shapes.slots
+    tail_ids = np.concatenate([np.zeros_like(ids[:, :1]), ids[:, :-1]], axis=1)
+    lengths = np.maximum(mask.sum(1), 1)
+    tail_valid = np.arange(shapes.tail) >= shapes.tail - lengths[:, None]
+    tail_ids[np.arange(len(ids)), shapes.tail - lengths] = encoded.last_token
+    offsets = np.maximum(np.arange(shapes.tail) - (shapes.tail - lengths[:, None]), 0)
+    tail_positions = np.repeat((encoded.last_position + shapes.prompt + offsets)[..., None], 3, axis=-1)
+    return SequenceInputs(
+        token_ids=token_ids,
+        start=np.int32(start),
+        positions=positions,
+        visual_index=visual_index,
+        tail_ids=tail_ids[:branches].astype(np.int32),
+        tail_positions=tail_positions[:branches].astype(np.int32),
+        tail_valid=tail_valid[:branches],
+        visual_position=visual_position,
+        features=None,
+    )
+
+
+class TrainingPlan:
+    """Which sessions make up which step, for any step of any epoch, without state: the source of Grain's pipeline.
+
+    Every epoch shuffles the sessions of each bucket with a seed of its own, cuts them into optimizer steps and
+    shuffles those. What does not fill a step is filled up with rows of weight 0.
+    """
+
+    def __init__(self, data: SessionData, indices: Sequence[int], *, rows: int, seed: int, epochs: int):
+        """Plan ``epochs`` epochs over the sessions ``indices`` in steps of ``rows`` sessions."""
+        self.seed, self.rows, self.epochs = seed, rows, epochs
+        self.by_bucket = [
+            np.array([i for i in indices if data.bucket_of[i] == b], int) for b in range(len(data.buckets))
+        ]
+        self.steps_per_epoch = sum(-(-len(b) // rows) for b in self.by_bucket)
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def __getitem__(self, step: int) -> Int[np.ndarray, " rows"]:
+        epoch, within = divmod(int(step), self.steps_per_epoch)
+        cached = self._epoch
+        if cached[0] != epoch:
+            cached = self._epoch = (epoch, self._plan(epoch))
+        return cached[1][within]
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch])
+        steps = []
+        for bucket in self.by_bucket:
+            shuffled = rng.permutation(bucket)
+            filled = np.pad(shuffled, (0, -len(shuffled) % self.rows), constant_values=-1)
+            steps += list(filled.reshape(-1, self.rows))
+        return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def training_iterator(data: SessionData, plan: TrainingPlan, *, accumulate: int) -> grain.DatasetIterator:
+    """Grain's iterator over training steps: read ahead in threads, its state is the number of steps taken."""
+
+    def collate(indices: np.ndarray) -> Batch:
+        batch = data.batch([int(i) for i in indices])
+        return jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+    dataset = grain.MapDataset.source(plan).map(collate)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def evaluation_batches(data: SessionData, indices: Sequence[int], rows: int) -> list[list[int]]:
+    """Sessions in batches of one bucket each, the last of a bucket filled up with -1."""
+    batches = []
+    for bucket in range(len(data.buckets)):
+        members = [i for i in indices if data.bucket_of[i] == bucket]
+        for first in range(0, len(members), rows):
+            part = members[first : first + rows]
+            batches.append(part + [-1] * (rows - len(part)))
+    return batches

@@ -1,0 +1,125 @@
+"""Page features: the vision tower runs once per page, and what it gives is kept where it fits."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from fixate_jax.backbones import Backbone, PageInputs
+from fixate_jax.backbones.processing import stack_pages
+from fixate_jax.config import CacheConfig
+from fixate_jax.tuning.batches import length_buckets
+
+Tier = Literal["device", "host", "disk", "step"]
+Track = Callable[[Sequence[Any], str], Iterator[Any]]
+PATCH_SIZES = 4
+"""Largest number of padded page sizes, each one compilation of the vision tower."""
+
+
+def choose_tier(size: int, cache: CacheConfig) -> Tier:
+    """The first place whose budget holds ``size`` bytes; "step" (run the vision tower every time) if none does."""
+    budgets: list[tuple[Tier, int]] = [
+        ("device", cache.device_bytes),
+        ("host", cache.host_bytes),
+        ("disk", cache.disk_bytes),
+    ]
+    return next((tier for tier, budget in budgets if size <= budget), "step")
+
+
+class FeatureStore:
+    """Features of a fixed set of pages.
+
+    Attributes:
+        tier: where they are.
+        grids: rows and columns of visual tokens of each page.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: Callable[[str], Image.Image],
+        page_ids: Sequence[str],
+        cache: CacheConfig,
+        *,
+        directory: Path,
+        batch: int,
+        track: Track = lambda items, title: iter(items),
+    ):
+        """Choose the tier and fill it.
+
+        Args:
+            backbone: whose vision tower to run.
+            images: from page id to image.
+            page_ids: all pages that will ever be asked for.
+            cache: the budgets.
+            directory: folder of the disk tier.
+            batch: pages at a time through the vision tower.
+            track: wraps a sequence in a progress bar.
+        """
+        self.backbone, self.images = backbone, images
+        self.index = {page: i for i, page in enumerate(sorted(set(page_ids)))}
+        self.grids = {page: backbone.page_processor.grid(*images(page).size) for page in self.index}
+        self.dtype = np.dtype(backbone.config.decoder.dtype)
+        visual = max(rows * columns for rows, columns in self.grids.values())
+        self.shape = (len(self.index), visual, backbone.image_levels, backbone.width)
+        self.tier: Tier = choose_tier(int(np.prod(self.shape)) * self.dtype.itemsize, cache)
+        self._features: Any = None
+        if self.tier == "disk":
+            self._features = self._on_disk(directory, batch, track)
+        elif self.tier != "step":
+            features = np.zeros(self.shape, self.dtype)
+            self._fill(features, batch, track)
+            self._features = jnp.asarray(features) if self.tier == "device" else features
+
+    def __call__(self, page_ids: Sequence[str]) -> tuple[Any, PageInputs | None]:
+        """Features of some pages; or, where the tier is "step", nothing and the pages themselves."""
+        if self.tier == "step":
+            pages = [self.backbone.page_processor(self.images(page)) for page in page_ids]
+            return None, stack_pages(pages, patches=self._patches(max(self.grids.values(), key=np.prod)))
+        rows = np.array([self.index[page] for page in page_ids])
+        if self.tier == "device":
+            return jnp.take(self._features, rows, axis=0), None
+        picked = np.asarray(self._features[rows])
+        return picked.view(self.dtype) if picked.dtype != self.dtype else picked, None
+
+    def _patches(self, grid: tuple[int, int]) -> int:
+        return int(np.prod(grid)) * self.backbone.config.vision.merge**2
+
+    def _fill(self, features: np.ndarray, batch: int, track: Track) -> None:
+        """Run the vision tower over all pages, those of like size together."""
+        graph = self.backbone.graph
+        encode = jax.jit(lambda params, pages: nnx.merge(graph, params).encode_pages(pages))
+        sizes = {page: self._patches(grid) for page, grid in self.grids.items()}
+        ends = np.array(length_buckets(list(sizes.values()), PATCH_SIZES))
+        groups: list[tuple[int, list[str]]] = []
+        for end in ends:
+            pages = [p for p in self.index if ends[np.searchsorted(ends, sizes[p])] == end]
+            groups += [(int(end), pages[i : i + batch]) for i in range(0, len(pages), batch)]
+        for patches, pages in track(groups, "Vision tower"):
+            encoded = [self.backbone.page_processor(self.images(page)) for page in pages]
+            encoded += [encoded[0]] * (batch - len(encoded))
+            out = np.asarray(encode(self.backbone.params, stack_pages(encoded, patches=patches)))
+            for page, row in zip(pages, out, strict=False):
+                visual = int(np.prod(self.grids[page]))
+                features[self.index[page], :visual] = row[:visual].view(features.dtype)
+
+    def _on_disk(self, directory: Path, batch: int, track: Track) -> np.ndarray:
+        """A memory-mapped file named after what it depends on, written whole before it gets that name."""
+        key = hashlib.sha256("\n".join([self.backbone.fingerprint, *self.index]).encode()).hexdigest()[:24]
+        path = directory / f"features-{key}.npy"
+        if not path.exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            storable = self.dtype if self.dtype.kind == "f" else np.dtype(f"u{self.dtype.itemsize}")
+            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=storable, shape=self.shape)
+            self._fill(mapped, batch, track)
+            mapped.flush()
+            os.replace(temporary, path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,214 @@
+"""The jitted computations: one training step, one evaluation of a batch. Everything they use is an argument."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from fixate_jax.backbones.inputs import SequenceInputs, take_branches
+from fixate_jax.config import RunConfig
+from fixate_jax.objective import (
+    alignment_loss,
+    attention_weight_schedule,
+    coefficient_penalty,
+    next_token_loss,
+    total_loss,
+)
+from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attention
+from fixate_jax.prompts import PromptParams, soft_prompt
+from fixate_jax.tuning.batches import Batch
+from fixate_jax.tuning.optimizer import make_optimizer
+
+
+class TrainState(NamedTuple):
+    """All that changes during training."""
+
+    prompt: PromptParams
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+class Evaluation(NamedTuple):
+    """What the model does with a batch of sessions.
+
+    Attributes:
+        log_probs: log-probability of every slot's label as the answer, -inf at padding slots.
+        answer: slot with the most probable label (the constrained answer).
+        teacher_forced: slot attention a for the true answer.
+        free_running: slot attention a for the model's own answer.
+        tokens_forced, tokens_free: relevance of each visual token, likewise.
+    """
+
+    log_probs: Float[Array, "batch slots"]
+    answer: Int[Array, " batch"]
+    teacher_forced: Float[Array, "batch slots"]
+    free_running: Float[Array, "batch slots"]
+    tokens_forced: Float[Array, "batch visual"]
+    tokens_free: Float[Array, "batch visual"]
+
+
+def target_logit(
+    answer_ids: Int[Array, "batch branch tail"], answer_mask: Bool[Array, "batch branch tail"]
+) -> Callable[[Float[Array, "batch branch tail vocab"]], Float[Array, "batch branch"]]:
+    """ℓ: the sum of the answer tokens' logits, each at the position that predicts it (FixATE)."""
+
+    def target(logits: Float[Array, "batch branch tail vocab"]) -> Float[Array, "batch branch"]:
+        chosen = jnp.take_along_axis(logits, answer_ids[..., None], axis=-1)[..., 0]
+        return jnp.where(answer_mask, chosen, 0).sum(-1)
+
+    return target
+
+
+def with_features(model: Any, batch: Batch) -> SequenceInputs:
+    """The batch's sequences, the vision tower being run where features are not cached."""
+    if batch.pages is None:
+        return batch.inputs
+    return batch.inputs._replace(features=model.encode_pages(batch.pages))
+
+
+def _pick(x: Array, slot: Int[Array, "batch chosen"]) -> Array:
+    return jax.vmap(lambda row, s: row[s])(x, slot)
+
+
+def session_losses(
+    prompt: PromptParams, model: Any, batch: Batch, config: RunConfig, attention_weight: Float[Array, ""]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The objective on one micro-batch: prefill, tail, relevance, slots, loss.
+
+    Returns:
+        The loss and its parts, each a mean over the real sessions.
+    """
+    click = batch.click[:, None]
+    ids, mask = _pick(batch.answer_ids, click), _pick(batch.answer_mask, click)
+    inputs = take_branches(with_features(model, batch), click)
+    prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
+    alignment = None
+    if config.objective.alignment == "none":
+        logits = model.tail(prefix).logits
+    else:
+        operator = get_operator(config.operator.name)
+        logits, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
+        tokens = gather_visual(relevance, inputs.visual_position)
+        attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)[:, 0]
+        alignment = alignment_loss(config.objective, batch.gaze, attention, batch.slot_mask, batch.weight)
+    return total_loss(
+        config.objective,
+        next_token=next_token_loss(logits[:, 0], ids[:, 0], mask[:, 0], batch.weight),
+        penalty=coefficient_penalty(prompt.coefficients[batch.user], batch.weight),
+        alignment=alignment,
+        attention_weight=attention_weight,
+    )
+
+
+def loss_and_gradient(
+    prompt: PromptParams, model: Any, batch: Batch, config: RunConfig, attention_weight: Float[Array, ""]
+) -> tuple[dict[str, Float[Array, ""]], PromptParams]:
+    """Loss parts and gradient over the micro-batches of an optimizer step, as one mean over their real sessions."""
+    total = jnp.maximum(batch.weight.sum(), 1.0)
+
+    def one(carry: Any, micro: Batch) -> tuple[Any, None]:
+        (_, parts), gradient = jax.value_and_grad(session_losses, has_aux=True)(
+            prompt, model, micro, config, attention_weight
+        )
+        share = micro.weight.sum() / total
+        return jax.tree.map(lambda c, x: c + share * x, carry, (parts, gradient)), None
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    shapes = jax.eval_shape(lambda p: session_losses(p, model, first, config, attention_weight)[1], prompt)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, prompt))
+    (parts, gradient), _ = jax.lax.scan(one, zeros, batch)
+    return parts, gradient
+
+
+def make_train_step(
+    graph: nnx.GraphDef, config: RunConfig, *, users: int
+) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """The jitted optimizer step; the state is donated, the frozen weights are an argument.
+
+    Args:
+        graph: the backbone's structure.
+        config: the run's settings.
+        users: number of rows of z.
+    """
+    optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
+
+    def step(
+        state: TrainState, params: nnx.State, batch: Batch
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        model = nnx.merge(graph, params)
+        weight = attention_weight_schedule(config.objective, state.step)
+        parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight)
+        present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
+        prompt = optax.apply_updates(state.prompt, updates)
+        parts |= {
+            "basis_gradient": optax.global_norm(gradient.basis),
+            "user_gradient": optax.global_norm(gradient.coefficients),
+        }
+        return TrainState(prompt, optimizer_state, state.step + 1), parts
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def candidate_log_probs(
+    logits: Float[Array, "batch branch tail vocab"], batch: Batch, end_token: int
+) -> Float[Array, "batch slots"]:
+    """Exact log-probability of every slot's label, from logits that share one prefix.
+
+    A label that begins another one also has to stop: the end token's log-probability is added, read off the longer
+    label's branch.
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    slots = batch.answer_ids.shape[1]
+    every = jnp.broadcast_to(log_probs, (log_probs.shape[0], slots, *log_probs.shape[2:]))
+    each = jnp.take_along_axis(every, batch.answer_ids[..., None], axis=-1)[..., 0]
+    score = jnp.where(batch.answer_mask, each, 0).sum(-1)
+    branch, place = jnp.maximum(batch.stop, 0)[..., 0], jnp.maximum(batch.stop, 0)[..., 1]
+    stop = jax.vmap(lambda row, b, t: row[b, t])(every[..., end_token], branch, place)
+    score = score + jnp.where(batch.stop[..., 0] >= 0, stop, 0)
+    return jnp.where(batch.slot_mask, score, -jnp.inf)
+
+
+def evaluate_batch(
+    prompt: Float[Array, "batch tokens width"],
+    use_prompt: Bool[Array, ""] | bool,
+    model: Any,
+    batch: Batch,
+    config: RunConfig,
+    end_token: int,
+) -> Evaluation:
+    """Answer probabilities, and slot attention for the true and for the model's own answer, from one prefill."""
+    inputs = with_features(model, batch)
+    prefix = model.prefill(inputs, prompt, use_prompt)
+    log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
+    answer = jnp.argmax(log_probs, axis=-1)
+    chosen = jnp.stack([batch.click, answer], axis=1)
+    ids, mask = _pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen)
+    branches = chosen if inputs.tail_ids.shape[1] > 1 else jnp.zeros_like(chosen)
+    prefix = prefix._replace(
+        hidden=_pick(prefix.hidden, branches),
+        angles=_pick(prefix.angles, branches),
+        tail_valid=_pick(prefix.tail_valid, branches),
+    )
+    operator = get_operator(config.operator.name)
+    _, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
+    tokens = gather_visual(relevance, inputs.visual_position)
+    attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)
+    return Evaluation(log_probs, answer, attention[:, 0], attention[:, 1], tokens[:, 0], tokens[:, 1])
+
+
+def make_evaluate(
+    graph: nnx.GraphDef, config: RunConfig, end_token: int
+) -> Callable[[Float[Array, "batch tokens width"], bool, nnx.State, Batch], Evaluation]:
+    """The jitted evaluation of a batch under given soft prompts; one compilation with and without prompt."""
+
+    def evaluate(
+        prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""], params: nnx.State, batch: Batch
+    ) -> Evaluation:
+        return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
+
+    return jax.jit(evaluate)

@@ -1,0 +1,64 @@
+"""The wheel, as a user gets it: installed alone, with its real dependencies and nothing else."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Needs torch by its nature: it compares with the original.
+NEEDS_TORCH = ("fixate_jax.backbones.verify",)
+
+IMPORT_ALL = f"""
+import importlib, importlib.util, pkgutil, sys
+
+import fixate_jax
+
+def failed(name):
+    raise
+
+names = [m.name for m in pkgutil.walk_packages(fixate_jax.__path__, "fixate_jax.", onerror=failed)]
+for name in names:
+    if name not in {NEEDS_TORCH!r} and not name.endswith("__main__"):
+        importlib.import_module(name)
+heavy = [name for name in ("torch", "torchvision", "tensorflow") if name in sys.modules]
+assert not heavy, f"imported: {{heavy}}"
+assert importlib.util.find_spec("torch") is None, "torch came with the dependencies"
+print(len(names), "modules of", fixate_jax.__file__)
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    # What this test run has on its path must not leak into the clean environment.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=1200, env=environment
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_wheel_in_a_clean_environment(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT, cwd=tmp_path)
+    (wheel,) = (tmp_path / "dist").glob("fixate_jax-*.whl")
+
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"fixate_jax"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    tracked = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fixate_jax").rglob("*.py")}
+    assert tracked <= set(names)
+
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", wheel, cwd=tmp_path)
+
+    loaded = run(python, "-c", IMPORT_ALL, cwd=tmp_path)
+    assert str(tmp_path / "venv") in loaded
+    usage = run(tmp_path / "venv" / "bin" / "fixate", "--help", cwd=tmp_path)
+    for command in ("prepare", "train", "evaluate", "probe", "verify"):
+        assert command in usage
