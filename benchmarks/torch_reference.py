@@ -281,7 +281,7 @@ class TorchTrainer:
         tensors = {}
         for name, value in batch.items():
             kind = self.basis.dtype if name in FLOATS else torch.int64
-            tensors[name] = torch.as_tensor(np.asarray(value), device=self.device).to(kind)
+            tensors[name] = torch.tensor(np.asarray(value), dtype=kind, device=self.device)
         return tensors
 
     def _run(

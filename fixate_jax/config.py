@@ -33,7 +33,7 @@ class DataConfig:
     signal: str = "fixation"
     """Which dwell signal to align with."""
     gaze_temperature: float = 1.0
-    """τ in g^(1/τ)."""
+    """τ in g^(1/τ): above 1 flattens the human distribution, below 1 sharpens it."""
     split_seed: int = 0
     """Seed of the per-user train/validation/test split."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -73,7 +73,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """The soft prompt: P_u = Σ_m softmax(z_u)_m B_m (DESIGN §2)."""
+    """The soft prompt: P_u = Σ_m softmax(z_u)_m B_m."""
 
     basis: int = 8
     """M, number of shared basis prompts."""
@@ -162,8 +162,8 @@ class OptimizerConfig:
 class TrainConfig:
     """The loop around the step."""
 
-    seed: int = 42
-    """Seeds the prompt's start and the order of sessions."""
+    seeds: tuple[int, ...] = (42,)
+    """Each seeds a prompt's start and the order of sessions; a run tunes once per seed and reports the spread."""
     epochs: int = 30
     """Largest number of epochs."""
     batch: int = 4
@@ -182,11 +182,28 @@ class TrainConfig:
     """Checkpoints kept on disk."""
     max_lengths: int = 4
     """Largest number of sequence-length buckets, each one compilation."""
-    data_devices: int | None = None
-    """Devices to share a batch (None: one)."""
+    selection: Literal["TF", "FR"] = "FR"
+    """The best epoch is chosen on validation with relevance for the true (TF) or for the model's own answer (FR)."""
+    ntp_baseline: bool = True
+    """Also tune prompts on next-token prediction alone, to report beside."""
+    swap_control: bool = True
+    """Also evaluate every session under all other users' prompts."""
+    pictures: int = 4
+    """Test pages to draw."""
+    data_devices: int = 1
+    """Devices to share a batch."""
 
     def __post_init__(self) -> None:
-        names = ("epochs", "batch", "accumulate", "eval_batch", "validate_every", "patience")
+        _require(len(self.seeds) > 0, "train.seeds", self.seeds, "at least 1 is needed")
+        _require(len(set(self.seeds)) == len(self.seeds), "train.seeds", self.seeds, "each seed once")
+        _require(self.pictures >= 0, "train.pictures", self.pictures, "must not be negative")
+        _require(
+            self.batch % max(self.data_devices, 1) == 0 and self.eval_batch % max(self.data_devices, 1) == 0,
+            "train.data_devices",
+            self.data_devices,
+            "train.batch and train.eval_batch must be multiples of it",
+        )
+        names = ("epochs", "batch", "accumulate", "eval_batch", "validate_every", "patience", "data_devices")
         for name in (*names, "checkpoint_every", "keep_checkpoints", "max_lengths"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1 is needed")
 

@@ -17,11 +17,11 @@ def preset(tmp_path: Path, text: str) -> Path:
 
 
 def test_what_a_preset_leaves_out_keeps_its_default(tmp_path: Path) -> None:
-    config = load_config(preset(tmp_path, "train: {seed: 7}\ndata: {path: some/folder}\n"))
-    assert config.train.seed == 7
+    config = load_config(preset(tmp_path, "train: {seeds: [7]}\ndata: {path: some/folder}\n"))
+    assert config.train.seeds == (7,)
     assert config.data.path == Path("some/folder")
     assert config == replace(
-        RunConfig(), train=replace(RunConfig().train, seed=7), data=DataConfig(path=Path("some/folder"))
+        RunConfig(), train=replace(RunConfig().train, seeds=(7,)), data=DataConfig(path=Path("some/folder"))
     )
     assert type(config) is RunConfig
     assert load_config(preset(tmp_path, "")) == RunConfig()

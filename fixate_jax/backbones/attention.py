@@ -1,7 +1,7 @@
 """Attention without a square matrix: row blocks for the sequence, one small product for the tail.
 
 Heads are grouped (grouped-query attention): query head ``j`` reads key head ``j // (heads // kv_heads)``.
-Scores and softmax are float32 whatever the type of the inputs.
+Scores and softmax are float32 whatever the (lower) type of the inputs.
 """
 
 from functools import partial
@@ -12,6 +12,11 @@ from jaxtyping import Array, Bool, Float
 
 MASKED = -1e30
 """Score of a masked pair; finite, so that a row with nothing to see stays free of NaN."""
+
+
+def precise(*arrays: Array) -> jnp.dtype:
+    """The type to accumulate in: float32, or float64 where the inputs are."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def _group_heads(query: Float[Array, "*dims heads width"], kv_heads: int) -> Float[Array, "*dims kv group width"]:
@@ -32,13 +37,13 @@ def _row_block(
     Checkpointed, so that the backward pass holds one block of scores at a time.
     """
     scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", query, key, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", query, key, preferred_element_type=precise(query)) * scale
     mask = valid[:, None, None, None, :]
     if first_row is not None:
         rows = jnp.arange(first_row, first_row + query.shape[1])
         mask = mask & (jnp.arange(key.shape[1])[None, :] <= rows[:, None])
     weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
-    out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), value, preferred_element_type=precise(value))
     return out.astype(value.dtype)
 
 
@@ -103,8 +108,8 @@ def tail_attention(
     kv, seq, tail = key.shape[-2], prefix_key.shape[1], query.shape[2]
     grouped = _group_heads(query, kv)
     scale = query.shape[-1] ** -0.5
-    over_prefix = jnp.einsum("bcthgd,bshd->bchgts", grouped, prefix_key, preferred_element_type=jnp.float32)
-    over_tail = jnp.einsum("bcthgd,bcuhd->bchgtu", grouped, key, preferred_element_type=jnp.float32)
+    over_prefix = jnp.einsum("bcthgd,bshd->bchgts", grouped, prefix_key, preferred_element_type=precise(query))
+    over_tail = jnp.einsum("bcthgd,bcuhd->bchgtu", grouped, key, preferred_element_type=precise(query))
     causal = jnp.tril(jnp.ones((tail, tail), bool))
     scores = jnp.concatenate(
         [
@@ -119,6 +124,6 @@ def tail_attention(
         tapped = weights[..., -1:, :] + tap.reshape(*weights.shape[:4], 1, weights.shape[-1])
         weights = jnp.concatenate([weights[..., :-1, :], tapped], axis=-2)
     weights = weights.astype(value.dtype)
-    out = jnp.einsum("bchgts,bshd->bcthgd", weights[..., :seq], prefix_value, preferred_element_type=jnp.float32)
-    out += jnp.einsum("bchgtu,bcuhd->bcthgd", weights[..., seq:], value, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bchgts,bshd->bcthgd", weights[..., :seq], prefix_value, preferred_element_type=precise(value))
+    out += jnp.einsum("bchgtu,bcuhd->bcthgd", weights[..., seq:], value, preferred_element_type=precise(value))
     return out.astype(value.dtype).reshape(query.shape), row

@@ -70,13 +70,14 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: naming the file, when it is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: not found; a Hugging Face model directory with {path.name} is needed"
-        ) from None
+        raise CheckpointError(f"{path}: not found; a Hugging Face model directory with {path.name} is needed") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(content).__name__}, an object is needed")
+    return content
 
 
 class TensorFiles:
@@ -195,9 +196,7 @@ def _in_order(abstract: nnx.State, loaded: Mapping[str, jax.Array]) -> Iterator[
         yield loaded[".".join(map(str, path))]
 
 
-def _load_one(
-    files: TensorFiles, rule: Rule, leaf: Any, on_tensor: Callable[[str], None]
-) -> jax.Array:
+def _load_one(files: TensorFiles, rule: Rule, leaf: Any, on_tensor: Callable[[str], None]) -> jax.Array:
     shape, dtype = tuple(leaf.shape), leaf.dtype
     target = np.empty(shape, dtype)
     rows = target if rule.layers is not None else target[None]

@@ -11,6 +11,7 @@ pass, and only the tail has to be differentiated twice.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fixate_jax.backbones.attention import blocked_attention, tail_attention
+from fixate_jax.backbones.attention import blocked_attention, precise, tail_attention
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
 from fixate_jax.backbones.rope import rotary_angles, rotate
 
@@ -131,11 +132,11 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         """Make a decoder with random weights (checkpoints replace them)."""
         self.config = config
-        self.embed = nnx.Embed(
-            config.vocab, config.width, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs
-        )
-        for name, indices in config.groups.items():
-            setattr(self, name, self._stack(len(indices), rngs) if len(indices) else None)
+        self.embed = nnx.Embed(config.vocab, config.width, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
+        sizes = {name: len(indices) for name, indices in config.groups.items()}
+        self.lower = self._stack(sizes["lower"], rngs)
+        self.upper = self._stack(sizes["upper"], rngs)
+        self.last = self._stack(sizes["last"], rngs)
         self.norm = nnx.RMSNorm(
             config.width, epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs
         )
@@ -147,7 +148,9 @@ class Decoder(nnx.Module):
             )
         )
 
-    def _stack(self, size: int, rngs: nnx.Rngs) -> DecoderLayer:
+    def _stack(self, size: int, rngs: nnx.Rngs) -> DecoderLayer | None:
+        if size == 0:
+            return None
         make = nnx.vmap(lambda r: DecoderLayer(self.config, r), in_axes=0, out_axes=0)
         return make(rngs.split(size))
 
@@ -168,8 +171,10 @@ class Decoder(nnx.Module):
         """Final norm and output head, in float32."""
         normed = self.norm(hidden)
         if self.head is None:
-            return jnp.einsum("...d,vd->...v", normed, self.embed.embedding[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=jnp.float32)
+            return jnp.einsum(
+                "...d,vd->...v", normed, self.embed.embedding[...], preferred_element_type=precise(normed)
+            )
+        return jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
 
     def _prefix_start(
         self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""] | bool
@@ -179,7 +184,7 @@ class Decoder(nnx.Module):
         features = jax.vmap(lambda f, i: f[i])(inputs.features, jnp.maximum(inputs.visual_index, 0))
         features = features.astype(self.config.dtype)
         hidden = jnp.where(visual, features[:, :, 0], self.embed(inputs.token_ids))
-        hidden = jax.vmap(lambda h, p, s: jax.lax.dynamic_update_slice(h, p, (s, 0)))(
+        hidden = jax.vmap(lambda h, p, s: jax.lax.dynamic_update_slice_in_dim(h, p, s, axis=0))(
             hidden, prompt.astype(hidden.dtype), inputs.start
         )
         deep = jnp.moveaxis(jnp.where(visual[..., None, :], features[:, :, 1:], 0), 2, 0)
@@ -227,23 +232,21 @@ class Decoder(nnx.Module):
         def split(x: Array) -> tuple[Array, Array]:
             return x[:, :seq], x[:, seq:].reshape(batch, branch, tail, *x.shape[2:])
 
-        def lower(graph: Any, x: Array, weights: Any, index: Array) -> Array:
+        def lower(graph: Any, x: Array, xs: tuple) -> tuple[Array, None]:
+            weights, index = xs
             layer = nnx.merge(graph, weights)
             query, tail_query = split(layer.query(x, flat[1]))
             (key, tail_key), (value, tail_value) = map(split, layer.key_value(x, flat[1]))
             attended = blocked_attention(query, key, value, valid, causal=True, block=config.attention_block)
-            tail_attended, _ = tail_attention(
-                tail_query, key, value, valid, tail_key, tail_value, inputs.tail_valid
-            )
+            tail_attended, _ = tail_attention(tail_query, key, value, valid, tail_key, tail_value, inputs.tail_valid)
             attended = jnp.concatenate(
                 [attended, tail_attended.reshape(batch, branch * tail, *attended.shape[2:])], axis=1
             )
-            return self._add_deepstack(layer.finish(x, attended), deep, index)
+            return self._add_deepstack(layer.finish(x, attended), deep, index), None
 
         x = flat[0]
         for graph, weights, indices in self._stacks("lower"):
-            body = _rematerialised(lambda x, w, i, graph=graph: lower(graph, x, w, i), config.remat)
-            x, _ = jax.lax.scan(lambda x, wi, body=body: (body(x, *wi), None), x, (weights, indices))
+            x, _ = jax.lax.scan(_rematerialised(partial(lower, graph), config.remat), x, (weights, indices))
         hidden, tail_hidden = split(x)
         key, value = self._tapped_keys_values(hidden, deep, valid, prefix_angles)
         return Prefix(key, value, valid, tail_hidden, tail_angles, inputs.tail_valid)
@@ -259,7 +262,8 @@ class Decoder(nnx.Module):
         config = self.config
         keys, values = [], []
 
-        def upper(graph: Any, x: Array, weights: Any, index: Array) -> tuple[Array, tuple[Array, Array]]:
+        def upper(graph: Any, x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
+            weights, index = xs
             layer = nnx.merge(graph, weights)
             key, value = layer.key_value(x, angles)
             attended = blocked_attention(
@@ -268,8 +272,8 @@ class Decoder(nnx.Module):
             return self._add_deepstack(layer.finish(x, attended), deep, index), (key, value)
 
         for graph, weights, indices in self._stacks("upper"):
-            body = _rematerialised(lambda x, w, i, graph=graph: upper(graph, x, w, i), config.remat)
-            hidden, (key, value) = jax.lax.scan(lambda x, wi, body=body: body(x, *wi), hidden, (weights, indices))
+            body = _rematerialised(partial(upper, graph), config.remat)
+            hidden, (key, value) = jax.lax.scan(body, hidden, (weights, indices))
             keys.append(key)
             values.append(value)
         graph, weights = nnx.split(self.last)
@@ -278,9 +282,7 @@ class Decoder(nnx.Module):
         values.append(value)
         return jnp.concatenate(keys), jnp.concatenate(values)
 
-    def tail(
-        self, prefix: Prefix, taps: Float[Array, "layers batch branch heads keys"] | None = None
-    ) -> TailOutput:
+    def tail(self, prefix: Prefix, taps: Float[Array, "layers batch branch heads keys"] | None = None) -> TailOutput:
         """Run the tail through the tapped layers, over the prefix's keys and values.
 
         Args:
@@ -307,7 +309,7 @@ class Decoder(nnx.Module):
             part = slice(done, done + len(indices))
             tap = None if taps is None else taps[part]
             xs = (weights, prefix.key[part], prefix.value[part], tap)
-            hidden, row = jax.lax.scan(lambda h, xs, graph=graph: step(graph, h, xs), hidden, xs)
+            hidden, row = jax.lax.scan(partial(step, graph), hidden, xs)
             rows.append(row)
             done += len(indices)
         return TailOutput(self.logits(hidden), jnp.concatenate(rows))
@@ -329,22 +331,19 @@ class Decoder(nnx.Module):
         angles = self.angles(jnp.concatenate([inputs.positions, inputs.tail_positions[:, 0]], axis=1))
         valid = jnp.concatenate([valid, inputs.tail_valid[:, 0]], axis=1)
 
-        def layer_step(graph: Any, x: Array, weights: Any, index: Array) -> Array:
+        def layer_step(graph: Any, x: Array, xs: tuple) -> tuple[Array, Array]:
+            weights, index = xs
             layer = nnx.merge(graph, weights)
             key, value = layer.key_value(x, angles)
             attended = blocked_attention(
                 layer.query(x, angles), key, value, valid, causal=True, block=self.config.attention_block
             )
-            return self._add_deepstack(layer.finish(x, attended), deep, index)
+            x = self._add_deepstack(layer.finish(x, attended), deep, index)
+            return x, x
 
         states = []
         for graph, weights, indices in self._stacks("lower", "upper", "last"):
-            body = _rematerialised(lambda x, w, i, graph=graph: layer_step(graph, x, w, i), self.config.remat)
-
-            def scanned(x: Array, wi: tuple, body: Any = body) -> tuple[Array, Array]:
-                x = body(x, *wi)
-                return x, x
-
-            x, state = jax.lax.scan(scanned, x, (weights, indices))
+            body = _rematerialised(partial(layer_step, graph), self.config.remat)
+            x, state = jax.lax.scan(body, x, (weights, indices))
             states.append(state)
         return self.logits(x[:, -tail:]), jnp.concatenate(states)

@@ -6,10 +6,13 @@ tail's last position, ``src``, predicts the last answer token. Several branches 
 share one prefix. Tails are right-aligned, shorter answers being padded on the left.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
+
+HostOrDevice: TypeAlias = Any
+"""A numpy array while a batch is put together on the host, a JAX array once it is on the device."""
 
 
 class PageInputs(NamedTuple):
@@ -23,11 +26,11 @@ class PageInputs(NamedTuple):
         valid: False on padding patches.
     """
 
-    patches: Float[Array, "batch patches pixels"]
-    table_index: Int[Array, "batch patches 4"]
-    table_weight: Float[Array, "batch patches 4"]
-    position: Int[Array, "batch patches 2"]
-    valid: Bool[Array, "batch patches"]
+    patches: Float[HostOrDevice, "batch patches pixels"]
+    table_index: Int[HostOrDevice, "batch patches 4"]
+    table_weight: Float[HostOrDevice, "batch patches 4"]
+    position: Int[HostOrDevice, "batch patches 2"]
+    valid: Bool[HostOrDevice, "batch patches"]
 
 
 class SequenceInputs(NamedTuple):
@@ -45,15 +48,15 @@ class SequenceInputs(NamedTuple):
         features: visual tokens; level 0 enters the sequence, level 1 + i is added after decoder layer i (DeepStack).
     """
 
-    token_ids: Int[Array, "batch seq"]
-    start: Int[Array, " batch"]
-    positions: Int[Array, "batch seq 3"]
-    visual_index: Int[Array, "batch seq"]
-    tail_ids: Int[Array, "batch branch tail"]
-    tail_positions: Int[Array, "batch branch tail 3"]
-    tail_valid: Bool[Array, "batch branch tail"]
-    visual_position: Int[Array, "batch visual"]
-    features: Float[Array, "batch visual levels width"]
+    token_ids: Int[HostOrDevice, "batch seq"]
+    start: Int[HostOrDevice, " batch"]
+    positions: Int[HostOrDevice, "batch seq 3"]
+    visual_index: Int[HostOrDevice, "batch seq"]
+    tail_ids: Int[HostOrDevice, "batch branch tail"]
+    tail_positions: Int[HostOrDevice, "batch branch tail 3"]
+    tail_valid: Bool[HostOrDevice, "batch branch tail"]
+    visual_position: Int[HostOrDevice, "batch visual"]
+    features: Float[HostOrDevice, "batch visual levels width"]
 
 
 class Prefix(NamedTuple):

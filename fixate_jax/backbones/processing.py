@@ -21,8 +21,7 @@ from fixate_jax.backbones.inputs import PageInputs
 from fixate_jax.errors import CheckpointError, LabelError
 
 INSTRUCTION = (
-    "This page shows items with the labels {labels}. Which item does this user choose? "
-    "Answer with the label alone."
+    "This page shows items with the labels {labels}. Which item does this user choose? Answer with the label alone."
 )
 
 
@@ -109,6 +108,12 @@ class SessionEncoder:
             self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{directory}: no usable tokenizer ({error})") from error
+        # transformers makes an empty tokenizer where the files are missing.
+        if len(self.tokenizer) <= config.image_token:
+            raise CheckpointError(
+                f"{directory}: no usable tokenizer (it has {len(self.tokenizer)} tokens, but config.json's "
+                f"image_token_id is {config.image_token}); copy tokenizer.json and tokenizer_config.json there"
+            )
         if not getattr(self.tokenizer, "chat_template", None):
             raise CheckpointError(f"{directory}: the tokenizer has no chat template")
         if self.tokenizer.eos_token_id is None:
@@ -192,7 +197,6 @@ def _stops(answers: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, int], ...]:
         return -1, -1
 
     return tuple(longer(answer) for answer in answers)
-
 
 
 def stack_pages(pages: list[EncodedPage], *, patches: int | None = None) -> PageInputs:

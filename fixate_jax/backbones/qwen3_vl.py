@@ -152,8 +152,11 @@ _DECODER_LAYER = [
 ]
 _DECODER_BIAS = [(f"{n}.bias", f"self_attn.{n}.bias", keep) for n in ("q_proj", "k_proj", "v_proj", "o_proj")]
 _VISION_LAYER = [
-    *((f"{ours}.scale", f"{theirs}.weight", keep) for ours, theirs in (("attention_norm", "norm1"), ("mlp_norm", "norm2"))),
-    *((f"{ours}.bias", f"{theirs}.bias", keep) for ours, theirs in (("attention_norm", "norm1"), ("mlp_norm", "norm2"))),
+    *(
+        (f"{ours}.{kind}", f"{theirs}.{tensor}", keep)
+        for ours, theirs in (("attention_norm", "norm1"), ("mlp_norm", "norm2"))
+        for kind, tensor in (("scale", "weight"), ("bias", "bias"))
+    ),
     *(
         row
         for ours, theirs in (
@@ -217,12 +220,12 @@ def ignored_tensor(config: Qwen3VLConfig, name: str) -> bool:
     return config.decoder.tied and name == "lm_head.weight"
 
 
-def page_inputs(patches: Float[np.ndarray, "patches pixels"], rows: int, columns: int, config: Qwen3VLConfig) -> PageInputs:
+def page_inputs(
+    patches: Float[np.ndarray, "patches pixels"], rows: int, columns: int, config: Qwen3VLConfig
+) -> PageInputs:
     """One page (batch of 1) as the vision tower reads it."""
     index, weight, position = patch_geometry(rows, columns, config=config.vision)
-    return PageInputs(
-        *jax.tree.map(lambda x: x[None], (patches, index, weight, position, np.ones(len(patches), bool)))
-    )
+    return PageInputs(*jax.tree.map(lambda x: x[None], (patches, index, weight, position, np.ones(len(patches), bool))))
 
 
 def image_positions(rows: int, columns: int, start: int) -> tuple[Int[np.ndarray, "visual 3"], int]:

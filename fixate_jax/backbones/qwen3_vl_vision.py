@@ -156,15 +156,12 @@ class VisionTower(nnx.Module):
             done += size
             outputs[done - 1] = x
         deep = [
-            merger(outputs[layer])
-            for merger, layer in zip(self.deepstack_mergers, config.deepstack_after, strict=True)
+            merger(outputs[layer]) for merger, layer in zip(self.deepstack_mergers, config.deepstack_after, strict=True)
         ]
         return jnp.stack([self.merger(x), *deep], axis=2), jnp.concatenate(states)
 
 
-def patch_geometry(
-    rows: int, columns: int, *, config: VisionConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def patch_geometry(rows: int, columns: int, *, config: VisionConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where each patch of a page lies, in the image processor's order (merge blocks in raster order).
 
     The learned square grid of positions is stretched over the page, corners on corners, and read bilinearly.

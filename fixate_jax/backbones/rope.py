@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fixate_jax.backbones.attention import precise
+
 
 def frequency_axes(head_dim: int, mrope_section: tuple[int, ...] | None) -> Int[np.ndarray, " half"]:
     """Which position axis (0 time, 1 height, 2 width) turns each rotary frequency.
@@ -42,6 +44,6 @@ def rotate(
 ) -> Float[Array, "*dims heads width"]:
     """Turn each pair (i, i + width/2) of a head by its angle; float32 inside, the input's type outside."""
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(vectors.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(vectors.astype(precise(vectors)), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(vectors.dtype)

@@ -24,16 +24,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from fixate_jax.errors import CheckpointError, ConfigError
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
+_SPECIAL_NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
+SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in _SPECIAL_NAMES)
 MERGES = 240
 
 # Letters stay whole words, digits stand alone, a space belongs to the word after it: as in Qwen's tokenizers.
@@ -310,11 +302,7 @@ def _config_files(sizes: TinySizes) -> dict[str, dict[str, Any]]:
         "eos_token_id": [token["<|im_end|>"], token["<|endoftext|>"]],
         "pad_token_id": token["<|endoftext|>"],
     }
-    return {
-        "config.json": config,
-        "preprocessor_config.json": preprocessor,
-        "generation_config.json": generation,
-    }
+    return {"config.json": config, "preprocessor_config.json": preprocessor, "generation_config.json": generation}
 
 
 def _text_config(sizes: TinySizes) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Session:
         return len(self.labels)
 
     def gaze(self, signal: str = "fixation", temperature: float = 1.0) -> Float[np.ndarray, " slots"]:
-        """Human distribution over slots, g = t / Σt, optionally tempered: g^(1/τ), renormalised (DESIGN §2)."""
+        """Human distribution over slots, g = t / Σt, optionally tempered: g^(1/τ), renormalised."""
         dwell = self.dwell_ms[signal]
         share = dwell / dwell.sum()
         if temperature != 1.0:

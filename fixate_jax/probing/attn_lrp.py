@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fixate_jax.backbones.attention import precise
 from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.layer_weights import depth_weights
 from fixate_jax.probing.trace import Probe, Trace
@@ -42,7 +43,7 @@ def attn_lrp(trace: Trace, config: OperatorConfig) -> Probe:
     layers, _, seq, _, _ = prefix.key.shape
     batch, branch, tail = prefix.hidden.shape[:3]
     heads = trace.model.config.decoder.heads
-    taps = jnp.zeros((layers, batch, branch, heads, seq + tail), jnp.float32)
+    taps = jnp.zeros((layers, batch, branch, heads, seq + tail), precise(prefix.key))
 
     def score(taps: Float[Array, "layers batch branch heads keys"]) -> tuple[Float[Array, ""], tuple]:
         out = trace.model.tail(prefix, taps)

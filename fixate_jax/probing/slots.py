@@ -42,5 +42,5 @@ def slot_attention(
     eps: float,
 ) -> Float[Array, "batch branch slots"]:
     """a = M·r / (Σ M·r + ε): the share of relevance that falls on each slot (FixATE)."""
-    mass = jnp.einsum("bnv,bcv->bcn", slot_matrix, token_relevance, preferred_element_type=jnp.float32)
+    mass = jnp.einsum("bnv,bcv->bcn", slot_matrix, token_relevance)
     return mass / (mass.sum(-1, keepdims=True) + eps)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from fixate_jax.backbones.inputs import PageInputs, SequenceInputs
+from fixate_jax.backbones.inputs import HostOrDevice, PageInputs, SequenceInputs
 from fixate_jax.backbones.processing import EncodedSession
 from fixate_jax.data.session import Session
 from fixate_jax.probing.slots import assign_slots
@@ -34,16 +34,16 @@ class Batch(NamedTuple):
 
     inputs: SequenceInputs
     pages: PageInputs | None
-    answer_ids: Int[Array, "*micro batch slots tail"]
-    answer_mask: Bool[Array, "*micro batch slots tail"]
-    stop: Int[Array, "*micro batch slots 2"]
-    slot_matrix: Float[Array, "*micro batch slots visual"]
-    slot_mask: Bool[Array, "*micro batch slots"]
-    gaze: Float[Array, "*micro batch slots"]
-    click: Int[Array, "*micro batch"]
-    user: Int[Array, "*micro batch"]
-    weight: Float[Array, "*micro batch"]
-    session: Int[Array, "*micro batch"]
+    answer_ids: Int[HostOrDevice, "*micro batch slots tail"]
+    answer_mask: Bool[HostOrDevice, "*micro batch slots tail"]
+    stop: Int[HostOrDevice, "*micro batch slots 2"]
+    slot_matrix: Float[HostOrDevice, "*micro batch slots visual"]
+    slot_mask: Bool[HostOrDevice, "*micro batch slots"]
+    gaze: Float[HostOrDevice, "*micro batch slots"]
+    click: Int[HostOrDevice, "*micro batch"]
+    user: Int[HostOrDevice, "*micro batch"]
+    weight: Float[HostOrDevice, "*micro batch"]
+    session: Int[HostOrDevice, "*micro batch"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -116,10 +117,12 @@ class FeatureStore:
         path = directory / f"features-{key}.npy"
         if not path.exists():
             directory.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            storable = self.dtype if self.dtype.kind == "f" else np.dtype(f"u{self.dtype.itemsize}")
-            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=storable, shape=self.shape)
-            self._fill(mapped, batch, track)
-            mapped.flush()
-            os.replace(temporary, path)
+            # Names of their own keep two runs that fill one folder apart.
+            with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=directory) as staging:
+                temporary = Path(staging) / path.name
+                storable = self.dtype if self.dtype.kind == "f" else np.dtype(f"u{self.dtype.itemsize}")
+                mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=storable, shape=self.shape)
+                self._fill(mapped, batch, track)
+                mapped.flush()
+                os.replace(temporary, path)
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -136,9 +136,7 @@ def make_train_step(
     """
     optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
 
-    def step(
-        state: TrainState, params: nnx.State, batch: Batch
-    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    def step(state: TrainState, params: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         model = nnx.merge(graph, params)
         weight = attention_weight_schedule(config.objective, state.step)
         parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fixate_jax.backbones import Backbone, SequenceInputs, load_backbone
 from fixate_jax.backbones.processing import stack_pages
+from fixate_jax.backbones.verify import plain_inputs
 from fixate_jax.config import BackboneConfig
 from tests.backbones.tiny import make_torch_checkpoint
 from tests.backbones.torch_parity import left_pad, load_torch_model, page_token_rows, torch_hidden_states
@@ -29,26 +30,6 @@ class Case(NamedTuple):
     pages: Any
     mask: np.ndarray
     torch: dict[str, Any]
-
-
-def sequence_inputs(
-    ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, image_token: int, features: jax.Array
-) -> SequenceInputs:
-    """Left-padded token rows as our decoder reads them: no soft prompt, the last token as a tail of one."""
-    image = ids == image_token
-    index = np.where(image, np.cumsum(image, axis=1) - 1, -1)
-    place = np.stack([np.pad(np.flatnonzero(row), (0, features.shape[1] - row.sum())) for row in image])
-    return SequenceInputs(
-        token_ids=jnp.asarray(ids[:, :-1], jnp.int32),
-        start=jnp.asarray((mask == 0).sum(1), jnp.int32),
-        positions=jnp.asarray(np.moveaxis(positions, 0, -1)[:, :-1], jnp.int32),
-        visual_index=jnp.asarray(index[:, :-1], jnp.int32),
-        tail_ids=jnp.asarray(ids[:, None, -1:], jnp.int32),
-        tail_positions=jnp.asarray(np.moveaxis(positions, 0, -1)[:, None, -1:], jnp.int32),
-        tail_valid=jnp.ones((len(ids), 1, 1), bool),
-        visual_position=jnp.asarray(place, jnp.int32),
-        features=features,
-    )
 
 
 def make_case(directory: Path, **checkpoint: Any) -> Case:
@@ -71,7 +52,8 @@ def make_case(directory: Path, **checkpoint: Any) -> Case:
     )
     pages = jax.tree.map(jnp.asarray, stack_pages(encoded))
     features = backbone.merge(backbone.params).encode_pages(pages)
-    inputs = sequence_inputs(ids, mask, torch["position_ids"], backbone.config.image_token, features)
+    positions = np.moveaxis(torch["position_ids"], 0, -1)
+    inputs = plain_inputs(ids, mask, positions, backbone.config.image_token, features)
 
     @jax.jit
     def decode(params: nnx.State, inputs: SequenceInputs) -> tuple[jax.Array, jax.Array]:
@@ -181,16 +163,12 @@ def mutations() -> dict[str, Mutation]:
             lambda i: i._replace(positions=i.positions[..., jnp.array([0, 2, 1])])
         ),
         "DeepStack off": sequence(lambda i: i._replace(features=i.features.at[:, :, 1:].set(0))),
-        "DeepStack reordered": sequence(
-            lambda i: i._replace(features=i.features[:, :, jnp.array([0, 2, 1])])
-        ),
+        "DeepStack reordered": sequence(lambda i: i._replace(features=i.features[:, :, jnp.array([0, 2, 1])])),
         "visual tokens reversed": sequence(lambda i: i._replace(features=i.features[:, ::-1])),
         "padding seen": sequence(lambda i: i._replace(start=jnp.zeros_like(i.start))),
         "vision norms swapped": weights("attention_norm.scale", "mlp_norm.scale"),
         "vision norm biases swapped": weights("attention_norm.bias", "mlp_norm.bias"),
-        "DeepStack mergers swapped": lambda c: (
-            swap_mergers(c.backbone.params), c.inputs, c.pages
-        ),
+        "DeepStack mergers swapped": lambda c: (swap_mergers(c.backbone.params), c.inputs, c.pages),
         "vision rows and columns swapped": page(lambda p: p._replace(position=p.position[..., ::-1])),
         "position table read at one corner": page(
             lambda p: p._replace(table_weight=jnp.eye(4)[jnp.zeros(p.table_weight.shape[:2], int)])
@@ -200,7 +178,7 @@ def mutations() -> dict[str, Mutation]:
 
 
 def swap_mergers(params: nnx.State) -> nnx.State:
-    flat = dict(nnx.to_flat_state(params))
+    flat: dict[Any, Any] = dict(nnx.to_flat_state(params))
     out = {
         (path[:2] + (1 - path[2],) + path[3:] if path[:2] == ("vision", "deepstack_mergers") else path): leaf
         for path, leaf in flat.items()

@@ -1,0 +1,182 @@
+"""The ``fixate`` command: one dataclass per subcommand, parsed by tyro."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from fixate_jax.config import BackboneConfig, RunConfig
+from fixate_jax.errors import ConfigError, FixateError
+from fixate_jax.settings import load_config
+
+Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
+Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
+COMMANDS_WITH_PRESET = ("prepare", "train")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Read a raw data set, draw its pages and write the session store."""
+
+    preset: Preset = None
+    """Settings to start from, e.g. configs/human_choice.yaml; flags override them."""
+    settings: Settings = field(default_factory=RunConfig)
+
+    def run(self) -> int:
+        """Run the command."""
+        from fixate_jax.data import open_or_prepare
+
+        store = open_or_prepare(self.settings.data)
+        console = Console()
+        console.print(f"{len(store.sessions)} sessions of {len(store.users)} users in {store.directory}")
+        for reason, count in store.dropped.items():
+            console.print(f"left out: {count} ({reason})")
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Tune prompts, evaluate them, write tables, pictures and a report. Give it again to go on after a stop."""
+
+    preset: Preset = None
+    """Settings to start from, e.g. configs/human_choice.yaml; flags override them."""
+    run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """Run directory (None: runs/ and the preset's name)."""
+    settings: Settings = field(default_factory=RunConfig)
+
+    def run(self) -> int:
+        """Run the command."""
+        from fixate_jax.tuning.experiment import run_experiment
+
+        name = self.preset.stem if self.preset else self.settings.data.name
+        _print_results(run_experiment(self.settings, self.run_dir or Path("runs") / name))
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run's best prompts again: tables, pictures, report."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory that `fixate train` made."""
+    split: str = "test"
+    """Sessions to evaluate on: train, validation or test."""
+
+    def run(self) -> int:
+        """Run the command."""
+        from fixate_jax.data.session import SPLITS
+        from fixate_jax.tuning.experiment import evaluate_run, open_run
+
+        if self.split not in SPLITS:
+            raise ConfigError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
+        _, workspace = open_run(self.run_dir)
+        _print_results(evaluate_run(workspace, self.run_dir, split=self.split))
+        return 0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Draw where the model looks on one session's page, with and without the user's prompt."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory that `fixate train` made."""
+    session: str | None = None
+    """Session id (None: the first test session)."""
+    seed: int | None = None
+    """Which seed's prompts (None: the run's first)."""
+    out: Path = Path("probe.png")
+    """Picture to write."""
+
+    def run(self) -> int:
+        """Run the command."""
+        from fixate_jax.tuning.experiment import load_prompt, open_run, picture, seed_directory
+
+        config, workspace = open_run(self.run_dir)
+        ids = [s.session_id for s in workspace.data.sessions]
+        if self.session is not None and self.session not in ids:
+            raise ConfigError(f"--session {self.session}: no such session; for example {', '.join(ids[:3])}")
+        seed = config.train.seeds[0] if self.seed is None else self.seed
+        prompt = load_prompt(workspace, seed_directory(self.run_dir, seed), seed=seed)
+        index = workspace.splits["test"][0] if self.session is None else ids.index(self.session)
+        Console().print(f"drawn: {picture(workspace, prompt, index, self.out)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compare our forward pass with transformers' on your own checkpoint, layer by layer (needs torch)."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Hugging Face model directory."""
+    image: Path | None = None
+    """Page to run (None: a drawn one)."""
+    tolerance: float = 2e-4
+    """Largest absolute difference that passes, in float32."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """How to run it; `backbone.path` is set to the checkpoint."""
+
+    def run(self) -> int:
+        """Run the command; 1 if anything differs."""
+        from dataclasses import replace
+
+        from PIL import Image
+
+        from fixate_jax.backbones.verify import verify
+        from fixate_jax.report.tables import print_table
+
+        image = None if self.image is None else Image.open(self.image)
+        settings = replace(self.backbone, path=str(self.checkpoint))
+        table = verify(self.checkpoint, settings=settings, image=image, tolerance=self.tolerance)
+        print_table(table, title=f"{self.checkpoint} against transformers")
+        return 0 if table["ok"].all() else 1
+
+
+def _print_results(results: object) -> None:
+    from fixate_jax.report.tables import print_table
+    from fixate_jax.tuning.experiment import Results
+
+    assert isinstance(results, Results)
+    console = Console()
+    print_table(results.results, title="Results", console=console)
+    print_table(results.comparison, title="FixATE against each method, over users", console=console)
+    console.print(f"report: {results.report}")
+
+
+Command = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+)
+
+
+def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Probe | Verify:
+    """The command that the arguments ask for; a preset's values become the defaults of the flags.
+
+    Raises:
+        ConfigError: naming the preset's file and field.
+    """
+    if len(arguments) > 1 and arguments[0] in COMMANDS_WITH_PRESET and not arguments[1].startswith("-"):
+        name, preset = arguments[0], Path(arguments[1])
+        settings = load_config(preset)
+        kind = {"prepare": Prepare, "train": Train}[name]
+        return tyro.cli(
+            kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:]
+        )
+    return tyro.cli(Command, prog="fixate", description=__doc__, args=arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit status 0, 1 (a comparison failed), 2 (bad input) or 130 (interrupted and saved)."""
+    try:
+        status = parse(sys.argv[1:] if arguments is None else arguments).run()
+    except FixateError as error:
+        from fixate_jax.tuning.loop import Interrupted
+
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", highlight=False, markup=False)
+        status = 130 if isinstance(error, Interrupted) else 2
+    sys.exit(status)

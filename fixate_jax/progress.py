@@ -1,0 +1,54 @@
+"""Progress bars with rate and time left, on stderr."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class RateColumn(ProgressColumn):
+    """Items a second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, once there is one."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s", style="cyan")
+
+
+@contextmanager
+def bar(title: str, total: int, *, done: int = 0) -> Iterator[tuple[Progress, int]]:
+    """A bar to advance by hand: ``progress.update(task, advance=1, note="loss 0.3")``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield progress, progress.add_task(title, total=total, completed=done, note="")
+
+
+def track(items: Sequence[T], title: str) -> Iterator[T]:
+    """Iterate over a sequence under a bar."""
+    with bar(title, len(items)) as (progress, task):
+        for item in items:
+            yield item
+            progress.update(task, advance=1)

@@ -1,0 +1,294 @@
+"""The main job: tune, evaluate against everything that should stand beside, write tables, pictures and a report."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+
+from fixate_jax.config import RunConfig
+from fixate_jax.data import open_or_prepare
+from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.metrics import session_metrics, summarise, user_means
+from fixate_jax.progress import track
+from fixate_jax.prompts import PromptParams
+from fixate_jax.report.figures import page_figure, training_curves, user_improvement
+from fixate_jax.report.html import write_report
+from fixate_jax.report.tables import comparison_table, flatten, results_table
+from fixate_jax.settings import config_to_dict, dump_config, load_config
+from fixate_jax.statistics import over_seeds
+from fixate_jax.tuning.checkpoint import CheckpointStore
+from fixate_jax.tuning.evaluate import evaluate_batch, predict, swapped_metrics
+from fixate_jax.tuning.loop import ntp_only, start_state, train
+from fixate_jax.tuning.predictors import trivial_predictions
+from fixate_jax.tuning.setup import Workspace, open_workspace, versions
+
+CONFIG_FILE = "config.yaml"
+BACKBONE, FIXATE, NTP, SWAPPED = "backbone", "fixate", "ntp_only", "fixate_swapped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What an evaluation found.
+
+    Attributes:
+        results: a row per method and mode, with its means (over seeds, where there are several).
+        comparison: FixATE against every other method, user by user.
+        metrics: a row per session, method, mode and seed.
+        report: the HTML report.
+    """
+
+    results: pd.DataFrame
+    comparison: pd.DataFrame
+    metrics: pd.DataFrame
+    report: Path
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def claim_run(run: Path, config: RunConfig) -> None:
+    """Make a run directory, or make sure that the one there was made with the same settings.
+
+    Raises:
+        ConfigError: naming the settings that differ.
+    """
+    path = run / CONFIG_FILE
+    if path.exists():
+        before, now = (flatten(config_to_dict(c)) for c in (load_config(path), config))
+        differing = [f"{k}: {before.get(k)} there, {now.get(k)} now" for k in now if before.get(k) != now.get(k)]
+        if differing:
+            raise ConfigError(
+                f"{run} was made with other settings ({'; '.join(differing)}); choose another --run or remove it"
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run} is not empty and holds no {CONFIG_FILE}; choose another --run")
+    run.mkdir(parents=True, exist_ok=True)
+    _write_text(path, dump_config(config))
+
+
+def open_run(run: Path) -> tuple[RunConfig, Workspace]:
+    """Settings and workspace of a run directory.
+
+    Raises:
+        ConfigError: when it is none.
+    """
+    if not (run / CONFIG_FILE).exists():
+        raise ConfigError(f"{run}: no {CONFIG_FILE} there; give the directory of a run made by `fixate train`")
+    config = load_config(run / CONFIG_FILE)
+    return config, open_workspace(config, open_or_prepare(config.data), directory=run)
+
+
+def seed_directory(run: Path, seed: int) -> Path:
+    """Where a seed's checkpoints, metrics and predictions are."""
+    return run / f"seed-{seed}"
+
+
+def load_prompt(workspace: Workspace, directory: Path, *, seed: int) -> PromptParams:
+    """The best prompts of a training run.
+
+    Raises:
+        CheckpointError: when there is no checkpoint, or none is sound.
+    """
+    users, width = len(workspace.users), workspace.backbone.width
+    like = start_state(workspace.config, users=users, width=width, seed=seed)
+    restored = CheckpointStore(directory / "checkpoints").restore({"state": like, "best": like.prompt})
+    if restored is None:
+        raise CheckpointError(f"{directory / 'checkpoints'}: no checkpoint there; run `fixate train` first")
+    return restored.state["best"]
+
+
+@contextmanager
+def _timed(durations: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    durations[name] = round(time.perf_counter() - start, 2)
+
+
+def run_experiment(config: RunConfig, run: Path) -> Results:
+    """Tune one prompt set per seed (and the baseline), then evaluate; safe to give again after any interruption.
+
+    Args:
+        config: the settings.
+        run: the run directory; gets the resolved settings, versions, checkpoints, metrics, predictions, figures and
+            the report.
+
+    Raises:
+        FixateError: naming what is wrong with settings, data, checkpoint or run directory.
+    """
+    claim_run(run, config)
+    durations: dict[str, float] = {}
+    with _timed(durations, "prepare"):
+        workspace = open_workspace(config, open_or_prepare(config.data), directory=run)
+    for seed in config.train.seeds:
+        directory = seed_directory(run, seed)
+        with _timed(durations, f"tune, seed {seed}"):
+            train(workspace, config, directory, seed=seed, title=f"Tuning, seed {seed}")
+        if config.train.ntp_baseline and config.objective.alignment != "none":
+            with _timed(durations, f"tune next-token baseline, seed {seed}"):
+                train(
+                    workspace, ntp_only(config), directory / NTP, seed=seed, title=f"Next-token baseline, seed {seed}"
+                )
+    _write_text(run / "versions.json", json.dumps(versions() | {"compilations": _compilations(workspace)}, indent=1))
+    with _timed(durations, "evaluate"):
+        results = evaluate_run(workspace, run)
+    _write_text(run / "durations.json", json.dumps(durations, indent=1))
+    return results
+
+
+def _compilations(workspace: Workspace) -> str:
+    return f"{len(workspace.data.buckets)} sequence lengths"
+
+
+def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Results:
+    """The four-way table and everything beside it, from a run's best prompts.
+
+    {backbone, FixATE, next-token prompt} × {teacher-forced, free-running}, FixATE under other users' prompts, and the
+    predictors without a model.
+
+    Args:
+        workspace: from :func:`open_run`.
+        run: the run directory; predictions, tables, figures and report are written there.
+        split: which sessions.
+    """
+    config, top_k = workspace.config, workspace.config.objective.top_k
+    backbone = predict(workspace, None, split, BACKBONE, track=track)
+    trivial = trivial_predictions(
+        workspace.sessions("train"),
+        workspace.sessions(split),
+        slot_feature_names=workspace.store.slot_feature_names,
+        signal=config.data.signal,
+        gaze_temperature=config.data.gaze_temperature,
+    )
+    shared = session_metrics(pd.concat([backbone, trivial], ignore_index=True), top_k=top_k)
+    per_seed, prompts = [], {}
+    for seed in config.train.seeds:
+        directory = seed_directory(run, seed)
+        prompts[seed] = load_prompt(workspace, directory, seed=seed)
+        frames = [predict(workspace, prompts[seed], split, FIXATE, track=track)]
+        if (directory / NTP).exists():
+            baseline = load_prompt(workspace, directory / NTP, seed=seed)
+            frames.append(predict(workspace, baseline, split, NTP, track=track))
+        predictions = pd.concat([*frames, backbone, trivial], ignore_index=True)
+        _write_parquet(directory / f"predictions-{split}.parquet", predictions)
+        metrics = [session_metrics(pd.concat(frames, ignore_index=True), top_k=top_k)]
+        if config.train.swap_control:
+            metrics.append(
+                swapped_metrics(workspace, prompts[seed], split, SWAPPED, top_k=top_k, track=track)
+            )
+        per_seed.append(pd.concat([*metrics, shared], ignore_index=True).assign(seed=seed))
+    return _write_results(workspace, run, split, per_seed, prompts[config.train.seeds[0]])
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    frame.to_parquet(temporary, index=False)
+    os.replace(temporary, path)
+
+
+def _write_results(
+    workspace: Workspace, run: Path, split: str, per_seed: list[pd.DataFrame], prompt: PromptParams
+) -> Results:
+    config = workspace.config
+    metrics = pd.concat(per_seed, ignore_index=True)
+    # A session's metrics are averaged over seeds before users are compared: seeds are no extra people.
+    plain = [frame.drop(columns="seed") for frame in per_seed]
+    keys = ["session_id", "user_id", "split", "method", "mode"]
+    averaged = pd.concat(plain).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+    results = results_table(summarise(averaged))
+    comparison = comparison_table(averaged, reference=FIXATE)
+    tables = {f"Results ({split})": results, "FixATE against each method, over users": comparison}
+    if len(per_seed) > 1:
+        tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in plain])
+    for name, table in tables.items():
+        stem = {0: "results", 1: "comparison", 2: "seeds"}[list(tables).index(name)]
+        _write_text(run / f"{stem}-{split}.csv", table.to_csv(index=False))
+    figures = _figures(workspace, run, split, averaged, prompt)
+    report = write_report(
+        run,
+        title=f"FixATE on {config.data.name}",
+        tables=tables,
+        figures=figures,
+        config=config_to_dict(config),
+        versions=versions(),
+        notes=_notes(workspace, split),
+    )
+    return Results(results=results, comparison=comparison, metrics=metrics, report=report)
+
+
+def _notes(workspace: Workspace, split: str) -> list[str]:
+    config = workspace.config
+    count = {name: len(indices) for name, indices in workspace.splits.items()}
+    return [
+        f"{len(workspace.users)} users; {count['train']} sessions to tune on, {count['validation']} to choose the "
+        f"epoch, {count['test']} to test; this table is about the {split} sessions. Seeds: "
+        f"{', '.join(map(str, config.train.seeds))}.",
+        "TF: relevance for the true answer, so the model is told the click; compare it with the predictors that are "
+        "told the click too. FR: relevance for the model's own answer; this is the claim.",
+    ]
+
+
+def _figures(
+    workspace: Workspace, run: Path, split: str, metrics: pd.DataFrame, prompt: PromptParams
+) -> list[tuple[str, Path]]:
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    figures = []
+    for seed in workspace.config.train.seeds:
+        log = pd.read_csv(seed_directory(run, seed) / "metrics.csv")
+        figures.append((f"Training, seed {seed}", training_curves(folder / f"training-seed-{seed}.png", log)))
+    users = user_means(metrics)
+    for metric in ("kl", "accuracy"):
+        free = users[users["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
+        path = user_improvement(folder / f"users-{metric}.png", per_user=free[[BACKBONE, FIXATE]], metric=metric)
+        figures.append((f"Each user's {metric} before and after, free-running", path))
+    indices = workspace.splits[split]
+    chosen = np.random.default_rng(0).permutation(len(indices))[: workspace.config.train.pictures]
+    for index in sorted(indices[i] for i in chosen):
+        session = workspace.data.sessions[index]
+        name = "".join(c if c.isalnum() else "-" for c in session.session_id)
+        path = picture(workspace, prompt, index, folder / f"page-{name}.png")
+        figures.append((f"Session {session.session_id}, user {session.user_id}", path))
+    return figures
+
+
+def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path: Path) -> Path:
+    """Draw one session: page with slots, human gaze, relevance of the backbone and under the user's prompt.
+
+    Args:
+        workspace: backbone and data.
+        prompt: tuned prompts; None leaves that panel out.
+        index: the session.
+        path: PNG to write.
+    """
+    session, encoded = workspace.data.sessions[index], workspace.data.encoded[index]
+    batch = workspace.data.batch([index] + [-1] * (workspace.config.train.eval_batch - 1))
+    relevance, attention = {}, {}
+    for name, soft in ((BACKBONE, None), (FIXATE, prompt)):
+        if name == FIXATE and prompt is None:
+            continue
+        out = jax.device_get(evaluate_batch(workspace, soft, batch))
+        visual = encoded.rows * encoded.columns
+        relevance[name] = out.tokens_free[0][:visual].reshape(encoded.rows, encoded.columns)
+        attention[name] = out.free_running[0][: session.slots].astype(np.float64)
+    return page_figure(
+        path,
+        image=np.asarray(workspace.store.image(session.page_id).convert("RGB")),
+        boxes=session.boxes,
+        labels=session.labels,
+        gaze=session.gaze(workspace.config.data.signal, workspace.config.data.gaze_temperature),
+        click=session.click,
+        relevance=relevance,
+        slot_attention=attention,
+        title=f"user {session.user_id}, session {session.session_id}, free-running",
+    )

@@ -1,0 +1,189 @@
+"""The training loop: steps, validations, early stopping, checkpoints, and going on after an interruption."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pandas as pd
+
+from fixate_jax.config import RunConfig
+from fixate_jax.errors import FixateError
+from fixate_jax.metrics import selection_score, session_metrics, summarise
+from fixate_jax.progress import bar
+from fixate_jax.prompts import PromptParams, init_prompt
+from fixate_jax.tuning.batches import TrainingPlan, training_iterator
+from fixate_jax.tuning.checkpoint import CheckpointStore
+from fixate_jax.tuning.evaluate import predict
+from fixate_jax.tuning.log import MetricsLog
+from fixate_jax.tuning.optimizer import make_optimizer
+from fixate_jax.tuning.setup import Workspace
+from fixate_jax.tuning.step import TrainState, make_train_step
+
+LOGGED = ("kl", "js", "cosine", "csh@1", "csh@3", "tgo@3", "top_k_js", "accuracy", "log_loss", "auc")
+
+
+class Interrupted(FixateError):  # noqa: N818  (no error: the user asked for it)
+    """The run was asked to stop; it has been saved and goes on when the same command is given again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What training leaves.
+
+    Attributes:
+        prompt: the best epoch's prompts.
+        best_epoch: which one that was, counted from 1.
+        steps: optimizer steps taken.
+        log: the metrics log.
+        compilations: how often the training step was compiled in this process.
+    """
+
+    prompt: PromptParams
+    best_epoch: int
+    steps: int
+    log: pd.DataFrame
+    compilations: int
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[str]]:
+    """While active, SIGINT and SIGTERM do not kill but are listed, so that the step can be finished and saved."""
+    asked: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        asked.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_state(config: RunConfig, *, users: int, width: int, seed: int) -> TrainState:
+    """Prompt and optimizer state of step 0."""
+    prompt = init_prompt(jax.random.key(seed), config=config.prompt, users=users, width=width)
+    optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
+    return TrainState(prompt, optimizer.init(prompt), jnp.zeros((), jnp.int32))
+
+
+def validate(workspace: Workspace, config: RunConfig, prompt: PromptParams) -> tuple[float, dict[str, float]]:
+    """Score and mean metrics over the validation sessions, by which the best epoch is chosen."""
+    frame = predict(workspace, prompt, "validation", "fixate")
+    chosen = frame[frame["mode"] == config.train.selection]
+    means = summarise(session_metrics(chosen, top_k=config.objective.top_k)).set_index("average").loc["micro"]
+    score = selection_score(means, free_running=config.train.selection == "FR")
+    return score, {"score": score, **{name: float(means[name]) for name in LOGGED if name in means}}
+
+
+def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int, title: str = "Tuning") -> Tuned:
+    """Tune prompts, or go on with a run that was stopped, or return a finished one.
+
+    After a kill at any moment the same call continues from the last checkpoint and ends with the same parameters and
+    the same metrics log, bit for bit.
+
+    Args:
+        workspace: backbone and data.
+        config: the settings (``workspace.config`` but for the objective in baselines).
+        directory: of this run: checkpoints and metrics.
+        seed: of the prompt's start and the order of sessions.
+        title: of the progress bar.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        FixateError: when checkpoints belong to other settings or cannot be written.
+    """
+    run = _Training(workspace, config, directory, seed)
+    with stop_requests() as asked, bar(title, len(run.plan), done=run.step) as (progress, task):
+        while not run.finished:
+            loss = run.advance()
+            progress.update(task, completed=run.step, note=loss)
+            if asked and not run.finished:
+                run.save()
+                raise Interrupted(f"{asked[0]}: saved after step {run.step}; give the same command again to go on")
+    run.log.write_csv()
+    return Tuned(
+        prompt=run.best,
+        best_epoch=run.meta["best_epoch"],
+        steps=run.step,
+        log=run.log.frame(),
+        compilations=run.train_step._cache_size(),
+    )
+
+
+class _Training:
+    """State of a training run, on and off disk."""
+
+    def __init__(self, workspace: Workspace, config: RunConfig, directory: Path, seed: int):
+        self.workspace, self.config = workspace, config
+        settings, users = config.train, len(workspace.users)
+        self.checkpoints = CheckpointStore(directory / "checkpoints", keep=settings.keep_checkpoints)
+        rows = settings.batch * settings.accumulate
+        self.plan = TrainingPlan(
+            workspace.data, workspace.splits["train"], rows=rows, seed=seed, epochs=settings.epochs
+        )
+        self.batches = training_iterator(workspace.data, self.plan, accumulate=settings.accumulate)
+        self.train_step = make_train_step(workspace.backbone.graph, config, users=users)
+        state = workspace.replicate(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
+        self.state, self.best = state, jax.tree.map(jnp.copy, state.prompt)
+        self.meta: dict[str, Any] = {
+            "best_score": None, "best_epoch": 0, "without_gain": 0, "finished": False, "lines": 0, "batches": None
+        }
+        restored = self.checkpoints.restore({"state": self.state, "best": self.best})
+        self.step = 0
+        if restored is not None:
+            self.state, self.best = restored.state["state"], restored.state["best"]
+            self.meta, self.step = restored.meta, restored.step
+            if self.meta["batches"] is not None:
+                self.batches.set_state(self.meta["batches"])
+        self.log = MetricsLog(directory / "metrics.jsonl", keep_lines=self.meta["lines"])
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.meta["finished"])
+
+    def advance(self) -> str:
+        """One optimizer step, and what is due after it; returns a note for the progress bar."""
+        settings, per_epoch = self.config.train, self.plan.steps_per_epoch
+        batch = self.workspace.place(next(self.batches), micro=True)
+        self.state, parts = self.train_step(self.state, self.workspace.params, batch)
+        self.step += 1
+        epoch, within = divmod(self.step, per_epoch)
+        self.log.add({"step": self.step, "epoch": (self.step - 1) // per_epoch + 1, **parts})
+        last = self.step == len(self.plan)
+        if within == 0 and (epoch % settings.validate_every == 0 or last):
+            self._validate(epoch)
+            self.meta["finished"] = last or self.meta["without_gain"] >= settings.patience
+            self.save()
+        elif self.step % settings.checkpoint_every == 0:
+            self.save()
+        best = self.meta["best_score"]
+        return "" if best is None else f"best {best:.4f}, epoch {self.meta['best_epoch']}"
+
+    def _validate(self, epoch: int) -> None:
+        score, means = validate(self.workspace, self.config, self.state.prompt)
+        self.log.add({"step": self.step, "epoch": epoch, **{f"validation/{k}": v for k, v in means.items()}})
+        if self.meta["best_score"] is None or score > self.meta["best_score"]:
+            self.best = jax.tree.map(jnp.copy, self.state.prompt)
+            self.meta |= {"best_score": score, "best_epoch": epoch, "without_gain": 0}
+        else:
+            self.meta["without_gain"] += 1
+
+    def save(self) -> None:
+        """Write a checkpoint that everything can be continued from."""
+        self.log.flush()
+        self.meta |= {"lines": self.log.lines, "batches": self.batches.get_state()}
+        self.checkpoints.save(self.step, {"state": self.state, "best": self.best}, self.meta)
+
+
+def ntp_only(config: RunConfig) -> RunConfig:
+    """The same settings without alignment: the baseline that only learns to answer."""
+    return replace(config, objective=replace(config.objective, alignment="none"))

@@ -1,0 +1,145 @@
+"""Everything a run needs, made from its settings: backbone, sessions, page features, jitted functions."""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from fixate_jax.backbones import Backbone, load_backbone
+from fixate_jax.config import RunConfig
+from fixate_jax.data.session import SPLITS, Session
+from fixate_jax.data.store import SessionStore
+from fixate_jax.errors import ConfigError
+from fixate_jax.progress import track
+from fixate_jax.tuning.batches import Batch, SessionData
+from fixate_jax.tuning.features import FeatureStore
+from fixate_jax.tuning.step import make_evaluate
+
+PACKAGES = ("fixate-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """What all runs on the same data and backbone share.
+
+    Attributes:
+        config: the settings.
+        backbone: the frozen model.
+        store: the sessions on disk.
+        features: cached page features.
+        data: the encoded sessions.
+        splits: indices of the sessions of each split.
+        mesh: the devices, along the axis "data".
+    """
+
+    config: RunConfig
+    backbone: Backbone
+    store: SessionStore
+    features: FeatureStore
+    data: SessionData
+    splits: dict[str, list[int]]
+    mesh: Mesh
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Users in the order of their coefficients."""
+        return self.store.users
+
+    def sessions(self, split: str) -> list[Session]:
+        """Sessions of a split."""
+        return [self.data.sessions[i] for i in self.splits[split]]
+
+    @cached_property
+    def evaluate(self) -> Callable[..., Any]:
+        """The jitted evaluation, shared by every seed and method so that it is compiled once per bucket."""
+        return make_evaluate(self.backbone.graph, self.config, self.backbone.encoder.end_token)
+
+    @cached_property
+    def params(self) -> PyTree:
+        """The frozen weights on every device of the mesh."""
+        return self.replicate(self.backbone.params)
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """Put a copy on every device of the mesh."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def place(self, batch: Batch, *, micro: bool = False) -> Batch:
+        """Put a batch on the mesh, its rows shared among the devices."""
+        spec = PartitionSpec(None, "data") if micro else PartitionSpec("data")
+        return jax.device_put(batch, NamedSharding(self.mesh, spec))
+
+
+def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -> Workspace:
+    """Load the backbone, encode the sessions, run the vision tower over their pages.
+
+    Args:
+        config: the settings.
+        store: the prepared sessions.
+        directory: where embedded backbones and the disk cache go.
+
+    Raises:
+        FixateError: naming what is wrong with checkpoint, data or settings.
+    """
+    sessions = list(store.sessions)
+    splits = {split: [i for i, s in enumerate(sessions) if s.split == split] for split in SPLITS}
+    empty = [split for split in SPLITS if not splits[split]]
+    if empty:
+        raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")
+    missing = next((s for s in sessions if config.data.signal not in s.dwell_ms), None)
+    if missing is not None:
+        raise ConfigError(
+            f"data.signal = {config.data.signal!r}: session {missing.session_id!r} has only {sorted(missing.dwell_ms)}"
+        )
+    backbone = load_backbone(config.backbone, work=directory)
+    features = FeatureStore(
+        backbone,
+        store.image,
+        [s.page_id for s in sessions],
+        config.cache,
+        directory=config.cache.directory or directory / "features",
+        batch=config.train.eval_batch,
+        track=track,
+    )
+    encoded = {}
+    for s in sessions:
+        key = (s.profile, s.labels, *features.grids[s.page_id])
+        if key not in encoded:
+            encoded[key] = backbone.encoder(profile=key[0], labels=key[1], rows=key[2], columns=key[3])
+    data = SessionData(
+        sessions,
+        [encoded[(s.profile, s.labels, *features.grids[s.page_id])] for s in sessions],
+        {user: row for row, user in enumerate(store.users)},
+        features=features,
+        prompt_tokens=config.prompt.tokens,
+        signal=config.data.signal,
+        gaze_temperature=config.data.gaze_temperature,
+        max_lengths=config.train.max_lengths,
+    )
+    devices = jax.devices()
+    if config.train.data_devices > len(devices):
+        raise ConfigError(f"train.data_devices = {config.train.data_devices}: only {len(devices)} devices are here")
+    mesh = Mesh(np.array(devices[: config.train.data_devices]), ("data",))
+    return Workspace(
+        config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, and the device."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    device = jax.devices()[0]
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": f"{device.platform}: {device.device_kind} × {jax.device_count()}",
+        **found,
+    }

@@ -1,0 +1,116 @@
+"""`verify` passes a checkpoint that we read rightly, and fails one that we read wrongly."""
+
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fixate_jax.backbones import qwen3_vl, verify
+from fixate_jax.backbones.checkpoint import Rule
+from fixate_jax.backbones.tiny_random import write_tiny_random
+from fixate_jax.config import BackboneConfig
+from fixate_jax.errors import CheckpointError, FixateError
+from tests.backbones.tiny import make_torch_checkpoint
+
+SETTINGS = {dtype: BackboneConfig(dtype=dtype, tapped_layers=2) for dtype in ("float32", "bfloat16")}
+PAGE = Image.radial_gradient("L").resize((192, 128))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("verify") / "model"
+    return make_torch_checkpoint(directory, seed=7, text={"num_hidden_layers": 3})
+
+
+def failed(table: pd.DataFrame) -> set[str]:
+    return set(table.loc[~table["ok"], "what"])
+
+
+def swap_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the mapping table read each decoder layer's q norm as its k norm, and the other way round."""
+    original = qwen3_vl.rules
+
+    def rules(config: Any) -> list[Rule]:
+        other = {"q_norm": "k_norm", "k_norm": "q_norm"}
+        table = []
+        for rule in original(config):
+            name = next((n for n in other if n in rule.tensor), None)
+            tensor = rule.tensor.replace(name, other[name]) if name else rule.tensor
+            table.append(Rule(rule.path, tensor, rule.transform, rule.layers))
+        return table
+
+    monkeypatch.setattr(qwen3_vl, "rules", rules)
+
+
+@pytest.mark.parametrize("dtype", SETTINGS)
+def test_a_good_checkpoint_passes_and_a_wrong_mapping_fails(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    table = verify.verify(checkpoint, settings=SETTINGS[dtype], image=PAGE)
+    assert tuple(table.columns) == verify.COLUMNS
+    assert failed(table) == set()
+    assert (table["relative"] <= verify.TOLERANCES[dtype]).all()
+    what = list(table["what"])
+    assert what[:3] == ["rotary positions", "vision layer 0", "vision layer 1"]
+    assert what[3:6] == ["visual tokens", "DeepStack features 0", "DeepStack features 1"]
+    assert what[6:9] == [f"decoder layer {i}" for i in range(3)]
+    assert sum(w.startswith("answer token") for w in what) == 5
+
+    swap_norms(monkeypatch)
+    wrong = failed(verify.verify(checkpoint, settings=SETTINGS[dtype], image=PAGE))
+    assert {*what[6:11]} <= wrong, "every decoder layer and the logits have to fail"
+    assert not wrong & {*what[:6]}, "what stands before the mistake still passes"
+
+
+def test_noise_page_untied_head_and_no_deepstack(tmp_path: Path) -> None:
+    directory = make_torch_checkpoint(
+        tmp_path / "model",
+        text={"num_hidden_layers": 1},
+        vision={"depth": 1, "deepstack_visual_indexes": []},
+        tie=False,
+        sharded=True,
+    )
+    table = verify.verify(directory, settings=BackboneConfig(max_pixels=40_000))
+    assert failed(table) == set()
+    assert not table["what"].str.contains("DeepStack").any()
+    assert failed(verify.verify(directory, settings=BackboneConfig(max_pixels=40_000), tolerance=1e-12))
+
+
+def test_torch_is_freed_before_ours_is_loaded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = []
+
+    def load_theirs(*args: Any, original: Any = verify.load_torch_model, **settings: Any) -> Any:
+        model = original(*args, **settings)
+        models.append(weakref.ref(model))
+        return model
+
+    class ReachedOurs(Exception):
+        pass
+
+    def load_ours(settings: BackboneConfig) -> None:
+        assert [model() for model in models] == [None]
+        raise ReachedOurs
+
+    monkeypatch.setattr(verify, "load_torch_model", load_theirs)
+    monkeypatch.setattr(verify, "load_backbone", load_ours)
+    with pytest.raises(ReachedOurs):
+        verify.verify(checkpoint, settings=SETTINGS["float32"], image=PAGE)
+
+
+def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(FixateError, match=r"needs PyTorch.*pip install 'fixate-jax\[torch\]'"):
+        verify.verify(write_tiny_random(tmp_path / "model"), settings=BackboneConfig())
+
+
+def test_unusable_files_are_named_before_torch_reads_them(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    directory = write_tiny_random(tmp_path / "model")
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated"):
+        verify.verify(directory, settings=BackboneConfig())

@@ -1,0 +1,203 @@
+"""The jitted step and evaluation: exact answer probabilities, no square arrays, weights as arguments, few compilations."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fixate_jax.backbones import take_branches
+from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.prompts import soft_prompt
+from fixate_jax.tuning.loop import start_state
+from fixate_jax.tuning.step import loss_and_gradient, make_evaluate, make_train_step, session_losses
+from tests.probing import whole_matrix
+from tests.worlds import USERS, World, letters, numbers
+
+ABS = OperatorConfig(name="attn_lrp", normalise="abs")
+
+
+@pytest.fixture(scope="module", params=["letters", "numbers"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    config = RunConfig(
+        backbone=BackboneConfig(tapped_layers=2, attention_block=48),
+        prompt=PromptConfig(basis=3, tokens=5),
+        operator=ABS,
+        objective=ObjectiveConfig(warmup=0),
+    )
+    sizes = ((3, 320, 192), (5, 192, 160)) if request.param == "letters" else ((12, 320, 192), (3, 192, 160))
+    labels = letters if request.param == "letters" else numbers
+    return World(tmp_path_factory.mktemp("world"), sizes=sizes, labels=labels, config=config)
+
+
+def full_forward(world: World, prompt: Any, batch: Any, slot: int) -> np.ndarray:
+    """log p of every token (batch, tail, vocab) when the answer is ``slot``, by a whole forward pass of its own."""
+    inputs = take_branches(batch.inputs, jnp.full((len(batch.click), 1), slot))
+    taps = [None] * world.backbone.config.decoder.layers
+    logits, _ = whole_matrix.run(
+        world.backbone, world.backbone.params, inputs, soft_prompt(prompt, batch.user), taps
+    )
+    return np.asarray(jax.nn.log_softmax(logits[:, -inputs.tail_ids.shape[2] :], axis=-1), np.float64)
+
+
+def test_candidate_probabilities_equal_a_forward_pass_each(world: World) -> None:
+    batch, prompt = world.batch(), world.prompt()
+    end = world.backbone.encoder.end_token
+    evaluate = make_evaluate(world.backbone.graph, world.config, end)
+    result = evaluate(soft_prompt(prompt, batch.user), True, world.backbone.params, batch)
+    worst = 0.0
+    by_slot = [full_forward(world, prompt, batch, slot) for slot in range(batch.answer_ids.shape[1])]
+    for row, (session, encoded) in enumerate(zip(world.sessions, world.data.encoded, strict=True)):
+        for slot, answer in enumerate(encoded.answers):
+            log_probs = by_slot[slot][row]
+            expected = sum(log_probs[len(log_probs) - len(answer) + i, token] for i, token in enumerate(answer))
+            longer = [i for i, a in enumerate(encoded.answers) if a[: len(answer)] == answer and len(a) > len(answer)]
+            if longer:
+                other = by_slot[longer[0]][row]
+                expected += other[len(other) - len(encoded.answers[longer[0]]) + len(answer), end]
+            worst = max(worst, abs(float(result.log_probs[row, slot]) - expected))
+        assert np.isneginf(np.asarray(result.log_probs[row, session.slots :])).all()
+        assert int(result.answer[row]) == int(np.argmax(result.log_probs[row, : session.slots]))
+    print(f"\nlargest difference of a candidate's log-probability: {worst:.1e}")
+    assert worst < 1e-5
+
+
+def test_free_running_takes_the_models_own_answer(world: World) -> None:
+    """Where the model's answer is the click, both ways agree; telling it its own answer gives the free-running one."""
+    batch, prompt = world.batch(), world.prompt()
+    evaluate = make_evaluate(world.backbone.graph, world.config, world.backbone.encoder.end_token)
+    soft = soft_prompt(prompt, batch.user)
+    first = evaluate(soft, True, world.backbone.params, batch)
+    told = evaluate(soft, True, world.backbone.params, batch._replace(click=first.answer.astype(jnp.int32)))
+    np.testing.assert_allclose(told.teacher_forced, first.free_running, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(told.free_running, told.teacher_forced, rtol=1e-5, atol=1e-7)
+
+
+def test_without_prompt_is_the_backbone_alone(world: World) -> None:
+    batch = world.batch()
+    evaluate = make_evaluate(world.backbone.graph, world.config, world.backbone.encoder.end_token)
+    results = [
+        evaluate(soft_prompt(world.prompt(seed), batch.user), False, world.backbone.params, batch) for seed in (0, 1)
+    ]
+    np.testing.assert_array_equal(results[0].log_probs, results[1].log_probs)
+    with_prompt = evaluate(soft_prompt(world.prompt(), batch.user), True, world.backbone.params, batch)
+    assert evaluate._cache_size() == 1, "with and without prompt must share one compilation"
+    finite = np.isfinite(np.asarray(with_prompt.log_probs))
+    assert np.abs(np.asarray(with_prompt.log_probs - results[0].log_probs)[finite]).max() > 0.01
+
+
+def test_padding_and_company_change_nothing(world: World, tmp_path: Path) -> None:
+    """A session's loss is the same alone, in company, and among rows that only fill the batch."""
+    prompt, params = world.prompt(), world.backbone.params
+
+    @jax.jit
+    def loss(batch: Any) -> Any:
+        return session_losses(prompt, world.backbone.merge(params), batch, world.config, jnp.float32(0.5))[0]
+
+    both = float(loss(world.batch([0, 1])))
+    alone = [float(loss(world.batch([i, -1]))) for i in (0, 1)]
+    assert both == pytest.approx(sum(alone) / 2, rel=1e-5)
+
+
+def test_accumulated_gradient_is_the_mean_over_sessions(world: World) -> None:
+    prompt, model = world.prompt(), world.backbone.merge(world.backbone.params)
+    micro = jax.tree.map(lambda *x: jnp.stack(x), world.batch([0, -1]), world.batch([1, 0]))
+    parts, gradient = loss_and_gradient(prompt, model, micro, world.config, jnp.float32(0.5))
+    whole = world.batch([0, 1, 0])
+    (loss, _), expected = jax.value_and_grad(session_losses, has_aux=True)(
+        prompt, model, whole, world.config, jnp.float32(0.5)
+    )
+    assert float(parts["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    np.testing.assert_allclose(gradient.basis, expected.basis, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def long_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Longer sequences than any other dimension of the model, so that a square array would stand out."""
+    config = RunConfig(
+        backbone=BackboneConfig(tapped_layers=2, attention_block=64), prompt=PromptConfig(basis=3, tokens=16)
+    )
+    return World(
+        tmp_path_factory.mktemp("long"), sizes=((4, 640, 576), (4, 640, 576)), config=replace(config, operator=ABS)
+    )
+
+
+def square_arrays(hlo: str, seq: int) -> set[str]:
+    """Shapes in the compiled program with two dimensions of about the sequence's length (give or take a tail)."""
+    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\b(?:f32|bf16|f16|pred|s32)\[([\d,]+)\]", hlo)}
+    return {str(s) for s in shapes if sum(seq - 8 <= d <= seq + 8 for d in s) >= 2}
+
+
+def test_no_square_array_in_the_compiled_step(long_world: World) -> None:
+    world = long_world
+    seq = world.data.buckets[0].seq
+    widths = {128, 384, 512, 64, 256}
+    assert seq > 400 and all(abs(seq - w) > 8 for w in widths)
+    step = make_train_step(world.backbone.graph, world.config, users=len(USERS))
+    state = start_state(world.config, users=len(USERS), width=world.backbone.width, seed=0)
+    batch = jax.tree.map(lambda x: x[None], world.batch())
+    hlo = step.lower(state, world.backbone.params, batch).compile().as_text()
+    assert square_arrays(hlo, seq) == set()
+    # The check itself must be able to fail: the same model with one block for all rows does hold S×S.
+    config = replace(world.backbone.config.decoder, attention_block=4096)
+    from flax import nnx
+
+    from fixate_jax.backbones import qwen3_vl
+
+    whole = replace(world.backbone.config, decoder=config)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: qwen3_vl.build(whole, nnx.Rngs(0))))
+    hlo = make_train_step(graph, world.config, users=len(USERS)).lower(state, world.backbone.params, batch)
+    assert square_arrays(hlo.compile().as_text(), seq)
+
+
+def test_frozen_weights_are_arguments_and_the_state_is_donated(long_world: World) -> None:
+    world = long_world
+    step = make_train_step(world.backbone.graph, world.config, users=len(USERS))
+    state = start_state(world.config, users=len(USERS), width=world.backbone.width, seed=0)
+    lowered = step.lower(state, world.backbone.params, jax.tree.map(lambda x: x[None], world.batch()))
+    constants = re.findall(r"stablehlo\.constant dense<[^>]{0,40}>?[^:]*: tensor<([\dx]+)xf32>", lowered.as_text())
+    largest = max((int(np.prod([int(d) for d in c.split("x")])) for c in constants), default=0)
+    splat_free = [c for c in re.findall(r'dense<"0x[0-9A-F]+', lowered.as_text()) if len(c) > 20_000]
+    weights = sum(x.nbytes for x in jax.tree.leaves(world.backbone.params))
+    assert lowered.compile().memory_analysis().argument_size_in_bytes > weights
+    assert not splat_free, f"a large constant is baked into the program (largest f32 constant: {largest})"
+
+
+def test_only_the_prompt_moves_and_absent_users_do_not(world: World) -> None:
+    users = len(USERS)
+    step = make_train_step(world.backbone.graph, world.config, users=users)
+    state = start_state(world.config, users=users, width=world.backbone.width, seed=0)
+    before = jax.device_get(state.prompt)
+    batch = jax.tree.map(lambda x: x[None], world.batch([0, -1]))
+    for _ in range(3):
+        state, parts = step(state, world.backbone.params, batch)
+    assert step._cache_size() == 1
+    after = jax.device_get(state.prompt)
+    assert np.abs(after.basis - before.basis).max() > 1e-4
+    present = int(batch.user[0, 0])
+    moved = np.abs(after.coefficients - before.coefficients).max(axis=1)
+    assert moved[present] > 0 and (np.delete(moved, present) == 0).all()
+    assert int(state.step) == 3 and np.isfinite(float(parts["loss"]))
+
+
+def test_vision_in_the_step_equals_cached_features(tmp_path: Path) -> None:
+    cached = World(tmp_path, sizes=((3, 320, 192), (4, 256, 256)))
+    uncached = World(
+        tmp_path,
+        sizes=((3, 320, 192), (4, 256, 256)),
+        cache=CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0),
+    )
+    assert (cached.features.tier, uncached.features.tier) == ("device", "step")
+    prompt = cached.prompt()
+
+    @jax.jit
+    def loss(batch: Any) -> Any:
+        return session_losses(
+            prompt, cached.backbone.merge(cached.backbone.params), batch, cached.config, jnp.float32(0.5)
+        )[0]
+
+    assert float(loss(cached.batch())) == pytest.approx(float(loss(uncached.batch())), rel=1e-5)
