@@ -180,3 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", highlight=False, markup=False)
         status = 130 if isinstance(error, Interrupted) else 2
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 SCREEN = (1280, 1024)
 """Screen of the study, in pixels; everything below is in these and scaled to the page."""
-COLUMN_X = (640 - 391, 640, 640 + 391)
+COLUMN_X = (640.0 - 391, 640.0, 640.0 + 391)
 TEXT_Y = (512 - 195.5, 512 + 195.5)
-TEXT_AREA = (385, 240)
+TEXT_AREA = (385.0, 240.0)
 """Gaze area around a text's centre."""
-BOX = (385, 391 + 240)
+BOX = (385.0, 391.0 + 240)
 """The white box around an alternative: as wide as its gaze areas, from the top of the upper to the bottom of the lower."""
 GREY, WHITE = (128, 128, 128), (255, 255, 255)
 

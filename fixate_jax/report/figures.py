@@ -71,7 +71,7 @@ def page_figure(
 
     axes[1].imshow(grey, extent=(0, 1, 1, 0), aspect="auto")
     axes[1].set_title("human gaze", fontsize=10)
-    heat = np.zeros((200, 200))
+    heat = np.full((200, 200), np.nan)
     y, x = (np.indices(heat.shape) + 0.5) / heat.shape[0]
     for (x0, y0, x1, y1), share in zip(boxes, gaze, strict=True):
         heat[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = share
@@ -93,8 +93,10 @@ def _shares(labels: Sequence[str], shares: Float[np.ndarray, " slots"]) -> list[
 
 
 def _draw_heat(axis: Axes, grid: Float[np.ndarray, "rows columns"]) -> None:
-    top = float(grid.max())
-    axis.imshow(grid, extent=(0, 1, 1, 0), aspect="auto", cmap=HEAT, vmin=0, vmax=top or 1.0, alpha=0.65)
+    """A transparent layer, denser where the value is high, so that the page shows through; nothing where it is NaN."""
+    top = float(np.nanmax(grid)) or 1.0
+    alpha = np.where(np.isnan(grid), 0.0, 0.3 + 0.45 * np.nan_to_num(grid) / top)
+    axis.imshow(np.nan_to_num(grid), extent=(0, 1, 1, 0), aspect="auto", cmap=HEAT, vmin=0, vmax=top, alpha=alpha)
 
 
 def _draw_slots(axis: Axes, boxes: Float[np.ndarray, "slots 4"], texts: Sequence[str], click: int) -> None:
@@ -102,8 +104,10 @@ def _draw_slots(axis: Axes, boxes: Float[np.ndarray, "slots 4"], texts: Sequence
         clicked = slot == click
         edge, line = (ORANGE, 2.6) if clicked else ("white", 1.0)
         # Black under white or orange keeps the frame visible on any page.
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="black", linewidth=line + 1.2))
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=line))
+        # The clicked slot's frame lies over its neighbours'.
+        for colour, thickness in (("black", line + 1.2), (edge, line)):
+            frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=thickness)
+            axis.add_patch(frame).set_zorder(3 if clicked else 2)
         axis.text(
             x0 + 0.012,
             y0 + 0.02,
@@ -113,6 +117,7 @@ def _draw_slots(axis: Axes, boxes: Float[np.ndarray, "slots 4"], texts: Sequence
             fontsize=7.5,
             color="white",
             fontweight="bold" if clicked else "normal",
+            zorder=4,
             bbox={"facecolor": ORANGE if clicked else "black", "alpha": 0.8, "edgecolor": "none", "pad": 1.4},
         )
 

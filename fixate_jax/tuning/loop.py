@@ -25,7 +25,7 @@ from fixate_jax.tuning.optimizer import make_optimizer
 from fixate_jax.tuning.setup import Workspace
 from fixate_jax.tuning.step import TrainState, make_train_step
 
-LOGGED = ("kl", "js", "cosine", "csh@1", "csh@3", "tgo@3", "top_k_js", "accuracy", "log_loss", "auc")
+LOGGED = ("kl", "cosine", "csh@1", "tgo@3", "accuracy", "log_loss")
 
 
 class Interrupted(FixateError):  # noqa: N818  (no error: the user asked for it)
@@ -79,9 +79,10 @@ def validate(workspace: Workspace, config: RunConfig, prompt: PromptParams) -> t
     """Score and mean metrics over the validation sessions, by which the best epoch is chosen."""
     frame = predict(workspace, prompt, "validation", "fixate")
     chosen = frame[frame["mode"] == config.train.selection]
-    means = summarise(session_metrics(chosen, top_k=config.objective.top_k)).set_index("average").loc["micro"]
+    summary = summarise(session_metrics(chosen, top_k=config.objective.top_k)).set_index("average").loc["micro"]
+    means = {name: float(value) for name, value in summary.items() if isinstance(value, float)}
     score = selection_score(means, free_running=config.train.selection == "FR")
-    return score, {"score": score, **{name: float(means[name]) for name in LOGGED if name in means}}
+    return score, {"score": score, **{name: means[name] for name in LOGGED}}
 
 
 def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int, title: str = "Tuning") -> Tuned:

@@ -1,7 +1,7 @@
 """The jitted computations: one training step, one evaluation of a batch. Everything they use is an argument."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,23 @@ from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attentio
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result", covariant=True)
+
+
+@runtime_checkable
+class Jitted(Protocol[Arguments, Result]):
+    """A jitted function, which can be looked into."""
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """Run it, compiled once per combination of shapes."""
+
+    def lower(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
+        """What the compiler gets for these arguments."""
+
+    def _cache_size(self) -> int: ...
 
 
 class TrainState(NamedTuple):
@@ -126,7 +143,7 @@ def loss_and_gradient(
 
 def make_train_step(
     graph: nnx.GraphDef, config: RunConfig, *, users: int
-) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+) -> Jitted[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The jitted optimizer step; the state is donated, the frozen weights are an argument.
 
     Args:
@@ -149,7 +166,7 @@ def make_train_step(
         }
         return TrainState(prompt, optimizer_state, state.step + 1), parts
 
-    return jax.jit(step, donate_argnums=0)
+    return cast(Any, jax.jit(step, donate_argnums=0))
 
 
 def candidate_log_probs(
@@ -201,7 +218,7 @@ def evaluate_batch(
 
 def make_evaluate(
     graph: nnx.GraphDef, config: RunConfig, end_token: int
-) -> Callable[[Float[Array, "batch tokens width"], bool, nnx.State, Batch], Evaluation]:
+) -> Jitted[[Float[Array, "batch tokens width"], bool, nnx.State, Batch], Evaluation]:
     """The jitted evaluation of a batch under given soft prompts; one compilation with and without prompt."""
 
     def evaluate(
@@ -209,4 +226,4 @@ def make_evaluate(
     ) -> Evaluation:
         return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
 
-    return jax.jit(evaluate)
+    return cast(Any, jax.jit(evaluate))

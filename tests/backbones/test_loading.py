@@ -1,6 +1,7 @@
 """Reading checkpoints: what loads, and what is refused with which message."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,21 @@ SIZES = TinySizes(width=32, ff=48, layers=3, heads=2, kv_heads=1, head_dim=16, v
 Q_NORM = "model.language_model.layers.1.self_attn.q_norm.weight"
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_random(tmp_path_factory.mktemp("loading") / "model", sizes=SIZES)
+
+
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return write_tiny_random(tmp_path / "model", sizes=SIZES)
+def directory(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "model")
 
 
 def load(directory: Path, **settings: Any) -> Any:
     return load_backbone(BackboneConfig(path=str(directory), tapped_layers=2, **settings))
 
 
-def change_weights(directory: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+def change_weights(directory: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
     tensors = load_file(directory / SINGLE_FILE)
     change(tensors)
     save_file(tensors, directory / SINGLE_FILE)

@@ -1,0 +1,181 @@
+"""A whole run: killed and resumed it ends like one that was not, few compilations, clear refusals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from fixate_jax.config import (
+    BackboneConfig,
+    DataConfig,
+    ObjectiveConfig,
+    OperatorConfig,
+    OptimizerConfig,
+    PromptConfig,
+    RunConfig,
+    TrainConfig,
+)
+from fixate_jax.data import open_or_prepare
+from fixate_jax.errors import ConfigError
+from fixate_jax.settings import dump_config
+from fixate_jax.tuning import loop
+from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
+from fixate_jax.tuning.experiment import claim_run, evaluate_run, open_run, run_experiment, seed_directory
+from fixate_jax.tuning.loop import Interrupted, start_state, train
+from fixate_jax.tuning.setup import Workspace, open_workspace
+
+SEED = 7
+
+
+def settings(store: Path) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(name="synthetic_choice", store=store, page_width=64, max_users=2),
+        backbone=BackboneConfig(tapped_layers=2),
+        prompt=PromptConfig(basis=2, tokens=2, init_scale=0.3),
+        operator=OperatorConfig(normalise="abs"),
+        objective=ObjectiveConfig(alignment="kl", warmup=3),
+        optimizer=OptimizerConfig(basis_lr=0.05, user_lr=0.05),
+        train=TrainConfig(
+            seeds=(SEED,),
+            epochs=2,
+            batch=4,
+            accumulate=2,
+            eval_batch=8,
+            validate_every=1,
+            checkpoint_every=4,
+            ntp_baseline=False,
+            swap_control=False,
+            pictures=1,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return settings(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture(scope="module")
+def workspace(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return open_workspace(config, open_or_prepare(config.data), directory=tmp_path_factory.mktemp("work"))
+
+
+def final_state(workspace: Workspace, directory: Path) -> Any:
+    state = start_state(workspace.config, users=len(workspace.users), width=workspace.backbone.width, seed=SEED)
+    restored = CheckpointStore(directory / "checkpoints").restore({"state": state, "best": state.prompt})
+    assert restored is not None
+    return restored
+
+
+def assert_same_run(workspace: Workspace, first: Path, second: Path) -> None:
+    a, b = final_state(workspace, first), final_state(workspace, second)
+    assert a.step == b.step
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+    assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workspace: Workspace, config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
+    tuned = train(workspace, config, directory, seed=SEED)
+    assert tuned.compilations == len(workspace.data.buckets) == 1
+    assert workspace.evaluate._cache_size() <= len(workspace.data.buckets)  # type: ignore[attr-defined]
+    assert tuned.steps == 2 * 11 and tuned.best_epoch in (1, 2)
+    losses = tuned.log["next_token"].dropna()
+    assert len(losses) == tuned.steps and losses.tail(5).mean() < losses.iloc[0]
+    return directory
+
+
+def test_killed_corrupted_and_resumed_is_bit_identical(
+    workspace: Workspace, config: RunConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle, then a flipped bit in the newest checkpoint, then the same command again."""
+    run = tmp_path / "run"
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(dump_config(config))
+    command = [sys.executable, "-m", "fixate_jax.cli", "train", str(preset), "--run", str(run)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = CheckpointStore(seed_directory(run, SEED) / "checkpoints")
+    deadline = time.monotonic() + 240
+    while len(checkpoints.steps()) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    steps = checkpoints.steps()
+    newest = checkpoints.directory / f"step_{steps[-1]:08d}"
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    damaged = bytearray(victim.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    victim.write_bytes(damaged)
+    with pytest.warns(CheckpointWarning, match=newest.name):
+        train(workspace, config, seed_directory(run, SEED), seed=SEED)
+    assert_same_run(workspace, uninterrupted, seed_directory(run, SEED))
+
+
+def test_a_request_to_stop_is_obeyed_after_the_step_and_loses_nothing(
+    workspace: Workspace, config: RunConfig, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = loop._Training.advance
+
+    def interrupting(self: Any) -> str:
+        note = advance(self)
+        if self.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return note
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Training, "advance", interrupting)
+        with pytest.raises(Interrupted, match="SIGTERM: saved after step 6; give the same command again"):
+            train(workspace, config, tmp_path, seed=SEED)
+    train(workspace, config, tmp_path, seed=SEED)
+    assert_same_run(workspace, uninterrupted, tmp_path)
+
+
+def test_another_seed_gives_another_run(workspace: Workspace, config: RunConfig, uninterrupted: Path) -> None:
+    first = start_state(config, users=2, width=workspace.backbone.width, seed=SEED)
+    other = start_state(config, users=2, width=workspace.backbone.width, seed=SEED + 1)
+    assert not np.array_equal(first.prompt.basis, other.prompt.basis)
+
+
+def test_the_whole_job_writes_everything_and_can_be_given_again(config: RunConfig, tmp_path: Path) -> None:
+    short = replace(
+        config, train=replace(config.train, epochs=1, ntp_baseline=True, swap_control=True, seeds=(1, 2))
+    )
+    run = tmp_path / "run"
+    results = run_experiment(short, run)
+    again = run_experiment(short, run)
+    pd.testing.assert_frame_equal(results.results, again.results)
+    for name in ("config.yaml", "versions.json", "results-test.csv", "comparison-test.csv", "seeds-test.csv"):
+        assert (run / name).stat().st_size > 0, name
+    assert (run / "report.html").read_text().count("data:image/png") >= 5
+    methods = set(results.results["method"])
+    assert {"backbone", "fixate", "ntp_only", "fixate_swapped", "uniform", "population_mean", "user_mean"} <= methods
+    assert {"user_mean_given_click", "content_regression", "majority_click"} <= methods
+    predictions = pd.read_parquet(seed_directory(run, 1) / "predictions-test.parquet")
+    assert set(predictions["mode"]) == {"TF", "FR"} and predictions["session_id"].nunique() == 18
+    claim_run(run, short)
+    with pytest.raises(ConfigError, match=r"made with other settings \(train.epochs: 1 there, 3 now\)"):
+        claim_run(run, replace(short, train=replace(short.train, epochs=3)))
+    opened, workspace = open_run(run)
+    assert opened == short
+    validation = evaluate_run(workspace, run, split="validation")
+    assert (run / "results-validation.csv").exists() and len(validation.results) > 0
+
+
+def test_a_folder_with_something_else_in_it_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match=r"is not empty and holds no config\.yaml; choose another --run"):
+        run_experiment(config, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
