@@ -105,7 +105,7 @@ def make_case(directory: Path) -> Case:
     )
 
 
-def functions(case: Case) -> dict[str, Callable[..., Any]]:
+def functions(case: Case) -> dict[str, Any]:
     """What is timed, each a jitted function of prompt, frozen weights and batch."""
     config, merge = case.config, case.backbone.merge
 

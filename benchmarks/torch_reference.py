@@ -112,16 +112,17 @@ def alignment_loss(
     *,
     config: ObjectiveConfig,
 ) -> Float[Tensor, ""]:
-    """Mean over the batch of Σ_n ω_n g_n (log(g_n + ε) − log(a_n + ε)), with ω of mean 1 over a page's slots.
+    """Mean over the batch of Σ_n ω_n g_n (log(g_n + ε) − log(a_n + ε)), with Σω = 1 over a page's slots, or ω = 1.
 
     Raises:
         ValueError: for alignments other than ``kl`` and ``weighted_kl``.
     """
     if config.alignment not in ("kl", "weighted_kl"):
         raise ValueError(f"objective.alignment = {config.alignment!r}: the reference knows kl and weighted_kl")
-    gamma = config.gamma if config.alignment == "weighted_kl" else 0.0
-    importance = (gaze + 1e-8) ** gamma * mask
-    importance = importance * mask.sum(-1, keepdim=True) / importance.sum(-1, keepdim=True)
+    importance = mask
+    if config.alignment == "weighted_kl" and config.gamma > 0:
+        importance = (gaze + 1e-8) ** config.gamma * mask
+        importance = importance / importance.sum(-1, keepdim=True)
     terms = gaze * ((gaze + LOG_EPS).log() - (attention + LOG_EPS).log())
     return (importance * terms * mask).sum(-1).mean()
 

@@ -44,6 +44,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.page_width >= 64, "data.page_width", self.page_width, "at least 64 pixels are needed")
         _require(self.gaze_temperature > 0, "data.gaze_temperature", self.gaze_temperature, "must be above 0")
+        _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must not be negative")
         _require(self.max_users is None or self.max_users > 0, "data.max_users", self.max_users, "must be above 0")
 
 
@@ -196,6 +197,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(len(self.seeds) > 0, "train.seeds", self.seeds, "at least 1 is needed")
         _require(len(set(self.seeds)) == len(self.seeds), "train.seeds", self.seeds, "each seed once")
+        _require(min(self.seeds) >= 0, "train.seeds", self.seeds, "must not be negative")
         _require(self.pictures >= 0, "train.pictures", self.pictures, "must not be negative")
         _require(
             self.batch % max(self.data_devices, 1) == 0 and self.eval_batch % max(self.data_devices, 1) == 0,

@@ -31,19 +31,19 @@ def session_mean(values: Float[Array, " batch"], weight: Float[Array, " batch"])
 def importance_weights(
     gaze: Float[Array, "batch slots"], slot_mask: Bool[Array, "batch slots"], gamma: float
 ) -> Float[Array, "batch slots"]:
-    """Importance of each slot, ω_n ∝ (g_n + 1e-8)^γ, scaled to a mean of 1 over the slots of the page.
+    """Importance of each slot, ω_n ∝ (g_n + 1e-8)^γ, Σω = 1 over the page (FixATE); γ = 0 means none, ω = 1.
 
-    The mean is 1, not the sum, so that γ → 0 leads without a jump to weights of 1, the plain divergence. The published
-    implementation scales to a sum of 1: its λ is N times ours on a page of N slots. The scale does not change what an
-    alignment loss is minimised by.
+    At small γ the weights are therefore about 1/N on a page of N slots, and not 1 as at γ = 0. The scale moves the
+    balance with the other losses, never an alignment loss's minimiser.
 
     Returns:
         Weights, 0 on masked slots.
     """
+    if gamma == 0:
+        return jnp.where(slot_mask, 1.0, 0.0)
     # Through a softmax, since powers of small shares leave the range of float32 when γ is large.
     exponents = gamma * jnp.log(jnp.where(slot_mask, gaze, 0.0) + WEIGHT_EPS)
-    share = jax.nn.softmax(jnp.where(slot_mask, exponents, -1e30), axis=-1)
-    return jnp.where(slot_mask, share * slot_mask.sum(axis=-1, keepdims=True), 0.0)
+    return jnp.where(slot_mask, jax.nn.softmax(jnp.where(slot_mask, exponents, -1e30), axis=-1), 0.0)
 
 
 def weighted_kl(

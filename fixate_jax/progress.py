@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -30,7 +31,7 @@ class RateColumn(ProgressColumn):
 
 
 @contextmanager
-def bar(title: str, total: int, *, done: int = 0) -> Iterator[tuple[Progress, int]]:
+def bar(title: str, total: int, *, done: int = 0) -> Iterator[tuple[Progress, TaskID]]:
     """A bar to advance by hand: ``progress.update(task, advance=1, note="loss 0.3")``."""
     columns = (
         TextColumn("{task.description}"),

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from fixate_jax.config import DataConfig
 from fixate_jax.data import human_choice, synthetic_choice
+from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import SPLITS, Session, Split
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image, sessions_frame
 from fixate_jax.errors import ConfigError, StoreError
@@ -17,6 +19,7 @@ from fixate_jax.progress import track
 
 SYNTHETIC_USERS, SYNTHETIC_TRIALS = 12, 60
 
+WriterOf = Callable[[tuple[str, ...]], StoreWriter]
 Reader = Callable[[DataConfig], tuple[pd.DataFrame, dict[str, int]]]
 
 
@@ -30,29 +33,52 @@ def _read_synthetic_choice(config: DataConfig) -> tuple[pd.DataFrame, dict[str, 
     return synthetic_choice.synthetic_trials(users=users, trials=SYNTHETIC_TRIALS, seed=config.split_seed), {}
 
 
-def _write_choice(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWriter], read: Reader) -> None:
+def _write_choice(config: DataConfig, writer_of: WriterOf, read: Reader) -> None:
     frame, dropped = read(config)
     frame = human_choice.first_users(frame, config.max_users)
     splits = human_choice.assign_splits(frame, config.split_seed)
     with writer_of(human_choice.FEATURES[config.slots]) as writer:
         writer.dropped = dropped
         rows = list(zip(frame.itertuples(index=False), splits, strict=True))
+        pages: dict[tuple[Alternative, ...], str] = {}
         for row, split in track(rows, "Drawing pages"):
-            png = encode_image(human_choice.draw_trial(row, slots=config.slots, width=config.page_width))
-            page = writer.add_image(png)
-            writer.add(human_choice.make_session(row, slots=config.slots, page=page, split=split))
+            content = tuple(alternative for _, alternative in human_choice.shown(row))
+            if content not in pages:
+                page = human_choice.draw_trial(row, slots=config.slots, width=config.page_width)
+                pages[content] = writer.add_image(encode_image(page))
+            writer.add(human_choice.make_session(row, slots=config.slots, page=pages[content], split=split))
 
 
-Preparer = Callable[[DataConfig, Callable[[tuple[str, ...]], StoreWriter]], None]
+Preparer = Callable[[DataConfig, WriterOf], None]
 
-DATASETS: dict[str, Preparer] = {
-    "human_choice": lambda config, writer_of: _write_choice(config, writer_of, _read_human_choice),
-    "synthetic_choice": lambda config, writer_of: _write_choice(config, writer_of, _read_synthetic_choice),
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """How a data set gets into a store.
+
+    Attributes:
+        prepare: reads the raw data and adds sessions to a store's writer.
+        files: the raw files in ``data.path`` that the store is made of; None for a data set that is generated.
+    """
+
+    prepare: Preparer
+    files: Callable[[Path], list[Path]] | None
+
+
+def _prepare_human_choice(config: DataConfig, writer_of: WriterOf) -> None:
+    _write_choice(config, writer_of, _read_human_choice)
+
+
+def _prepare_synthetic_choice(config: DataConfig, writer_of: WriterOf) -> None:
+    _write_choice(config, writer_of, _read_synthetic_choice)
+
+
+DATASETS: dict[str, DataSet] = {
+    "human_choice": DataSet(prepare=_prepare_human_choice, files=human_choice.source_files),
+    "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
 }
-"""Data sets by name: a function that reads the raw data and adds sessions to a store's writer."""
+"""Data sets by name."""
 
-MADE_UP = ("synthetic_choice",)
-"""Data sets that are generated and need no path."""
 NOT_STORED = ("store", "signal", "gaze_temperature")
 """Settings that do not change what a store holds."""
 
@@ -60,21 +86,26 @@ NOT_STORED = ("store", "signal", "gaze_temperature")
 def store_settings(config: DataConfig) -> dict[str, Any]:
     """What a store's content depends on: the settings that shape it, and a checksum of the raw files.
 
+    The checksum, ``source``, is left out when ``config.path`` is None, as for a store whose raw data are elsewhere.
+
     Raises:
-        ConfigError: when the data set is unknown or its path is missing.
+        ConfigError: when the data set is unknown or its path does not exist.
     """
     if config.name not in DATASETS:
         raise ConfigError(f"data.name = {config.name!r}: choose one of {', '.join(DATASETS)}")
-    settings = {k: v for k, v in vars(config).items() if k not in (*NOT_STORED, "path", "on_bad_row")}
-    if config.name in MADE_UP:
+    settings = {k: v for k, v in vars(config).items() if k not in (*NOT_STORED, "path")}
+    files = DATASETS[config.name].files
+    if files is None:
+        del settings["on_bad_row"]
         return settings | {"source": "generated"}
-    if config.path is None or not config.path.exists():
-        raise ConfigError(f"data.path = {config.path}: give the folder of {config.name} (--data.path FOLDER)")
-    files = sorted(p for p in config.path.rglob("*") if p.is_file()) if config.path.is_dir() else [config.path]
+    if config.path is None:
+        return settings
     digest = hashlib.sha256()
-    for file in files:
+    for file in files(config.path):
+        if not file.is_file():
+            raise ConfigError(f"data.path = {config.path}: {file} is not there; give the folder of {config.name}")
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return settings | {"on_bad_row": config.on_bad_row, "source": digest.hexdigest()}
+    return settings | {"source": digest.hexdigest()}
 
 
 def open_or_prepare(config: DataConfig) -> SessionStore:
@@ -83,34 +114,46 @@ def open_or_prepare(config: DataConfig) -> SessionStore:
     Without ``config.store`` it goes to ``stores/`` in the current folder, under a name made from its settings.
 
     Raises:
-        ConfigError: when the data set is unknown, its path is missing, or the store was made with other settings.
+        ConfigError: when the data set is unknown or its path is missing.
         DataError: naming file, line and field of a bad row.
-        StoreError: when the store is damaged.
+        StoreError: when the store is damaged, or was made with other settings or from other raw data.
     """
-    if config.store is not None and config.path is None and config.store.exists():
-        return SessionStore.open(config.store)
     settings = store_settings(config)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    directory = config.store or Path("stores") / f"{config.name}-{digest}"
+    directory = config.store
+    if "source" not in settings and (directory is None or not directory.exists()):
+        raise ConfigError(f"data.path = None: give the folder of {config.name} (--data.path FOLDER)")
+    if directory is None:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        directory = Path("stores") / f"{config.name}-{digest}"
     if not directory.exists():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        DATASETS[config.name](
-            config,
-            lambda names: StoreWriter(directory, name=config.name, settings=settings, slot_feature_names=names),
-        )
+        _prepare(config, directory, settings)
     store = SessionStore.open(directory)
-    differing = [k for k in settings if store.manifest["settings"].get(k) != settings[k]]
+    made_with = store.manifest["settings"]
+    differing = [f"{k} was {made_with.get(k)!r}, is {v!r}" for k, v in settings.items() if made_with.get(k) != v]
     if differing:
         raise StoreError(
-            f"{directory} was prepared with other settings or raw data ({', '.join(differing)}); "
-            "choose another data.store or remove it"
+            f"{directory} was prepared with other settings or raw data ({'; '.join(differing)}); "
+            "give these settings, choose another data.store or remove it"
         )
     return store
+
+
+def _prepare(config: DataConfig, directory: Path, settings: Mapping[str, Any]) -> None:
+    def writer_of(names: tuple[str, ...]) -> StoreWriter:
+        return StoreWriter(directory, name=config.name, settings=settings, slot_feature_names=names)
+
+    try:
+        DATASETS[config.name].prepare(config, writer_of)
+    except StoreError:
+        # Runs that start together, as in a sweep, prepare the same store; all use that of the first to finish.
+        if not directory.exists():
+            raise
 
 
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "DataSet",
     "Session",
     "SessionStore",
     "Split",

@@ -9,18 +9,22 @@ With six slots the click counts for the upper text of the chosen column; which t
 asked, because that would tell the label something about the gaze.
 """
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from PIL import Image
 
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page, text_boxes
 from fixate_jax.data.session import Session, Split
 from fixate_jax.errors import DataError
 
 FILE = "trials.csv"
+_REMEDY = "mend the row or pass --data.on-bad-row skip"
 LETTERS = ("A", "B", "C")
 KEY = ["subject", "block", "trial"]
 DWELL = [f"dwell_{letter}{attribute}" for letter in LETTERS for attribute in "pm"]
@@ -28,6 +32,8 @@ NUMERIC = [*KEY, *(f"{a}{x}" for a in "pm" for x in LETTERS), *(f"pos_{x}" for x
 BOOLEAN = [f"p{letter}_top" for letter in LETTERS]
 COLUMNS = [*NUMERIC, *BOOLEAN, "choice"]
 SHARE_TOLERANCE = 1e-3
+MAX_AMOUNT = 9999
+"""Euro; more would not fit into a box."""
 SPLIT_SHARES: tuple[tuple[Split, float], ...] = (("train", 0.70), ("validation", 0.15), ("test", 0.15))
 PROFILE = "Each box is a gamble: a chance to win and an amount in euro. The user picks the gamble to play."
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -40,6 +46,9 @@ def _problems(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series, str]]:
     """Field, reason (for the counts), rows that are bad, and what is wanted, one rule after the other."""
     for column in COLUMNS:
         yield column, "missing value", frame[column].isna(), "is empty; fill it in"
+    for column in KEY:
+        whole = (frame[column] >= 0) & (frame[column] % 1 == 0)
+        yield column, "no whole number", ~whole, "must be a whole number from 0"
     for column in BOOLEAN:
         known = frame[column].astype(str).isin(["True", "False"])
         yield column, "neither True nor False", ~known, "must be True or False"
@@ -48,6 +57,9 @@ def _problems(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series, str]]:
     for letter in LETTERS:
         p = frame[f"p{letter}"]
         yield f"p{letter}", "probability out of range", ~p.between(0, 1), "must lie in 0..1"
+        m = frame[f"m{letter}"]
+        shown_whole = m.between(0, MAX_AMOUNT) & (m % 1 == 0)
+        yield f"m{letter}", "amount out of range", ~shown_whole, f"must be a whole number of euro in 0..{MAX_AMOUNT}"
     positions = np.sort(frame[[f"pos_{x}" for x in LETTERS]].to_numpy(float), axis=1)
     bad = pd.Series((positions != np.arange(3)).any(axis=1), index=frame.index)
     yield "pos_A", "positions no permutation", bad, "pos_A, pos_B, pos_C must be 0, 1 and 2 in some order"
@@ -76,25 +88,18 @@ def read_trials(path: Path, *, on_bad_row: Literal["error", "skip"] = "error") -
     Raises:
         DataError: naming the file, the line and the field.
     """
-    path = path / FILE if path.is_dir() else path
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=True)
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found; data.path must be the folder of human_choice") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as CSV ({error})") from error
-    missing = [column for column in COLUMNS if column not in raw.columns]
-    if missing:
-        raise DataError(f"{path}: columns {', '.join(missing)} are missing")
-    if raw.empty:
-        raise DataError(f"{path}: holds no rows")
+    (path,) = source_files(path)
+    raw, odd_line, odd_rows = _read_csv(path)
+    if odd_rows and on_bad_row == "error":
+        raise DataError(f"{path}, line {odd_line}: has another number of fields than the header; {_REMEDY}")
     frame = raw.copy()
     for column in NUMERIC:
         frame[column] = pd.to_numeric(raw[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
         typed = raw[column].notna() & frame[column].isna()
         if typed.any() and on_bad_row == "error":
             _fail(path, raw, typed, column, "is not a number")
-    good, dropped = pd.Series(True, index=frame.index), dict[str, int]()
+    good = pd.Series(True, index=frame.index)
+    dropped = {"wrong number of fields": odd_rows} if odd_rows else {}
     for column, reason, bad, wanted in _problems(frame):
         bad = bad & good
         if not bad.any():
@@ -103,18 +108,49 @@ def read_trials(path: Path, *, on_bad_row: Literal["error", "skip"] = "error") -
             _fail(path, raw, bad, column, wanted)
         dropped[reason] = dropped.get(reason, 0) + int(bad.sum())
         good &= ~bad
+    if not good.any():
+        raise DataError(f"{path}: no row is left; left out by reason: {dropped}")
     frame = frame[good].reset_index(drop=True)
     for column in BOOLEAN:
         frame[column] = frame[column].astype(str) == "True"
     return frame, dropped
 
 
+def _read_csv(path: Path) -> tuple[pd.DataFrame, int, int]:
+    """Rows as text under their line numbers; of rows longer or shorter than the header: the first's line, the count."""
+    lines, rows, odd = list[int](), list[list[str]](), list[int]()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            missing = [column for column in COLUMNS if column not in header]
+            if missing:
+                raise DataError(f"{path}: columns {', '.join(missing)} are missing")
+            for row in reader:
+                if row and len(row) == len(header):
+                    lines.append(reader.line_num)
+                    rows.append(row)
+                elif row:
+                    odd.append(reader.line_num)
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; data.path must be the folder of human_choice") from None
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as CSV ({error})") from error
+    if not rows and not odd:
+        raise DataError(f"{path}: holds no rows")
+    frame = pd.DataFrame(rows, columns=header, index=lines, dtype=object)
+    return frame.replace({"": None, "NaN": None, "nan": None, "NA": None}), odd[0] if odd else 0, len(odd)
+
+
 def _fail(path: Path, raw: pd.DataFrame, bad: pd.Series, column: str, wanted: str) -> None:
     row = int(np.argmax(bad.to_numpy()))
-    raise DataError(
-        f"{path}, line {row + 2}, field {column!r} = {raw[column].iloc[row]!r}: {wanted}; "
-        "mend the row or pass --data.on-bad-row skip"
-    )
+    value = raw[column].iloc[row]
+    raise DataError(f"{path}, line {raw.index[row]}, field {column!r} = {value!r}: {wanted}; {_REMEDY}")
+
+
+def source_files(path: Path) -> list[Path]:
+    """The raw files that the sessions are made of."""
+    return [path / FILE if path.is_dir() else path]
 
 
 def assign_splits(frame: pd.DataFrame, seed: int) -> list[Split]:
@@ -143,7 +179,7 @@ def shown(row: Any) -> list[tuple[str, Alternative]]:
     ]
 
 
-def slot_boxes(slots: Literal["alternatives", "texts"]) -> np.ndarray:
+def slot_boxes(slots: Literal["alternatives", "texts"]) -> Float[np.ndarray, "slots 4"]:
     """Boxes of the slots, in relative page coordinates."""
     return alternative_boxes() if slots == "alternatives" else text_boxes()
 
@@ -153,7 +189,7 @@ def slot_labels(slots: Literal["alternatives", "texts"]) -> tuple[str, ...]:
     return tuple("ABCDEF"[: 3 if slots == "alternatives" else 6])
 
 
-def draw_trial(row: Any, *, slots: Literal["alternatives", "texts"], width: int) -> Any:
+def draw_trial(row: Any, *, slots: Literal["alternatives", "texts"], width: int) -> Image.Image:
     """The page of a trial."""
     return draw_page([a for _, a in shown(row)], slot_labels(slots), slot_boxes(slots), width=width)
 

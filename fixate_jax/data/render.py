@@ -17,7 +17,7 @@ TEXT_Y = (512 - 195.5, 512 + 195.5)
 TEXT_AREA = (385.0, 240.0)
 """Gaze area around a text's centre."""
 BOX = (385.0, 391.0 + 240)
-"""The white box around an alternative: as wide as its gaze areas, from the top of the upper to the bottom of the lower."""
+"""The white box around an alternative: as wide as its gaze areas, from the top of the upper to the end of the lower."""
 GREY, WHITE = (128, 128, 128), (255, 255, 255)
 
 
@@ -31,7 +31,7 @@ class Alternative(NamedTuple):
     @property
     def texts(self) -> tuple[str, str]:
         """Upper and lower text."""
-        texts = f"{round(100 * self.probability)}%", f"{self.amount}€"
+        texts = f"{100 * self.probability:g}%", f"{self.amount}€"
         return texts if self.probability_on_top else (texts[1], texts[0])
 
 
@@ -58,7 +58,11 @@ def text_boxes() -> Float[np.ndarray, "6 4"]:
 @lru_cache(maxsize=16)
 def _font(size: float) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the same on every machine (Pillow's own font has no euro sign)."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf",
+        size,
+        layout_engine=ImageFont.Layout.BASIC,
+    )
 
 
 def draw_page(

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.errors import DataError, StoreError
 
 FORMAT = 1
 SESSIONS, MANIFEST, IMAGES = "sessions.parquet", "manifest.json", "images"
-_UNFINISHED = ".unfinished"
+_PAGE_ID = re.compile(r"[0-9a-f]{64}")
 _FLOATS = pa.list_(pa.float64())
 SCHEMA = pa.schema(
     [
@@ -59,7 +60,41 @@ def page_id(png: bytes) -> str:
 
 def natural_order(names: Iterable[str]) -> list[str]:
     """Sorted with numbers in them compared as numbers: u2 before u10."""
-    return sorted(names, key=lambda name: [(t.isdigit(), int(t) if t.isdigit() else t) for t in re.split(r"(\d+)", name)])
+
+    def key(name: str) -> tuple[list[tuple[bool, int | str]], str]:
+        parts = re.split(r"(\d+)", name)
+        # The name itself settles ties such as "1" and "01", so that the order of a set never shows.
+        return [(i % 2 == 1, int(part) if i % 2 else part) for i, part in enumerate(parts)], name
+
+    return sorted(names, key=key)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or a folder's list of files, through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove unfinished copies of a store whose writers, on this machine, are gone."""
+    pattern = re.compile(rf"\.{re.escape(f'{directory.name}.{socket.gethostname()}')}-(\d+)\.unfinished")
+    for path in directory.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not _is_running(int(match[1]))):
+            shutil.rmtree(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +131,22 @@ class SessionStore:
         if table.schema.names != SCHEMA.names or not table.schema.equals(SCHEMA):
             wrong = [f.name for f in SCHEMA if f.name not in table.schema.names or table.schema.field(f.name) != f]
             raise StoreError(f"{path}: columns {', '.join(wrong)} are missing or of another type")
+        for name in SCHEMA.names:
+            if table.column(name).null_count:
+                row = table.column(name).is_null().to_pylist().index(True) + 1
+                raise StoreError(f"{path}, row {row}, field {name!r}: is empty; prepare the store again")
         names = manifest["slot_feature_names"]
         sessions = [_from_row(path, i, row, len(names)) for i, row in enumerate(table.to_pylist())]
+        seen: set[str] = set()
+        pages = {p.name for p in (directory / IMAGES).glob("*.png")}
         for i, session in enumerate(sessions):
-            image = directory / IMAGES / f"{session.page_id}.png"
-            if not image.exists():
+            if session.session_id in seen:
+                raise StoreError(f"{path}, row {i + 1}, field 'session_id': {session.session_id!r} is given twice")
+            seen.add(session.session_id)
+            if not _PAGE_ID.fullmatch(session.page_id):
+                raise StoreError(f"{path}, row {i + 1}, field 'page_id': {session.page_id!r} is no SHA-256")
+            if f"{session.page_id}.png" not in pages:
+                image = directory / IMAGES / f"{session.page_id}.png"
                 raise StoreError(f"{path}, row {i + 1}, field 'page_id': image {image} is missing")
         return cls(directory=directory, manifest=manifest, sessions=sessions)
 
@@ -138,12 +184,16 @@ class SessionStore:
             raise StoreError(f"{path}: not readable as an image ({error})") from error
 
     def select(self, *, split: str | None = None, users: Iterable[str] | None = None) -> list[Session]:
-        """Sessions of a split and of some users (None: all)."""
+        """Sessions of a split and of some users (None: all).
+
+        Raises:
+            StoreError: when a user is not in the store.
+        """
         wanted = None if users is None else set(users)
+        if wanted is not None and (unknown := wanted - set(self.users)):
+            raise StoreError(f"{self.directory}: no user {natural_order(unknown)[0]!r}; it has {', '.join(self.users)}")
         return [
-            s
-            for s in self.sessions
-            if (split is None or s.split == split) and (wanted is None or s.user_id in wanted)
+            s for s in self.sessions if (split is None or s.split == split) and (wanted is None or s.user_id in wanted)
         ]
 
 
@@ -165,6 +215,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _from_row(path: Path, index: int, row: Mapping[str, Any], features: int) -> Session:
+    if any(len(values) != features for values in row["slot_features"]):
+        raise StoreError(f"{path}, row {index + 1}, field 'slot_features': the manifest names {features} columns")
+    if any(len(box) != 4 for box in row["boxes"]):
+        raise StoreError(f"{path}, row {index + 1}, field 'boxes': a box is four numbers, x0, y0, x1, y1")
+    if row["split"] not in SPLITS:
+        raise StoreError(f"{path}, row {index + 1}, field 'split': {row['split']!r} is not one of {SPLITS}")
     try:
         return Session(
             session_id=row["session_id"],
@@ -176,7 +232,9 @@ def _from_row(path: Path, index: int, row: Mapping[str, Any], features: int) -> 
             click=row["click"],
             profile=row["profile"],
             split=row["split"],
-            slot_features=np.array(row["slot_features"], np.float64).reshape(len(row["labels"]), features),
+            slot_features=np.array(row["slot_features"], np.float64).reshape(-1, features)
+            if features
+            else np.zeros((len(row["slot_features"]), 0)),
         )
     except (DataError, TypeError, ValueError) as error:
         raise StoreError(f"{path}, row {index + 1}: {error}") from error
@@ -207,7 +265,7 @@ class StoreWriter:
         slot_feature_names: names of the columns of every session's slot features.
 
     Raises:
-        StoreError: when ``directory`` exists.
+        StoreError: when ``directory`` exists, or another run finishes it first.
     """
 
     def __init__(
@@ -216,31 +274,49 @@ class StoreWriter:
         if directory.exists():
             raise StoreError(f"{directory}: exists already; remove it or choose another place")
         self.directory = directory
-        self.temporary = directory.with_name(f"{directory.name}{_UNFINISHED}")
+        # The name tells whose it is: runs that start together, as in a sweep, must not remove each other's.
+        self.temporary = directory.with_name(f".{directory.name}.{socket.gethostname()}-{os.getpid()}.unfinished")
+        self.slot_feature_names = list(slot_feature_names)
         self.manifest = {
             "format": FORMAT,
             "name": name,
             "settings": dict(settings),
-            "slot_feature_names": list(slot_feature_names),
+            "slot_feature_names": self.slot_feature_names,
         }
         self.sessions: list[Session] = []
+        self.pages: set[str] = set()
         self.dropped: dict[str, int] = {}
 
     def __enter__(self) -> "StoreWriter":
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(self.directory)
         (self.temporary / IMAGES).mkdir(parents=True)
         return self
 
     def add_image(self, png: bytes) -> str:
         """Keep a page image; returns its page id."""
         name = page_id(png)
-        path = self.temporary / IMAGES / f"{name}.png"
-        if not path.exists():
+        if name not in self.pages:
+            path = self.temporary / IMAGES / f"{name}.png"
             path.write_bytes(png)
+            _sync(path)
+            self.pages.add(name)
         return name
 
     def add(self, session: Session) -> None:
-        """Keep a session whose page image was added."""
+        """Keep a session whose page image was added.
+
+        Raises:
+            DataError: naming the session and the field that does not fit this store.
+        """
+        if session.page_id not in self.pages:
+            raise DataError(f"session {session.session_id!r}, field 'page_id': add the page's image first")
+        names = self.slot_feature_names
+        if session.slot_features.shape[1] != len(names):
+            raise DataError(
+                f"session {session.session_id!r}, field 'slot_features': {session.slot_features.shape[1]} columns "
+                f"for the {len(names)} names {names}"
+            )
         self.sessions.append(session)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -256,7 +332,7 @@ class StoreWriter:
     def _finish(self) -> None:
         repeated = [i for i, n in Counter(s.session_id for s in self.sessions).items() if n > 1]
         if repeated:
-            raise DataError(f"session_id {repeated[0]!r} is given {repeated.count(repeated[0]) + 1} times or more")
+            raise DataError(f"{self.manifest['name']}: session_id {repeated[0]!r} is given more than once")
         if not self.sessions:
             raise DataError(f"{self.manifest['name']}: no session is left; dropped by reason: {self.dropped}")
         table = pa.Table.from_pylist([_to_row(s) for s in self.sessions], schema=SCHEMA)
@@ -274,10 +350,15 @@ class StoreWriter:
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (self.temporary / MANIFEST).write_text(text, encoding="utf-8")
-        for file in (path, self.temporary / MANIFEST):
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        os.replace(self.temporary, self.directory)
+        for file in (path, self.temporary / MANIFEST, self.temporary / IMAGES, self.temporary):
+            _sync(file)
+        try:
+            os.rename(self.temporary, self.directory)
+        except OSError as error:
+            if self.directory.exists():
+                raise StoreError(f"{self.directory}: another run has written it meanwhile") from error
+            raise
+        _sync(self.directory.parent)
 
 
 def sessions_frame(sessions: Sequence[Session]) -> pd.DataFrame:

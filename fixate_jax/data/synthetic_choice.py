@@ -61,7 +61,9 @@ def _person(user: int, trials: int, rng: np.random.Generator) -> pd.DataFrame:
     frame |= {f"m{x}": m[:, i] for i, x in enumerate(LETTERS)}
     frame |= {f"pos_{x}": position[:, i] for i, x in enumerate(LETTERS)}
     frame |= {f"p{x}_top": rng.random(trials) < 0.5 for x in LETTERS}
-    frame |= {f"dwell_{x}{a}": np.round(gaze[:, 2 * i + j], 6) for i, x in enumerate(LETTERS) for j, a in enumerate("pm")}
+    frame |= {
+        f"dwell_{x}{a}": np.round(gaze[:, 2 * i + j], 6) for i, x in enumerate(LETTERS) for j, a in enumerate("pm")
+    }
     return pd.DataFrame(frame | {"dwell_total": np.round(total, 3)})
 
 

@@ -103,8 +103,7 @@ def _draw_slots(axis: Axes, boxes: Float[np.ndarray, "slots 4"], texts: Sequence
     for slot, ((x0, y0, x1, y1), text) in enumerate(zip(boxes, texts, strict=True)):
         clicked = slot == click
         edge, line = (ORANGE, 2.6) if clicked else ("white", 1.0)
-        # Black under white or orange keeps the frame visible on any page.
-        # The clicked slot's frame lies over its neighbours'.
+        # Black under white or orange keeps the frame visible on any page; the clicked one lies over its neighbours'.
         for colour, thickness in (("black", line + 1.2), (edge, line)):
             frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=thickness)
             axis.add_patch(frame).set_zorder(3 if clicked else 2)

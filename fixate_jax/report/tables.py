@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from fixate_jax.errors import DataError
 from fixate_jax.metrics import LOWER_IS_BETTER, user_means
 from fixate_jax.statistics import compare_methods
 
@@ -69,8 +71,10 @@ def comparison_table(
     modes: dict[str, list[str]] = {}
     for method, mode in per_user[["method", "mode"]].drop_duplicates().itertuples(index=False):
         modes.setdefault(method, []).append(mode)
+    if reference not in modes:
+        raise DataError(f"there are no predictions of method {reference!r} to compare; there are {sorted(modes)}")
     rows: list[dict[str, Any]] = []
-    for mode in modes.get(reference, ["FR"]):
+    for mode in modes[reference]:
         for other in (method for method in modes if method != reference):
             theirs = mode if mode in modes[other] else "FR"
             if theirs not in modes[other]:
@@ -135,7 +139,8 @@ def print_table(frame: pd.DataFrame, *, title: str, console: Console | None = No
     for name, numeric in zip(frame.columns, numeric_columns(frame), strict=True):
         table.add_column(str(name), justify="right" if numeric else "left", no_wrap=not numeric)
     for row in cells(frame, digits):
-        table.add_row(*row)
+        # As Text, since square brackets in a string would be read as markup.
+        table.add_row(*map(Text, row))
     (console or Console()).print(table)
 
 

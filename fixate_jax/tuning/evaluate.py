@@ -56,9 +56,7 @@ def predict(
     return pd.DataFrame(rows)
 
 
-def evaluate_batch(
-    workspace: Workspace, prompt: PromptParams | None, batch: Batch, *, shift: int = 0
-) -> Evaluation:
+def evaluate_batch(workspace: Workspace, prompt: PromptParams | None, batch: Batch, *, shift: int = 0) -> Evaluation:
     """The jitted evaluation of one batch under own (or shifted) prompts, or without any."""
     config, users = workspace.config, len(workspace.users)
     if prompt is None:

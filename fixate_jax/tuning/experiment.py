@@ -183,9 +183,7 @@ def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Res
         _write_parquet(directory / f"predictions-{split}.parquet", predictions)
         metrics = [session_metrics(pd.concat(frames, ignore_index=True), top_k=top_k)]
         if config.train.swap_control:
-            metrics.append(
-                swapped_metrics(workspace, prompts[seed], split, SWAPPED, top_k=top_k, track=track)
-            )
+            metrics.append(swapped_metrics(workspace, prompts[seed], split, SWAPPED, top_k=top_k, track=track))
         per_seed.append(pd.concat([*metrics, shared], ignore_index=True).assign(seed=seed))
     return _write_results(workspace, run, split, per_seed, prompts[config.train.seeds[0]])
 

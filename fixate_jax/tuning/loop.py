@@ -28,7 +28,7 @@ from fixate_jax.tuning.step import TrainState, make_train_step
 LOGGED = ("kl", "cosine", "csh@1", "tgo@3", "accuracy", "log_loss")
 
 
-class Interrupted(FixateError):  # noqa: N818  (no error: the user asked for it)
+class Interrupted(FixateError):
     """The run was asked to stop; it has been saved and goes on when the same command is given again."""
 
 
@@ -136,7 +136,12 @@ class _Training:
         state = workspace.replicate(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
         self.state, self.best = state, jax.tree.map(jnp.copy, state.prompt)
         self.meta: dict[str, Any] = {
-            "best_score": None, "best_epoch": 0, "without_gain": 0, "finished": False, "lines": 0, "batches": None
+            "best_score": None,
+            "best_epoch": 0,
+            "without_gain": 0,
+            "finished": False,
+            "lines": 0,
+            "batches": None,
         }
         restored = self.checkpoints.restore({"state": self.state, "best": self.best})
         self.step = 0

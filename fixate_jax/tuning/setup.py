@@ -90,7 +90,7 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         FixateError: naming what is wrong with checkpoint, data or settings.
     """
     sessions = list(store.sessions)
-    splits = {split: [i for i, s in enumerate(sessions) if s.split == split] for split in SPLITS}
+    splits: dict[str, list[int]] = {split: [i for i, s in enumerate(sessions) if s.split == split] for split in SPLITS}
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
         raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")

@@ -23,7 +23,6 @@ from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer
 
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
 

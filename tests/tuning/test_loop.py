@@ -150,9 +150,7 @@ def test_another_seed_gives_another_run(workspace: Workspace, config: RunConfig,
 
 
 def test_the_whole_job_writes_everything_and_can_be_given_again(config: RunConfig, tmp_path: Path) -> None:
-    short = replace(
-        config, train=replace(config.train, epochs=1, ntp_baseline=True, swap_control=True, seeds=(1, 2))
-    )
+    short = replace(config, train=replace(config.train, epochs=1, ntp_baseline=True, swap_control=True, seeds=(1, 2)))
     run = tmp_path / "run"
     results = run_experiment(short, run)
     again = run_experiment(short, run)

@@ -1,4 +1,4 @@
-"""The jitted step and evaluation: exact answer probabilities, no square arrays, weights as arguments, few compilations."""
+"""The jitted step and evaluation: exact answers, no square arrays, weights as arguments, few compilations."""
 
 import re
 from dataclasses import replace
@@ -37,10 +37,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def full_forward(world: World, prompt: Any, batch: Any, slot: int) -> np.ndarray:
     """log p of every token (batch, tail, vocab) when the answer is ``slot``, by a whole forward pass of its own."""
     inputs = take_branches(batch.inputs, jnp.full((len(batch.click), 1), slot))
-    taps = [None] * world.backbone.config.decoder.layers
-    logits, _ = whole_matrix.run(
-        world.backbone, world.backbone.params, inputs, soft_prompt(prompt, batch.user), taps
-    )
+    taps: list[jax.Array | None] = [None] * world.backbone.config.decoder.layers
+    logits, _ = whole_matrix.run(world.backbone, world.backbone.params, inputs, soft_prompt(prompt, batch.user), taps)
     return np.asarray(jax.nn.log_softmax(logits[:, -inputs.tail_ids.shape[2] :], axis=-1), np.float64)
 
 
@@ -106,7 +104,9 @@ def test_padding_and_company_change_nothing(world: World, tmp_path: Path) -> Non
 def test_accumulated_gradient_is_the_mean_over_sessions(world: World) -> None:
     prompt, model = world.prompt(), world.backbone.merge(world.backbone.params)
     micro = jax.tree.map(lambda *x: jnp.stack(x), world.batch([0, -1]), world.batch([1, 0]))
-    parts, gradient = jax.jit(lambda p, b: loss_and_gradient(p, model, b, world.config, jnp.float32(0.5)))(prompt, micro)
+    parts, gradient = jax.jit(lambda p, b: loss_and_gradient(p, model, b, world.config, jnp.float32(0.5)))(
+        prompt, micro
+    )
     whole = world.batch([0, 1, 0])
     losses = lambda p, b: session_losses(p, model, b, world.config, jnp.float32(0.5))  # noqa: E731
     (loss, _), expected = jax.jit(jax.value_and_grad(losses, has_aux=True))(prompt, whole)

@@ -1,0 +1,208 @@
+"""The command line: help, overrides, and one clear message for every mistake, before anything is written."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from fixate_jax import cli
+from fixate_jax.config import RunConfig
+from fixate_jax.data import SessionStore
+from fixate_jax.tuning import experiment
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DEMO = str(CONFIGS / "demo.yaml")
+PRESETS = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands run in a folder of their own; a wide terminal keeps messages on one line."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "400")
+    return folder
+
+
+def call(*arguments: str) -> int:
+    """Exit status of a command."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(arguments))
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def flags(settings: object, prefix: str = "") -> list[str]:
+    """Flags of every field within a dataclass, as `fixate --help` spells them."""
+    found: list[str] = []
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        name = f"{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            found += flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            found.append(f"--{name}, --{prefix}no-{name.removeprefix(prefix)} ")
+        else:
+            found.append(f"--{name} ")
+    return found
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("prepare", "train", "evaluate", "probe", "verify"))
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("prepare", flags(RunConfig())),
+        ("train", [*flags(RunConfig()), "--run "]),
+        ("evaluate", ["RUN", "--split "]),
+        ("probe", ["RUN", "--session ", "--seed ", "--out "]),
+        ("verify", ["--image ", "--tolerance ", *flags(RunConfig().backbone, "backbone.")]),
+    ],
+)
+def test_help_lists_every_field_with_its_meaning(
+    command: str, wanted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for flag in wanted:
+        at = next((i for i, line in enumerate(lines) if flag in line and not line.startswith("usage")), None)
+        assert at is not None, f"{flag} is not in the help of {command}"
+        text = " ".join(lines[at : at + 2]).split(flag.strip(), 1)[1]
+        words = re.findall(r"\b[a-z]{2,}\b", text.split("(default")[0])
+        assert len(words) >= 3, f"{flag} is not explained: {text}"
+
+
+def test_a_presets_values_are_the_defaults_of_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    command = cli.parse(["train", DEMO, "--train.epochs", "3", "--train.seeds", "1", "2", "--prompt.no-personal"])
+    assert isinstance(command, cli.Train)
+    assert command.settings.data.name == "synthetic_choice"
+    assert command.settings.train.batch == 16
+    assert (command.settings.train.epochs, command.settings.train.seeds) == (3, (1, 2))
+    assert command.settings.prompt.personal is False
+    assert call("train", DEMO, "--help") == 0
+    assert "(default: synthetic_choice)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
+    parsed = cli.parse([command, str(preset)])
+    assert isinstance(parsed, cli.Prepare | cli.Train)
+    assert parsed.preset == preset
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "prepare, train, evaluate, probe, verify"),
+        (["tune"], "Available subcommands: prepare, train, evaluate, probe, verify"),
+        (["train", DEMO, "--train.epochs", "many"], "--train.epochs: invalid literal for int()"),
+        (["train", "--train.epochs", "many"], "--train.epochs: invalid literal for int()"),
+        (["train", DEMO, "--train.epochs", "0"], "train.epochs = 0: at least 1 is needed"),
+        (["train", "--train.epochs", "0"], "train.epochs = 0: at least 1 is needed"),
+        (["train", DEMO, "--objective.gamma", "-1"], "objective.gamma = -1.0: must not be negative"),
+        (["train", DEMO, "--train.epohcs", "3"], "--train.epochs INT"),
+        (["train", DEMO, "--objective.alignment", "mse"], "--objective.alignment"),
+        (["train", "nothing.yaml"], "error: nothing.yaml: cannot be read"),
+        (["prepare", "nothing.yaml"], "error: nothing.yaml: cannot be read"),
+        (["train", DEMO, "--data.name", "human_choice"], "error: data.path = None: give the folder of human_choice"),
+        (
+            ["train", DEMO, "--data.name", "human_choice", "--data.path", "nowhere"],
+            "error: data.path = nowhere: give the folder of human_choice",
+        ),
+        (["prepare", DEMO, "--data.name", "human_choice", "--data.path", "x"], "error: data.path = x: give the folder"),
+        (["train", DEMO, "--data.name", "nope"], "error: data.name = 'nope': choose one of human_choice, synthetic"),
+        (
+            ["train", DEMO, "--operator.name", "nope"],
+            "error: operator.name = 'nope': choose one of attn_lrp, attention",
+        ),
+        (["train", DEMO, "--backbone.path", "nowhere"], "error: backbone.path 'nowhere' is neither a directory nor"),
+        (["evaluate", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
+        (["evaluate", "nowhere", "--split", "tset"], "error: --split tset: choose one of train, validation, test"),
+        (["probe", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
+        (["verify", "nowhere"], "nowhere/config.json: not found"),
+    ],
+    ids=lambda value: " ".join(a for a in value if a != DEMO)[:60] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_message_and_leaves_nothing_behind(
+    arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    assert call(*arguments) == 2
+    shown = capsys.readouterr()
+    assert wanted in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_a_wrong_preset_names_file_and_field(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    preset = empty_folder / "my.yaml"
+    preset.write_text("objective: {gama: 1}\ntrain: {epochs: 0}\n", encoding="utf-8")
+    assert call("train", "my.yaml") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: my.yaml: objective.gama: no such setting; did you mean 'gamma'?"
+    assert lines[1] == "my.yaml: train.epochs = 0: at least 1 is needed"
+    assert len(lines) == 2
+    assert list(empty_folder.iterdir()) == [preset]
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_a_preset_after_the_flags_is_not_ignored(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--train.epochs", "3", DEMO) == 2
+    assert "give the preset first" in capsys.readouterr().err
+
+
+def test_a_wrong_operator_is_found_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "open_or_prepare", lambda config: pytest.fail("prepared data first"))
+    assert call("train", DEMO, "--operator.name", "nope") == 2
+
+
+def test_a_command_that_failed_can_be_given_again_with_other_settings(empty_folder: Path) -> None:
+    assert call("train", DEMO, "--run", "mine", "--data.name", "human_choice") == 2
+    assert not (empty_folder / "mine").exists()
+
+
+def test_a_directory_that_is_no_run(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    (empty_folder / "letters").mkdir()
+    (empty_folder / "letters" / "a.txt").write_text("a", encoding="utf-8")
+    for command in (["evaluate", "letters"], ["probe", "letters"]):
+        assert call(*command) == 2
+        assert "error: letters: no config.yaml there" in capsys.readouterr().err
+    assert call("train", DEMO, "--run", "letters") == 2
+    assert "letters is not empty and holds no config.yaml; choose another --run" in capsys.readouterr().err
+    assert [p.name for p in (empty_folder / "letters").iterdir()] == ["a.txt"]
+    assert not (empty_folder / "stores").exists()
+
+
+def test_prepare_writes_a_store_and_says_what_is_in_it(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    arguments = ["prepare", DEMO, "--data.store", "made", "--data.max-users", "2", "--data.page-width", "64"]
+    assert call(*arguments) == 0
+    assert "120 sessions of 2 users in made" in capsys.readouterr().out
+    assert [p.name for p in empty_folder.iterdir()] == ["made"]
+    assert SessionStore.open(Path("made")).users == ("0", "1")
+    assert call(*arguments) == 0, "a store that is there is used again"
+    capsys.readouterr()
+    assert call(*arguments, "--data.split-seed", "1") == 2
+    assert "made was prepared with other settings or raw data (split_seed)" in capsys.readouterr().err
+
+
+def test_bad_rows_stop_prepare_or_are_counted(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    from fixate_jax.data.synthetic_choice import synthetic_trials
+
+    trials = synthetic_trials(users=1, trials=20, seed=0)
+    trials.loc[3, "pA"] = 1.5
+    trials.to_csv(empty_folder / "trials.csv", index=False)
+    arguments = ["prepare", "--data.path", ".", "--data.store", "../made", "--data.page-width", "64"]
+    assert call(*arguments) == 2
+    assert "trials.csv, line 5, field 'pA' = '1.5'" in capsys.readouterr().err
+    assert not Path("../made").exists()
+    assert call(*arguments, "--data.on-bad-row", "skip") == 0
+    shown = capsys.readouterr().out
+    assert "19 sessions of 1 users" in shown
+    assert "left out: 1 (probability out of range)" in shown

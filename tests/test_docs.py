@@ -1,0 +1,120 @@
+"""What README and documentation say can be done, can be done."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixate_jax import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLE_SECONDS = 300
+"""Far above what it takes (20 to 60), for machines that are busy with other tests."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every `fixate …` line with its page: console blocks, and lines set as code that name a preset or a flag."""
+    found = []
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        lines = [line.strip() for block in blocks(page, "console") for line in block.splitlines()]
+        found += [(name, line.removeprefix("$ ")) for line in lines if line.startswith("$ fixate ")]
+        inline = re.findall(r"`(fixate [^`\n]+)`", page.read_text(encoding="utf-8"))
+        found += [(name, line) for line in inline if "configs/" in line or "--" in line]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_line_parses(
+    page: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(line, comments=True)[1:]
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as left:
+            cli.parse(arguments)
+        assert left.value.code == 0
+        assert "usage: fixate" in capsys.readouterr().out
+    else:
+        assert type(cli.parse(arguments)).__name__.lower() == arguments[0]
+
+
+def test_all_commands_are_shown() -> None:
+    lines = [line for page, line in commands() if page == "README.md"]
+    assert {line.split()[1] for line in lines} >= {"prepare", "train", "evaluate", "probe", "verify"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for preset in re.findall(r"configs/[\w.-]+\.yaml", text):
+        assert (ROOT / preset).is_file(), f"{page.name} names {preset}"
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        for line in re.findall(r"(?:\$ |`)make ([a-z]+)", page.read_text(encoding="utf-8")):
+            assert line in targets, f"{page.name} names make {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_blocks_compile(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "README.md", "python")
+    assert len(example.splitlines()) <= 16
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=EXAMPLE_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fixate" in done.stdout
+    assert "backbone" in done.stdout
+    assert (tmp_path / "runs" / "first" / "report.html").is_file()
+
+
+def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import numpy as np
+
+    from fixate_jax import probing
+    from fixate_jax.config import OperatorConfig
+    from fixate_jax.prompts import soft_prompt
+    from fixate_jax.tuning.step import target_logit, with_features
+    from tests.worlds import World
+
+    monkeypatch.setattr(probing, "OPERATORS", dict(probing.OPERATORS))
+    names: dict[str, object] = {"OPERATORS": probing.OPERATORS}
+    for block in blocks(ROOT / "docs" / "howto" / "operator.md", "python"):
+        exec(block, names)
+    operator = probing.get_operator("last_layer")
+
+    world = World(tmp_path, sizes=((3, 192, 128),))
+    batch = world.batch()
+    model = world.backbone.merge(world.backbone.params)
+    inputs = with_features(model, batch)
+    prefix = model.prefill(inputs, soft_prompt(world.prompt(), batch.user))
+    target = target_logit(batch.answer_ids, batch.answer_mask)
+    found = operator(probing.Trace(model, prefix, target), OperatorConfig())
+    np.testing.assert_allclose(found.relevance.sum(-1), 1, rtol=1e-5)

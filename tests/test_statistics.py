@@ -1,0 +1,103 @@
+"""Tests and intervals over users against SciPy and simulations; degenerate inputs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fixate_jax.errors import DataError
+from fixate_jax.statistics import bootstrap_interval, compare_methods, over_seeds, paired_wilcoxon
+
+
+def test_wilcoxon_agrees_with_scipy_and_counts_users():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=20), rng.normal(0.5, size=20)
+    test = paired_wilcoxon(first, second)
+    assert test.p_value == pytest.approx(stats.wilcoxon(first, second).pvalue)
+    assert test.better == (first > second).sum() and test.better + test.worse == test.users == 20
+    flipped = paired_wilcoxon(first, second, lower_is_better=True)
+    assert (flipped.better, flipped.worse, flipped.p_value) == (test.worse, test.better, test.p_value)
+    assert test.mean_difference == pytest.approx((first - second).mean())
+
+
+def test_equal_users_leave_nothing_to_test():
+    values = np.array([0.1, 0.2, 0.3])
+    test = paired_wilcoxon(values, values)
+    assert (test.p_value, test.better, test.worse, test.mean_difference) == (1.0, 0, 0, 0.0)
+
+
+def test_equal_users_are_left_out_of_the_ranks():
+    first = np.array([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    test = paired_wilcoxon(first, np.zeros(8))
+    assert (test.users, test.better, test.worse) == (8, 6, 0)
+    assert test.p_value == pytest.approx(2 / 2**6) == test.smallest_p
+
+
+def test_few_users_cannot_decide_and_it_says_so():
+    test = paired_wilcoxon(np.array([1.0, 2.0, 3.0]), np.zeros(3))
+    assert test.p_value == test.smallest_p == 0.25
+    assert paired_wilcoxon(np.array([1.0]), np.zeros(1)).p_value == 1.0
+
+
+@pytest.mark.parametrize("values", [np.array([]), np.array([1.0, np.nan])])
+def test_unusable_values_are_refused(values):
+    with pytest.raises(DataError, match=r"at least one user|finite"):
+        paired_wilcoxon(values, values)
+    with pytest.raises(DataError, match="at least one user, and a finite value"):
+        bootstrap_interval(values, seed=0)
+
+
+def test_bootstrap_is_seeded_and_near_the_normal_interval():
+    values = np.random.default_rng(1).normal(2.0, 1.0, size=200)
+    interval = bootstrap_interval(values, seed=3)
+    assert interval == bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+    half = 1.96 * values.std() / np.sqrt(200)
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.02)
+    narrow = bootstrap_interval(values, seed=3, level=0.5)
+    assert interval.low < narrow.low < narrow.high < interval.high
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    draws = [bootstrap_interval(rng.normal(size=40), seed=i, samples=1000) for i in range(200)]
+    assert 0.88 <= np.mean([draw.low <= 0 <= draw.high for draw in draws]) <= 0.99
+
+
+def users_frame() -> pd.DataFrame:
+    rows = [("ours", "TF", user, 0.1 * i) for i, user in enumerate("abcd")]
+    rows += [("theirs", "FR", user, 0.1 * i + 0.05) for i, user in enumerate("bcde", start=1)]
+    return pd.DataFrame(rows, columns=["method", "mode", "user_id", "kl"])
+
+
+def test_methods_are_compared_over_the_users_that_both_have():
+    test, interval = compare_methods(users_frame(), "kl", first=("ours", "TF"), second=("theirs", "FR"))
+    assert (test.users, test.better, test.worse) == (3, 3, 0)
+    assert test.mean_difference == pytest.approx(-0.05)
+    assert interval.low == pytest.approx(-0.05) and interval.high == pytest.approx(-0.05)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(DataError, match=r"'ours' in mode 'FR'; there are \[\('ours', 'TF'\), \('theirs', 'FR'\)\]"):
+        compare_methods(users_frame(), "kl", first=("ours", "FR"), second=("theirs", "FR"))
+
+
+def test_mean_and_deviation_over_seeds():
+    base = pd.DataFrame(
+        {
+            "method": ["m", "m"],
+            "mode": ["TF", "TF"],
+            "average": ["micro", "macro"],
+            "sessions": 4,
+            "users": 2,
+            "kl": 0.0,
+        }
+    )
+    spread = over_seeds([base.assign(kl=kl) for kl in (1.0, 2.0, 3.0)])
+    assert spread.columns.tolist() == ["method", "mode", "average", "seeds", "kl mean", "kl sd"]
+    assert spread["kl mean"].tolist() == [2.0, 2.0] and spread["kl sd"].tolist() == [1.0, 1.0]
+    assert spread["seeds"].tolist() == [3, 3]
+    assert over_seeds([base])["kl sd"].isna().all()
+    with pytest.raises(DataError, match="at least one summary"):
+        over_seeds([])
