@@ -14,6 +14,7 @@ from fixate_jax.settings import load_config
 
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
+DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
 COMMANDS_WITH_PRESET = ("prepare", "train")
 SHOWN_RESULTS = ("method", "mode", "kl", "js", "cosine", "csh@1", "tgo@1", "log_loss", "auc", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
@@ -126,12 +127,15 @@ class Verify:
         """Run the command; 1 if anything differs."""
         from dataclasses import replace
 
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         from fixate_jax.backbones.verify import verify
         from fixate_jax.report.tables import print_table
 
-        image = None if self.image is None else Image.open(self.image)
+        try:
+            image = None if self.image is None else Image.open(self.image)
+        except (OSError, UnidentifiedImageError) as error:
+            raise ConfigError(f"--image {self.image}: cannot be read as an image ({error})") from error
         settings = replace(self.backbone, path=str(self.checkpoint))
         table = verify(self.checkpoint, settings=settings, image=image, tolerance=self.tolerance)
         print_table(table, title=f"{self.checkpoint} against transformers")
@@ -173,7 +177,11 @@ def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Probe | Verify:
         settings = load_config(preset)
         kind = {"prepare": Prepare, "train": Train}[name]
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
-    return tyro.cli(Command, prog="fixate", description=__doc__, args=arguments)
+    command = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
+    if isinstance(command, Prepare | Train) and command.preset is not None:
+        name = type(command).__name__.lower()
+        raise ConfigError(f"give the preset first: fixate {name} {command.preset} … (its values must be read before)")
+    return command
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,17 +5,19 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 
+from fixate_jax.backbones.loading import EMBEDDED, family_of, resolve
 from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.metrics import session_metrics, summarise, user_means
+from fixate_jax.probing import get_operator
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams
 from fixate_jax.report.figures import page_figure, training_curves, user_improvement
@@ -56,12 +58,15 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def claim_run(run: Path, config: RunConfig) -> None:
-    """Make a run directory, or make sure that the one there was made with the same settings.
+def check_run(run: Path, config: RunConfig) -> None:
+    """Make sure that a run directory is free, or was made with the same settings, before any work.
 
     Raises:
-        ConfigError: naming the settings that differ.
+        ConfigError: naming the settings that differ, or one that cannot be used.
     """
+    get_operator(config.operator.name)
+    if config.backbone.path not in EMBEDDED:
+        family_of(resolve(config.backbone.path, work=run))
     path = run / CONFIG_FILE
     if path.exists():
         before, now = (flatten(config_to_dict(c)) for c in (load_config(path), config))
@@ -70,11 +75,20 @@ def claim_run(run: Path, config: RunConfig) -> None:
             raise ConfigError(
                 f"{run} was made with other settings ({'; '.join(differing)}); choose another --run or remove it"
             )
-        return
-    if run.exists() and any(run.iterdir()):
+    elif run.exists() and any(run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no {CONFIG_FILE}; choose another --run")
-    run.mkdir(parents=True, exist_ok=True)
-    _write_text(path, dump_config(config))
+
+
+def claim_run(run: Path, config: RunConfig) -> None:
+    """Make a run directory, or make sure that the one there was made with the same settings.
+
+    Raises:
+        ConfigError: see `check_run`.
+    """
+    check_run(run, config)
+    if not (run / CONFIG_FILE).exists():
+        run.mkdir(parents=True, exist_ok=True)
+        _write_text(run / CONFIG_FILE, dump_config(config))
 
 
 def open_run(run: Path) -> tuple[RunConfig, Workspace]:
@@ -108,6 +122,21 @@ def load_prompt(workspace: Workspace, directory: Path, *, seed: int) -> PromptPa
     return restored.state["best"]
 
 
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The same settings with absolute paths, so that a run can be evaluated from any folder."""
+    backbone = config.backbone.path
+    return replace(
+        config,
+        data=replace(config.data, path=_absolute(config.data.path), store=_absolute(config.data.store)),
+        backbone=replace(config.backbone, path=backbone if backbone in EMBEDDED else str(Path(backbone).resolve())),
+        cache=replace(config.cache, directory=_absolute(config.cache.directory)),
+    )
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.resolve()
+
+
 @contextmanager
 def _timed(durations: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -126,28 +155,31 @@ def run_experiment(config: RunConfig, run: Path) -> Results:
     Raises:
         FixateError: naming what is wrong with settings, data, checkpoint or run directory.
     """
-    claim_run(run, config)
+    config = absolute_paths(config)
+    check_run(run, config)
     durations: dict[str, float] = {}
+    compilations: dict[str, int] = {}
     with _timed(durations, "prepare"):
-        workspace = open_workspace(config, open_or_prepare(config.data), directory=run)
+        # The data come first: a wrong path must leave no directory that holds the wrong settings.
+        store = open_or_prepare(config.data)
+        claim_run(run, config)
+        workspace = open_workspace(config, store, directory=run)
     for seed in config.train.seeds:
         directory = seed_directory(run, seed)
         with _timed(durations, f"tune, seed {seed}"):
-            train(workspace, config, directory, seed=seed, title=f"Tuning, seed {seed}")
+            tuned = train(workspace, config, directory, seed=seed, title=f"Tuning, seed {seed}")
+            compilations[f"step, seed {seed}"] = tuned.compilations
         if config.train.ntp_baseline and config.objective.alignment != "none":
             with _timed(durations, f"tune next-token baseline, seed {seed}"):
                 train(
                     workspace, ntp_only(config), directory / NTP, seed=seed, title=f"Next-token baseline, seed {seed}"
                 )
-    _write_text(run / "versions.json", json.dumps(versions() | {"compilations": _compilations(workspace)}, indent=1))
+    _write_text(run / "versions.json", json.dumps(versions(), indent=1))
     with _timed(durations, "evaluate"):
         results = evaluate_run(workspace, run)
-    _write_text(run / "durations.json", json.dumps(durations, indent=1))
+    compilations["evaluation"] = workspace.evaluate._cache_size()
+    _write_text(run / "run.json", json.dumps({"seconds": durations, "compilations": compilations}, indent=1))
     return results
-
-
-def _compilations(workspace: Workspace) -> str:
-    return f"{len(workspace.data.buckets)} sequence lengths"
 
 
 def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Results:

@@ -3,11 +3,9 @@
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +20,7 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.progress import track
 from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.step import make_evaluate
+from fixate_jax.tuning.step import Jitted, make_evaluate
 
 PACKAGES = ("fixate-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -59,7 +57,7 @@ class Workspace:
         return [self.data.sessions[i] for i in self.splits[split]]
 
     @cached_property
-    def evaluate(self) -> Callable[..., Any]:
+    def evaluate(self) -> Jitted:
         """The jitted evaluation, shared by every seed and method so that it is compiled once per bucket."""
         return make_evaluate(self.backbone.graph, self.config, self.backbone.encoder.end_token)
 

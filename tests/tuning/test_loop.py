@@ -90,7 +90,7 @@ def uninterrupted(workspace: Workspace, config: RunConfig, tmp_path_factory: pyt
     directory = tmp_path_factory.mktemp("whole")
     tuned = train(workspace, config, directory, seed=SEED)
     assert tuned.compilations == len(workspace.data.buckets) == 1
-    assert workspace.evaluate._cache_size() <= len(workspace.data.buckets)  # type: ignore[attr-defined]
+    assert workspace.evaluate._cache_size() <= len(workspace.data.buckets)
     assert tuned.steps == 2 * 11 and tuned.best_epoch in (1, 2)
     losses = tuned.log["next_token"].dropna()
     assert len(losses) == tuned.steps and losses.tail(5).mean() < losses.iloc[0]

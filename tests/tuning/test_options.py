@@ -1,0 +1,140 @@
+"""Settings that must change speed and memory only, and settings that must change what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fixate_jax.backbones import load_backbone
+from fixate_jax.backbones.decoder import Remat
+from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.errors import ConfigError
+from fixate_jax.tuning import loop
+from fixate_jax.tuning.step import session_losses
+from tests.tuning.test_loop import SEED, settings
+from tests.worlds import World
+
+CONFIG = RunConfig(
+    backbone=BackboneConfig(tapped_layers=2, attention_block=48),
+    prompt=PromptConfig(basis=3, tokens=4),
+    operator=OperatorConfig(normalise="abs"),
+    objective=ObjectiveConfig(warmup=0),
+)
+
+
+def loss_and_gradient(directory: Path, backbone: BackboneConfig) -> tuple[float, np.ndarray]:
+    world = World(directory, sizes=((3, 320, 192), (4, 256, 256)), config=replace(CONFIG, backbone=backbone))
+    batch = world.batch()
+
+    @jax.jit
+    def derived(prompt: Any, params: Any) -> Any:
+        losses = lambda p: session_losses(p, world.backbone.merge(params), batch, world.config, jnp.float32(0.5))[0]  # noqa: E731
+        return jax.value_and_grad(losses)(prompt)
+
+    loss, gradient = derived(world.prompt(), world.backbone.params)
+    return float(loss), np.asarray(gradient.basis, np.float32)
+
+
+def test_rematerialisation_and_block_size_change_nothing_but_speed_and_memory(tmp_path: Path) -> None:
+    ways: tuple[tuple[Remat, int], ...] = (("dots", 48), ("full", 48), ("none", 512))
+    results = [
+        loss_and_gradient(tmp_path, replace(CONFIG.backbone, remat=remat, attention_block=block))
+        for remat, block in ways
+    ]
+    for loss, gradient in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-5)
+        np.testing.assert_allclose(gradient, results[0][1], rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_weights_give_nearly_the_same(tmp_path: Path) -> None:
+    exact = loss_and_gradient(tmp_path, CONFIG.backbone)
+    rough = loss_and_gradient(tmp_path, replace(CONFIG.backbone, dtype="bfloat16"))
+    assert rough[0] == pytest.approx(exact[0], rel=0.03)
+    cosine = (rough[1] * exact[1]).sum() / np.linalg.norm(rough[1]) / np.linalg.norm(exact[1])
+    print(f"\nbfloat16: loss {rough[0]:.4f} for {exact[0]:.4f}, cosine of the gradients in B {cosine:.4f}")
+    assert cosine > 0.9
+    weights = load_backbone(replace(CONFIG.backbone, dtype="bfloat16"), work=tmp_path).params
+    assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype("bfloat16")}
+
+
+def test_page_area_limits_change_the_grid(tmp_path: Path) -> None:
+    full = load_backbone(CONFIG.backbone, work=tmp_path).page_processor.grid(640, 640)
+    small = replace(CONFIG.backbone, max_pixels=128 * 128)
+    large = replace(CONFIG.backbone, min_pixels=960 * 960)
+    assert full == (20, 20)
+    assert load_backbone(small, work=tmp_path).page_processor.grid(640, 640) == (4, 4)
+    assert load_backbone(large, work=tmp_path).page_processor.grid(640, 640) == (30, 30)
+
+
+def test_training_stops_after_validations_without_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fixate_jax.data import open_or_prepare
+    from fixate_jax.tuning.setup import open_workspace
+
+    config = settings(tmp_path / "store")
+    config = replace(config, train=replace(config.train, epochs=6, patience=2, selection="TF"))
+    workspace = open_workspace(config, open_or_prepare(config.data), directory=tmp_path)
+    score, means = loop.validate(workspace, config, loop.start_state(config, users=2, width=128, seed=0).prompt)
+    assert score == means["score"] and 0 < means["kl"] < 20
+    scores = iter([0.5, 0.9, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(loop, "validate", lambda *_: ((s := next(scores)), {"score": s}))
+    tuned = loop.train(workspace, config, tmp_path / "run", seed=SEED)
+    assert (tuned.best_epoch, tuned.steps) == (2, 4 * 11)
+    with pytest.raises(ConfigError, match=r"train\.data_devices = 2: only 1 devices are here"):
+        open_workspace(
+            replace(config, train=replace(config.train, data_devices=2)),
+            open_or_prepare(config.data),
+            directory=tmp_path,
+        )
+
+
+SHARDED = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+import jax, numpy as np
+from fixate_jax.data import open_or_prepare
+from fixate_jax.tuning import loop
+from fixate_jax.tuning.batches import TrainingPlan, training_iterator
+from fixate_jax.tuning.setup import open_workspace
+from fixate_jax.tuning.step import make_train_step
+from tests.tuning.test_loop import settings
+
+folder = Path(sys.argv[1])
+config = settings(folder / "store")
+found = []
+for devices in (1, 2):
+    changed = replace(config, train=replace(config.train, data_devices=devices))
+    workspace = open_workspace(changed, open_or_prepare(config.data), directory=folder)
+    state = workspace.replicate(loop.start_state(changed, users=2, width=workspace.backbone.width, seed=0))
+    step = make_train_step(workspace.backbone.graph, changed, users=2)
+    plan = TrainingPlan(workspace.data, workspace.splits["train"], rows=8, seed=0, epochs=1)
+    batches = training_iterator(workspace.data, plan, accumulate=2)
+    for _ in range(4):
+        batch = workspace.place(next(batches), micro=True)
+        assert len(batch.gaze.sharding.device_set) == devices
+        state, parts = step(state, workspace.params, batch)
+    found.append((float(parts["loss"]), np.asarray(state.prompt.basis)))
+print(json.dumps([found[0][0], found[1][0], float(np.abs(found[0][1] - found[1][1]).max())]))
+"""
+
+
+def test_two_devices_compute_what_one_does(tmp_path: Path) -> None:
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(tmp_path)], env=env, capture_output=True, text=True, check=False
+    )
+    assert out.returncode == 0, out.stderr[-2000:]
+    one, two, moved = json.loads(out.stdout.splitlines()[-1])
+    print(f"\nloss on one device {one:.6f}, on two {two:.6f}; largest difference in B after 4 steps {moved:.1e}")
+    assert two == pytest.approx(one, rel=1e-5) and moved < 1e-4
