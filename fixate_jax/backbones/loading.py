@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,8 @@ class Backbone:
         params: the frozen weights, an argument of every jitted function.
         page_processor: image → patches.
         encoder: question → tokens.
-        fingerprint: changes when the checkpoint's files or the page size limits change.
+        directory: the checkpoint.
+        settings: how it was loaded.
     """
 
     config: Any
@@ -41,7 +43,19 @@ class Backbone:
     params: nnx.State
     page_processor: PageProcessor
     encoder: SessionEncoder
-    fingerprint: str
+    directory: Path
+    settings: BackboneConfig
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the checkpoint's files, the type of the weights or the page size limits change."""
+        settings = self.settings
+        digest = hashlib.sha256(f"{settings.dtype} {settings.min_pixels} {settings.max_pixels}".encode())
+        for path in sorted([*self.directory.glob("*.json"), *self.directory.glob("*.safetensors")]):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     @property
     def width(self) -> int:
@@ -121,14 +135,6 @@ def load_backbone(
             directory, family, config, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
         ),
         encoder=SessionEncoder(directory, family, config),
-        fingerprint=_fingerprint(directory, settings),
+        directory=directory,
+        settings=settings,
     )
-
-
-def _fingerprint(directory: Path, settings: BackboneConfig) -> str:
-    digest = hashlib.sha256(f"{settings.dtype} {settings.min_pixels} {settings.max_pixels}".encode())
-    for path in sorted([*directory.glob("*.json"), *directory.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
