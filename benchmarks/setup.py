@@ -1,7 +1,6 @@
 """The model, the batch and the jitted functions that are timed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,9 @@ def functions(case: Case) -> dict[str, Any]:
     """What is timed, each a jitted function of prompt, frozen weights and batch."""
     config, merge = case.config, case.backbone.merge
 
-    def gradient(settings: RunConfig) -> Callable[..., Any]:
-        def step(prompt: PromptParams, params: Any, batch: Batch) -> Any:
-            losses = lambda p: session_losses(p, merge(params), batch, settings, jnp.float32(0.5))  # noqa: E731
-            return jax.value_and_grad(losses, has_aux=True)(prompt)
-
-        return jax.jit(step)
+    def step(prompt: PromptParams, params: Any, batch: Batch) -> Any:
+        losses = lambda p: session_losses(p, merge(params), batch, config, jnp.float32(0.5))  # noqa: E731
+        return jax.value_and_grad(losses, has_aux=True)(prompt)
 
     def plain_loss(prompt: PromptParams, params: Any, batch: Batch) -> Any:
         """Next-token prediction by a plain forward pass through every layer: soft-prompt tuning without FixATE."""
@@ -125,15 +121,8 @@ def functions(case: Case) -> dict[str, Any]:
         ids, mask = batch.answer_ids[rows, batch.click], batch.answer_mask[rows, batch.click]
         return next_token_loss(logits, ids, mask, batch.weight)
 
-    operators = {
-        f"step, {name}": gradient(replace(config, operator=settings))
-        for name, settings in {
-            "AttnLRP": config.operator,
-            "attention": OperatorConfig(name="attention"),
-        }.items()
-    }
     return {
-        **operators,
+        "step, AttnLRP": jax.jit(step),
         "step, NTP (plain soft-prompt tuning)": jax.jit(jax.value_and_grad(plain_loss)),
         "forward pass": jax.jit(plain_loss),
     }

@@ -200,7 +200,7 @@ def test_loss_parts(checkpoint: Path) -> None:
     rows = z.normal(0, 0.5, (USERS, M))[batch["user"]]
     assert result.parts["penalty"] == pytest.approx((rows**2).sum(1).mean(), rel=1e-5)
     g, a = batch["gaze"], result.slot_attention
-    weight = g**2 / (g**2).sum(1, keepdims=True) * batch["slot_mask"].sum(1, keepdims=True)
+    weight = g**2 / (g**2).sum(1, keepdims=True)
     terms = weight * g * (np.log(g + 1e-4) - np.log(a + 1e-4))
     assert result.parts["alignment"] == pytest.approx(terms.sum(1).mean(), rel=1e-5)
     parts = result.parts

@@ -42,10 +42,15 @@ FEATURES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _problems(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series, str]]:
-    """Field, reason (for the counts), rows that are bad, and what is wanted, one rule after the other."""
+def _problems(raw: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series, str]]:
+    """Field, reason (for the counts), rows that are bad, and what is wanted, one rule after the other.
+
+    ``raw`` holds the texts of the file; in ``frame`` the numeric columns are numbers, NaN where the text is none.
+    """
     for column in COLUMNS:
-        yield column, "missing value", frame[column].isna(), "is empty; fill it in"
+        yield column, "missing value", raw[column].isna(), "is empty; fill it in"
+    for column in NUMERIC:
+        yield column, "not a number", raw[column].notna() & frame[column].isna(), "is not a number"
     for column in KEY:
         whole = (frame[column] >= 0) & (frame[column] % 1 == 0)
         yield column, "no whole number", ~whole, "must be a whole number from 0"
@@ -95,12 +100,9 @@ def read_trials(path: Path, *, on_bad_row: Literal["error", "skip"] = "error") -
     frame = raw.copy()
     for column in NUMERIC:
         frame[column] = pd.to_numeric(raw[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
-        typed = raw[column].notna() & frame[column].isna()
-        if typed.any() and on_bad_row == "error":
-            _fail(path, raw, typed, column, "is not a number")
     good = pd.Series(True, index=frame.index)
     dropped = {"wrong number of fields": odd_rows} if odd_rows else {}
-    for column, reason, bad, wanted in _problems(frame):
+    for column, reason, bad, wanted in _problems(raw, frame):
         bad = bad & good
         if not bad.any():
             continue
@@ -126,6 +128,9 @@ def _read_csv(path: Path) -> tuple[pd.DataFrame, int, int]:
             missing = [column for column in COLUMNS if column not in header]
             if missing:
                 raise DataError(f"{path}: columns {', '.join(missing)} are missing")
+            repeated = sorted({column for column in header if header.count(column) > 1})
+            if repeated:
+                raise DataError(f"{path}: columns {', '.join(repeated)} are given twice; keep one of each")
             for row in reader:
                 if row and len(row) == len(header):
                     lines.append(reader.line_num)

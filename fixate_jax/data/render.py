@@ -30,8 +30,8 @@ class Alternative(NamedTuple):
 
     @property
     def texts(self) -> tuple[str, str]:
-        """Upper and lower text."""
-        texts = f"{100 * self.probability:g}%", f"{self.amount}€"
+        """Upper and lower text; the chance to a tenth of a percent, since more digits would not fit into a box."""
+        texts = f"{round(100 * self.probability, 1):g}%", f"{self.amount}€"
         return texts if self.probability_on_top else (texts[1], texts[0])
 
 
@@ -77,7 +77,7 @@ def draw_page(
         width: of the page in pixels; the height follows from the screen's shape.
 
     Returns:
-        The page; a page looks the same on every machine.
+        The page; with one release of Pillow it is the same on every machine.
     """
     scale = width / SCREEN[0]
     size = (width, round(SCREEN[1] * scale))

@@ -52,7 +52,15 @@ class Session:
         return len(self.labels)
 
     def gaze(self, signal: str = "fixation", temperature: float = 1.0) -> Float[np.ndarray, " slots"]:
-        """Human distribution over slots, g = t / Σt, optionally tempered: g^(1/τ), renormalised."""
+        """Human distribution over slots, g = t / Σt, optionally tempered: g^(1/τ), renormalised.
+
+        Raises:
+            DataError: when the session has no such signal.
+        """
+        if signal not in self.dwell_ms:
+            raise DataError(
+                f"session {self.session_id!r}, field 'dwell_ms': no signal {signal!r}, only {sorted(self.dwell_ms)}"
+            )
         dwell = self.dwell_ms[signal]
         share = dwell / dwell.sum()
         if temperature != 1.0:
@@ -71,6 +79,11 @@ def validate_session(session: Session) -> None:
     def fail(field_name: str, problem: str) -> None:
         raise DataError(f"session {session.session_id!r}, field {field_name!r}: {problem}")
 
+    for name in ("session_id", "user_id", "page_id"):
+        if not isinstance(getattr(session, name), str) or not getattr(session, name):
+            fail(name, f"must be a text that is not empty, got {getattr(session, name)!r}")
+    if not isinstance(getattr(session, "profile"), str):  # noqa: B009  (typed as text, but data come from anywhere)
+        fail("profile", f"must be a text, got {session.profile!r}")
     n = session.slots
     if n < 1:
         fail("labels", "a page needs at least one slot")
@@ -100,3 +113,5 @@ def validate_session(session: Session) -> None:
         fail("split", f"{session.split!r} is not one of {SPLITS}")
     if session.slot_features.shape[0] != n:
         fail("slot_features", f"{session.slot_features.shape[0]} rows for {n} slots")
+    if not np.isfinite(session.slot_features).all():
+        fail("slot_features", "holds NaN or infinity")

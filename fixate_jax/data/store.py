@@ -129,8 +129,12 @@ class SessionStore:
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{path}: not readable as parquet ({error}); prepare the store again") from error
         if table.schema.names != SCHEMA.names or not table.schema.equals(SCHEMA):
-            wrong = [f.name for f in SCHEMA if f.name not in table.schema.names or table.schema.field(f.name) != f]
-            raise StoreError(f"{path}: columns {', '.join(wrong)} are missing or of another type")
+            found = {(f.name, str(f.type)) for f in table.schema}
+            wrong = sorted({name for name, _ in found ^ {(f.name, str(f.type)) for f in SCHEMA}})
+            problem = (
+                f"columns {', '.join(wrong)} are missing, unknown or of another type" if wrong else "columns moved"
+            )
+            raise StoreError(f"{path}: {problem}; prepare the store again")
         for name in SCHEMA.names:
             if table.column(name).null_count:
                 row = table.column(name).is_null().to_pylist().index(True) + 1
@@ -201,7 +205,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{directory}: no session store there ({MANIFEST} is missing); run `fixate prepare`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: not valid JSON ({error}); prepare the store again") from error
@@ -211,6 +215,10 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     missing = [k for k in ("name", "settings", "slot_feature_names", "dropped", "sessions_sha256") if k not in manifest]
     if missing:
         raise StoreError(f"{path}: fields {', '.join(missing)} are missing; prepare the store again")
+    kinds = {"settings": dict, "slot_feature_names": list, "dropped": dict}
+    wrong = [k for k, kind in kinds.items() if not isinstance(manifest[k], kind)]
+    if wrong:
+        raise StoreError(f"{path}: fields {', '.join(wrong)} are of another type; prepare the store again")
     return manifest
 
 

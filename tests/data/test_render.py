@@ -8,7 +8,7 @@ from fixate_jax.data.human_choice import slot_boxes, slot_labels
 from fixate_jax.data.render import GREY, SCREEN, Alternative, alternative_boxes, draw_page, text_boxes
 from fixate_jax.data.store import encode_image
 
-GAMBLES = (Alternative(0.75, 11, True), Alternative(0.6, 14, False), Alternative(1.0, 9999, True))
+GAMBLES = (Alternative(0.75, 11, True), Alternative(0.6, 14, False), Alternative(8 / 9, 9999, True))
 KINDS = ["alternatives", "texts"]
 
 
@@ -76,8 +76,9 @@ def test_texts_stay_inside_their_gaze_areas_and_stand_in_the_shown_order() -> No
         inside[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
     outline = pixels(draw_page((Alternative(0.5, 1, True),) * 3, (" ",) * 6, text_boxes(), width=1280)) == values
     assert not (~outline & ~inside).any()
-    assert [a.texts for a in GAMBLES] == [("75%", "11€"), ("14€", "60%"), ("100%", "9999€")]
+    assert [a.texts for a in GAMBLES] == [("75%", "11€"), ("14€", "60%"), ("88.9%", "9999€")]
     assert Alternative(0.785, 3, True).texts == ("78.5%", "3€")
+    assert Alternative(2 / 3, 3, True).texts == ("66.7%", "3€")
     assert Alternative(0.57, 3, True).texts == ("57%", "3€")
 
 

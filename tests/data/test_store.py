@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,11 @@ def cut(name: str) -> Callable[[Path], None]:
     return spoil
 
 
+def turn_into_a_file(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.write_bytes(b"")
+
+
 def no_parquet(directory: Path) -> None:
     (directory / SESSIONS).write_bytes(b"text")
     change_manifest(directory, sessions_sha256=hashlib.sha256(b"text").hexdigest())
@@ -258,10 +264,20 @@ BAD_STORES: dict[str, tuple[Callable[[Path], object], str]] = {
         no_parquet,
         r"sessions\.parquet: not readable as parquet",
     ),
-    "no column": (lambda d: rewrite(d, lambda t: t.drop_columns(["click"])), r"columns click are missing or of"),
+    "a file": (turn_into_a_file, r"store: no session store there"),
+    "manifest type": (
+        lambda d: change_manifest(d, slot_feature_names="price"),
+        r"manifest\.json: fields slot_feature_names are of another type",
+    ),
+    "no column": (lambda d: rewrite(d, lambda t: t.drop_columns(["click"])), r"columns click are missing, unknown or"),
+    "one column more": (
+        lambda d: rewrite(d, lambda t: t.append_column("colour", t.column("click"))),
+        r"sessions\.parquet: columns colour are missing, unknown or of another type",
+    ),
+    "columns moved": (lambda d: rewrite(d, lambda t: t.select(t.schema.names[::-1])), r"parquet: columns moved"),
     "column type": (
         lambda d: rewrite(d, lambda t: t.set_column(6, "click", t.column("click").cast(pa.float64()))),
-        r"sessions\.parquet: columns click are missing or of another type",
+        r"sessions\.parquet: columns click are missing, unknown or of another type",
     ),
     "empty": (with_value("user_id", 1, None), r"sessions\.parquet, row 2, field 'user_id': is empty"),
     "click": (with_value("click", 2, 9), r"sessions\.parquet, row 3: session 's2', field 'click': slot 9 is not on"),

@@ -29,7 +29,7 @@ OPERATORS = {
     "attn_lrp abs": OperatorConfig(name="attn_lrp", normalise="abs", grad_scale=1.0),
 }
 SEEDS = (0, 1, 2)
-Values = tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]
+Values = tuple[jax.Array, dict[str, dict[str, jax.Array]]]
 OBJECTIVE = ObjectiveConfig(alignment="weighted_kl", attention_weight=0.5, warmup=0, beta=0.01)
 
 
@@ -79,7 +79,7 @@ def definition(world: World, backbone: Backbone, params: Any, prompt: PromptPara
         attention = mass / (mass.sum(-1, keepdims=True) + config.eps)
         loss[name] = losses(logits, attention, ids, mask, prompt, batch)
         values[name] = {"tokens": tokens * (batch.slot_matrix.sum(1) > 0), "slots": attention}
-    return loss, values
+    return jnp.stack([loss[name] for name in OPERATORS]), values
 
 
 def fast(world: World, backbone: Backbone, params: Any, prompt: PromptParams, batch: Batch) -> Values:
@@ -96,7 +96,7 @@ def fast(world: World, backbone: Backbone, params: Any, prompt: PromptParams, ba
         attention = slot_attention(tokens, batch.slot_matrix, config.eps)[:, 0]
         loss[name] = losses(probe.logits[:, 0], attention, ids[:, 0], mask[:, 0], prompt, batch)
         values[name] = {"tokens": tokens[:, 0] * (batch.slot_matrix.sum(1) > 0), "slots": attention}
-    return loss, values
+    return jnp.stack([loss[name] for name in OPERATORS]), values
 
 
 def derived(function: Any, world: World, backbone: Backbone) -> Any:
@@ -105,8 +105,11 @@ def derived(function: Any, world: World, backbone: Backbone) -> Any:
     def everything(prompt: PromptParams, params: Any, batch: Batch) -> Any:
         run = lambda p: function(world, backbone, params, p, batch)  # noqa: E731
         loss, pullback, values = jax.vjp(run, prompt, has_aux=True)
-        seeds = {name: {k: jnp.ones_like(v) * (k == name) for k, v in loss.items()} for name in loss}
-        return {name: (loss[name], values[name], pullback(seeds[name])[0]) for name in loss}
+        (gradients,) = jax.vmap(pullback)(jnp.eye(len(OPERATORS), dtype=loss.dtype))
+        return {
+            name: (loss[i], values[name], jax.tree.map(lambda g, i=i: g[i], gradients))
+            for i, name in enumerate(OPERATORS)
+        }
 
     return jax.jit(everything)
 

@@ -153,8 +153,6 @@ def test_the_whole_job_writes_everything_and_can_be_given_again(config: RunConfi
     short = replace(config, train=replace(config.train, epochs=1, ntp_baseline=True, swap_control=True, seeds=(1, 2)))
     run = tmp_path / "run"
     results = run_experiment(short, run)
-    again = run_experiment(short, run)
-    pd.testing.assert_frame_equal(results.results, again.results)
     for name in ("config.yaml", "versions.json", "results-test.csv", "comparison-test.csv", "seeds-test.csv"):
         assert (run / name).stat().st_size > 0, name
     assert (run / "report.html").read_text().count("data:image/png") >= 5
@@ -168,8 +166,7 @@ def test_the_whole_job_writes_everything_and_can_be_given_again(config: RunConfi
         claim_run(run, replace(short, train=replace(short.train, epochs=3)))
     opened, workspace = open_run(run)
     assert opened == short
-    validation = evaluate_run(workspace, run, split="validation")
-    assert (run / "results-validation.csv").exists() and len(validation.results) > 0
+    pd.testing.assert_frame_equal(results.results, evaluate_run(workspace, run).results)
 
 
 def test_a_folder_with_something_else_in_it_is_refused(config: RunConfig, tmp_path: Path) -> None:
