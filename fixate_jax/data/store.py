@@ -129,8 +129,9 @@ class SessionStore:
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{path}: not readable as parquet ({error}); prepare the store again") from error
         if table.schema.names != SCHEMA.names or not table.schema.equals(SCHEMA):
-            found = {(f.name, str(f.type)) for f in table.schema}
-            wrong = sorted({name for name, _ in found ^ {(f.name, str(f.type)) for f in SCHEMA}})
+            found = {f.name: f for f in table.schema}
+            wrong = [f.name for f in SCHEMA if f.name not in found or found[f.name] != f]
+            wrong += sorted(found.keys() - set(SCHEMA.names))
             problem = (
                 f"columns {', '.join(wrong)} are missing, unknown or of another type" if wrong else "columns moved"
             )

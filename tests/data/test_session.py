@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import Session, validate_session
 from fixate_jax.errors import DataError
 
 BOXES = np.array([[0.0, 0, 0.3, 1], [0.3, 0, 0.6, 1], [0.6, 0, 1, 1]])
@@ -57,10 +57,19 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_field_is_named(name: str) -> None:
     changes, field, message = BAD[name]
+    # Set afterwards: where the tests check annotations, a misshapen array would not get as far as the schema.
+    bad = session()
+    for changed, value in changes.items():
+        object.__setattr__(bad, changed, value)
     with pytest.raises(DataError, match=message) as caught:
-        session(**changes)
+        validate_session(bad)
     wanted = changes.get("session_id", "0/1/17")
     assert f"session {wanted!r}, field {field!r}: " in str(caught.value)
+
+
+def test_a_session_is_checked_when_it_is_made() -> None:
+    with pytest.raises(DataError, match="session '0/1/17', field 'click': slot 7 is not on the page"):
+        session(click=7)
 
 
 def test_gaze_is_the_share_of_dwell_tempered_on_demand() -> None:
