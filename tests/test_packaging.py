@@ -32,6 +32,19 @@ print(len(names), "modules of", fixate_jax.__file__)
 """
 
 
+ENCODE = """
+from pathlib import Path
+from PIL import Image
+from fixate_jax.backbones import load_backbone
+from fixate_jax.config import BackboneConfig
+
+backbone = load_backbone(BackboneConfig(), work=Path("."))
+page = backbone.page_processor(Image.new("RGB", (96, 64)))
+print(backbone.encoder(profile="", labels=("A", "B"), rows=page.rows, columns=page.columns).answers)
+"""
+"""Imports alone do not show that templates, tokenizers and image processors have all they need."""
+
+
 def run(*command: str | Path, cwd: Path) -> str:
     # What this test run has on its path must not leak into the clean environment.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -59,6 +72,7 @@ def test_wheel_in_a_clean_environment(tmp_path: Path) -> None:
 
     loaded = run(python, "-c", IMPORT_ALL, cwd=tmp_path)
     assert str(tmp_path / "venv") in loaded
+    assert run(python, "-c", ENCODE, cwd=tmp_path).strip().startswith("((")
     usage = run(tmp_path / "venv" / "bin" / "fixate", "--help", cwd=tmp_path)
     for command in ("prepare", "train", "evaluate", "probe", "verify"):
         assert command in usage
