@@ -15,10 +15,16 @@ from fixate_jax.settings import load_config
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
 DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
-COMMANDS_WITH_PRESET = ("prepare", "train")
+COMMANDS_WITH_PRESET = ("prepare", "train", "analyze")
 SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
 """What fits into 80 columns of a terminal; the report and the CSV files hold every metric."""
+SHOWN_ANALYSIS = {
+    "stability": ("measure", "value", "low", "high", "sd", "chance", "p"),
+    "clicks": ("measure", "chance", "micro", "macro", "low", "high", "better", "p"),
+    "bounds": ("predictor", "measure", "micro", "macro", "better", "p"),
+}
+"""The same for `fixate analyze`."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,65 @@ class Verify:
         return 0 if table["ok"].all() else 1
 
 
+@dataclass(frozen=True)
+class Analyze:
+    """Say what a data set holds before anything is tuned: is gaze personal and stable, does it go with the clicks."""
+
+    preset: Preset = None
+    """Settings to start from, e.g. configs/human_choice.yaml; flags override them."""
+    out: Path | None = None
+    """Directory to write to (None: analyses/ and the preset's name)."""
+    splits: tuple[str, ...] = ("train", "validation")
+    """Sessions to use: some of train, validation and test. The test split stays untouched unless it is named."""
+    halvings: int = 100
+    """How often each person's sessions are split into random halves."""
+    min_sessions: int = 4
+    """People with fewer sessions are left out and counted."""
+    layouts: int = 1
+    """How many of the commonest page layouts to analyse, each by itself."""
+    seed: int = 0
+    """Of the halves, the permutation test and the bootstrap."""
+    settings: Settings = field(default_factory=RunConfig)
+
+    def run(self) -> int:
+        """Run the command."""
+        from fixate_jax.analysis import AnalysisSettings, write_analysis
+        from fixate_jax.data import open_or_prepare
+
+        data = self.settings.data
+        wanted = AnalysisSettings(
+            splits=self.splits,
+            signal=data.signal,
+            gaze_temperature=data.gaze_temperature,
+            halvings=self.halvings,
+            min_sessions=self.min_sessions,
+            layouts=self.layouts,
+            seed=self.seed,
+        )
+        out = self.out or Path("analyses") / (self.preset.stem if self.preset else data.name)
+        _print_analysis(write_analysis(open_or_prepare(data), out, wanted), out)
+        return 0
+
+
+def _print_analysis(analysis: object, out: Path) -> None:
+    from fixate_jax.analysis import Analysis
+    from fixate_jax.analysis.write import HEADINGS, REPORT
+    from fixate_jax.report.tables import print_table
+
+    assert isinstance(analysis, Analysis)
+    console = Console()
+    for note in analysis.notes:
+        console.print(note, highlight=False, markup=False)
+    for row in analysis.tables["left_out"].itertuples():
+        console.print(f"left out of {row.tables}: {row.sessions} sessions of {row.people} people ({row.reason})")
+    for name, columns in SHOWN_ANALYSIS.items():
+        table = analysis.tables[name]
+        # The others are in the files.
+        table = table[table["layout"] == 1] if "layout" in table else table
+        print_table(table[list(columns)], title=HEADINGS[name], console=console, digits=3)
+    console.print(f"everything: {out / REPORT}", soft_wrap=True)
+
+
 def _print_results(results: object) -> None:
     from fixate_jax.report.tables import print_table
     from fixate_jax.tuning.experiment import Results
@@ -167,10 +232,11 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Analyze, tyro.conf.subcommand("analyze")]
 )
 
 
-def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Probe | Verify:
+def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Probe | Verify | Analyze:
     """The command that the arguments ask for; a preset's values become the defaults of the flags.
 
     Raises:
@@ -179,10 +245,10 @@ def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Probe | Verify:
     if len(arguments) > 1 and arguments[0] in COMMANDS_WITH_PRESET and not arguments[1].startswith("-"):
         name, preset = arguments[0], Path(arguments[1])
         settings = load_config(preset)
-        kind = {"prepare": Prepare, "train": Train}[name]
+        kind = {"prepare": Prepare, "train": Train, "analyze": Analyze}[name]
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
     command = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
-    if isinstance(command, Prepare | Train) and command.preset is not None:
+    if isinstance(command, Prepare | Train | Analyze) and command.preset is not None:
         name = type(command).__name__.lower()
         raise ConfigError(f"give the preset first: fixate {name} {command.preset} … (its values must be read before)")
     return command

@@ -191,6 +191,26 @@ def load_parameters(
     return jax.tree.unflatten(jax.tree.structure(abstract), _in_order(abstract, loaded))
 
 
+def export_tensors(
+    params: nnx.State, rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The inverse of :func:`load_parameters`: a model's parameters as the tensors of a checkpoint.
+
+    Args:
+        params: the parameters.
+        rules: the mapping table.
+        shapes: shape of every tensor in the checkpoint.
+    """
+    flat = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
+    tensors = {}
+    for rule in rules:
+        value = flat[rule.path]
+        for name, row in zip(rule.tensors, value if rule.layers is not None else value[None], strict=True):
+            # Each transform is a transposition of a flattened tensor, or nothing.
+            tensors[name] = np.ascontiguousarray(row if rule.transform is keep else row.T).reshape(shapes[name])
+    return tensors
+
+
 def _in_order(abstract: nnx.State, loaded: Mapping[str, jax.Array]) -> Iterator[jax.Array]:
     for path, _ in nnx.to_flat_state(abstract):
         yield loaded[".".join(map(str, path))]

@@ -20,9 +20,8 @@ from PIL import Image
 from fixate_jax.backbones.inputs import PageInputs
 from fixate_jax.errors import CheckpointError, LabelError
 
-INSTRUCTION = (
-    "This page shows items with the labels {labels}. Which item does this user choose? Answer with the label alone."
-)
+LABELS = "This page shows items with the labels {labels}."
+QUESTION = "Which item does this user choose? Answer with the label alone."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +119,25 @@ class SessionEncoder:
             raise CheckpointError(f"{directory}: the tokenizer has no end token (eos_token)")
         self.end_token = int(self.tokenizer.eos_token_id)
 
-    def chat_text(self, profile: str, labels: tuple[str, ...]) -> str:
-        """The chat as text, with one image placeholder, up to where the answer starts."""
-        question = INSTRUCTION.format(labels=", ".join(labels))
+    def chat_text(
+        self, profile: str, labels: tuple[str, ...], *, question: str = QUESTION, persona: str = ""
+    ) -> str:
+        """The chat as text, with one image placeholder, up to where the answer starts.
+
+        Args:
+            profile: text about the person or the task, after the page; may be empty.
+            labels: of the slots.
+            question: what is asked.
+            persona: a system message before the page (empty: none).
+        """
+        question = f"{LABELS.format(labels=', '.join(labels))} {question}"
         content = [{"type": "image"}, {"type": "text", "text": f"{profile}\n{question}" if profile else question}]
+        system = [{"role": "system", "content": persona}] if persona else []
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            [*system, {"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
         if text.count("<think>") > text.count("</think>"):
             raise CheckpointError(

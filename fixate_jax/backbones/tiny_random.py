@@ -11,14 +11,15 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 from safetensors.numpy import save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -73,6 +74,10 @@ class TinySizes:
 
     vocab: int = 512
     """Rows of the embedding; the tokenizer uses fewer, the rest is padding."""
+    words: str = WORDS
+    """What the tokenizer is learned from."""
+    merges: int | None = MERGES
+    """Joins of neighbours that the tokenizer learns (None: as many as make one token of every word)."""
     width: int = 128
     """Width of the decoder's residual stream."""
     ff: int = 384
@@ -119,9 +124,14 @@ class TinySizes:
             raise ConfigError(f"vision_width = {self.vision_width}: each of {self.vision_heads} heads needs 4k columns")
         if len(self.deepstack) > self.layers or any(not 0 <= i < self.vision_layers for i in self.deepstack):
             raise ConfigError(f"deepstack = {self.deepstack}: needs vision blocks below {self.vision_layers}")
-        needed = 256 + MERGES + len(SPECIAL_TOKENS)
+        needed = self.first_special + len(SPECIAL_TOKENS)
         if self.vocab < needed:
             raise ConfigError(f"vocab = {self.vocab}: the tokenizer needs {needed} rows")
+
+    @property
+    def first_special(self) -> int:
+        """Index of the first special token."""
+        return 256 + len(_learn_merges(self.words, self.merges))
 
     @property
     def mrope_section(self) -> tuple[int, int, int]:
@@ -150,15 +160,41 @@ def write_tiny_random(directory: Path, *, seed: int = 0, sizes: TinySizes | None
         CheckpointError: if the directory holds other files.
     """
     sizes = TinySizes() if sizes is None else sizes
-    directory = Path(directory)
+    return write_model(Path(directory), sizes, random_tensors(sizes, seed=seed))
+
+
+def write_model(
+    directory: Path,
+    sizes: TinySizes,
+    tensors: Mapping[str, Shaped[np.ndarray, "..."]],
+    *,
+    extra: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a Hugging Face directory: configuration, tokenizer, image processor settings and weights.
+
+    The directory appears whole or not at all; one that holds the very same files already is left as it is.
+
+    Args:
+        directory: where to write; must not exist yet, or be empty.
+        sizes: shape of the model.
+        tensors: every weight under the name that transformers gives it.
+        extra: more text files, by name.
+
+    Returns:
+        ``directory``.
+
+    Raises:
+        CheckpointError: if the directory holds other files.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        write_tokenizer_files(staging)
+        write_tokenizer_files(staging, sizes)
         for name, content in _config_files(sizes).items():
             (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        weights = save(random_tensors(sizes, seed=seed), metadata={"format": "pt"})
-        (staging / "model.safetensors").write_bytes(weights)
+        for name, text in (extra or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
+        (staging / "model.safetensors").write_bytes(save(dict(tensors), metadata={"format": "pt"}))
         staging.chmod(0o755)
         try:
             os.rename(staging, directory)
@@ -178,12 +214,12 @@ def _holds_the_same(directory: Path, other: Path) -> bool:
     return all((directory / n).is_file() and filecmp.cmp(directory / n, other / n, shallow=False) for n in names)
 
 
-def write_tokenizer_files(directory: Path) -> None:
+def write_tokenizer_files(directory: Path, sizes: TinySizes | None = None) -> None:
     """Write tokenizer, chat template and their settings: a byte-level vocabulary of a few hundred tokens.
 
     Every capital letter and digit is one token. Any text can be written, most of it byte by byte.
     """
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(TinySizes() if sizes is None else sizes)
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "bos_token": None,
@@ -274,7 +310,7 @@ def _vision_block_shapes(prefix: str, sizes: TinySizes) -> dict[str, tuple[int, 
 
 
 def _config_files(sizes: TinySizes) -> dict[str, dict[str, Any]]:
-    first_special = 256 + MERGES
+    first_special = sizes.first_special
     token = {name: first_special + i for i, name in enumerate(SPECIAL_TOKENS)}
     config = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -351,10 +387,9 @@ def _vision_config(sizes: TinySizes) -> dict[str, Any]:
     }
 
 
-def _tokenizer() -> Tokenizer:
+def _tokenizer(sizes: TinySizes) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = WORDS.split()
-    merges = _learn_merges([*words, *("Ġ" + word for word in words)], MERGES)
+    merges = list(_learn_merges(sizes.words, sizes.merges))
     tokens = [*alphabet, *(left + right for left, right in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
@@ -369,19 +404,24 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _learn_merges(words: Sequence[str], count: int) -> list[tuple[str, str]]:
+@lru_cache
+def _learn_merges(text: str, count: int | None) -> tuple[tuple[str, str], ...]:
     """Byte-pair encoding: join the commonest neighbours, ties in alphabetical order (Sennrich et al. 2016)."""
-    split = [list(word) for word in words]
+    words = text.split()
+    split = [list(word) for word in [*words, *("Ġ" + word for word in words)]]
     merges: list[tuple[str, str]] = []
     seen: set[str] = set()
-    while len(merges) < count:
+    while count is None or len(merges) < count:
         pairs = Counter(pair for word in split for pair in pairwise(word))
         # Two different pairs may spell the same token, which can stand in the vocabulary only once.
-        left, right = min((p for p in pairs if p[0] + p[1] not in seen), key=lambda p: (-pairs[p], p))
+        fresh = [p for p in pairs if p[0] + p[1] not in seen]
+        if not fresh:
+            break
+        left, right = min(fresh, key=lambda p: (-pairs[p], p))
         merges.append((left, right))
         seen.add(left + right)
         split = [_join(word, left, right) for word in split]
-    return merges
+    return tuple(merges)
 
 
 def _join(word: list[str], left: str, right: str) -> list[str]:

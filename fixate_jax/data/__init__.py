@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fixate_jax.config import DataConfig
-from fixate_jax.data import human_choice, synthetic_choice
+from fixate_jax.data import human_choice, synthetic_carousel, synthetic_choice
 from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import SPLITS, Session, Split
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image, sessions_frame
@@ -76,6 +76,7 @@ def _prepare_synthetic_choice(config: DataConfig, writer_of: WriterOf) -> None:
 DATASETS: dict[str, DataSet] = {
     "human_choice": DataSet(prepare=_prepare_human_choice, files=human_choice.source_files),
     "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
+    "synthetic_carousel": DataSet(prepare=synthetic_carousel.prepare, files=None),
 }
 """Data sets by name."""
 

@@ -56,7 +56,7 @@ def text_boxes() -> Float[np.ndarray, "6 4"]:
 
 
 @lru_cache(maxsize=16)
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def draw_font(size: float) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the same on every machine (Pillow's own font has no euro sign)."""
     return ImageFont.truetype(
         Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf",
@@ -89,8 +89,8 @@ def draw_page(
         draw.rectangle([round(x0), round(y0), round(x1) - 1, round(y1) - 1], outline=WHITE, width=line)
     for x, alternative in zip(COLUMN_X, alternatives, strict=True):
         for y, text in zip(TEXT_Y, alternative.texts, strict=True):
-            draw.text((x * scale, y * scale), text, fill=WHITE, font=_font(96 * scale), anchor="mm")
+            draw.text((x * scale, y * scale), text, fill=WHITE, font=draw_font(96 * scale), anchor="mm")
     for label, box in zip(labels, boxes, strict=True):
         x0, y0 = box[0] * size[0], box[1] * size[1]
-        draw.text((x0 + 14 * scale, y0 + 10 * scale), label, fill=WHITE, font=_font(56 * scale), anchor="lt")
+        draw.text((x0 + 14 * scale, y0 + 10 * scale), label, fill=WHITE, font=draw_font(56 * scale), anchor="lt")
     return page

@@ -58,8 +58,9 @@ def write_report(
     config: Mapping[str, Any],
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
+    name: str = "report.html",
 ) -> Path:
-    """Write `report.html` into a run's folder: self-contained, light or dark as the reader's system is.
+    """Write an HTML report into a run's folder: self-contained, light or dark as the reader's system is.
 
     Args:
         run_dir: folder of the run; must exist.
@@ -69,6 +70,7 @@ def write_report(
         config: the resolved settings, nested.
         versions: package or device → version.
         notes: paragraphs under the heading.
+        name: of the file.
 
     Returns:
         Path of the report.
@@ -84,14 +86,14 @@ def write_report(
     text = _PAGE.substitute(
         title=html.escape(title),
         notes="\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        tables="\n".join(f"<h2>{html.escape(name)}</h2>\n{_table(frame)}" for name, frame in tables.items()),
+        tables="\n".join(f"<h2>{html.escape(head)}</h2>\n{_table(frame)}" for head, frame in tables.items()),
         figures="\n".join(_figure(caption, path) for caption, path in figures),
         settings=f"<details><summary>Settings</summary>{_table(settings)}</details>\n"
         f"<details><summary>Versions</summary>{_table(packages)}</details>",
     )
-    path = run_dir / "report.html"
+    path = run_dir / name
     # A reader never sees half a report: it is written beside its place and then moved there.
-    partial = run_dir / ".report.html.partial"
+    partial = run_dir / f".{name}.partial"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
     return path

@@ -1,0 +1,125 @@
+"""An analysis on disk: CSV files, pictures and one HTML page, each written whole or not at all."""
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from fixate_jax.analysis.layouts import AnalysisSettings, Layout
+from fixate_jax.analysis.measures import random_halves, user_means
+from fixate_jax.analysis.tables import Analysis, analyse
+from fixate_jax.data.store import SessionStore
+from fixate_jax.errors import ConfigError
+from fixate_jax.report.figures import half_scatter, slot_maps
+from fixate_jax.report.html import write_report
+
+REPORT = "analysis.html"
+PACKAGES = ("fixate-jax", "numpy", "scipy", "pandas", "matplotlib")
+HEADINGS = {
+    "stability": "Stability of personal gaze",
+    "clicks": "Gaze and clicks",
+    "bounds": "What is known of gaze and clicks without a model",
+    "clicks_by_user": "Gaze and clicks of each person",
+    "user_slot_gaze": "Mean gaze of each person",
+    "left_out": "Sessions left out",
+}
+READING = [
+    "Stability: each person's sessions are split into random halves, many times. The correlation, over people and "
+    "slots, is between the mean gaze in the two halves beyond the mean over people; p is of the permutation test that "
+    "people do not differ at all. Reliability (Spearman–Brown) is that of the mean over all sessions. Identified: a "
+    "person's other half is the nearest of all people's.",
+    "Clicks and bounds: micro is the mean over sessions, macro over people with its 95% bootstrap interval; better is "
+    "for how many people, and p of the Wilcoxon test over people, beside chance or the predictor under 'against'.",
+    "Bounds: mean gaze and click frequencies are those of other sessions. A predictor that is told the click stands "
+    "beside teacher-forced relevance, any other beside free-running.",
+]
+
+
+def write_analysis(store: SessionStore, out: Path, settings: AnalysisSettings) -> Analysis:
+    """Analyse a store's sessions and write everything that was found.
+
+    Args:
+        store: the sessions.
+        out: folder for the CSV files (named as in `Analysis.tables`), `figures/` and `analysis.html`; made where it is
+            missing. Files of an earlier analysis are replaced.
+        settings: what to analyse, and how.
+
+    Raises:
+        ConfigError: `out` is a file or cannot be made.
+        DataError: too few people with enough sessions, or a session without the signal.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; choose a folder")
+    found = analyse(store.sessions, settings)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be made ({error.strerror}); choose another folder") from error
+    for name, table in found.tables.items():
+        text = table.to_csv(index=False)
+        _whole(out / f"{name}.csv", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    figures = []
+    for number, layout in enumerate(found.layouts, start=1):
+        figures += _figures(store, out / "figures", number, layout, settings)
+    write_report(
+        out,
+        name=REPORT,
+        title=f"What {store.manifest['name']} holds",
+        tables={HEADINGS[name]: _shown(name, table) for name, table in found.tables.items() if not table.empty},
+        figures=figures,
+        config={"store": store.directory, "data": store.manifest["settings"], "analysis": asdict(settings)},
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        notes=[*found.notes, *READING],
+    )
+    return found
+
+
+def _figures(
+    store: SessionStore, folder: Path, number: int, layout: Layout, settings: AnalysisSettings
+) -> list[tuple[str, Path]]:
+    end = "" if number == 1 else f"-{number}"
+    width, height = store.image(layout.page_id).size
+    maps = _whole(
+        folder / f"slot_maps{end}.png",
+        lambda path: slot_maps(
+            path,
+            boxes=layout.boxes,
+            labels=layout.labels,
+            users=layout.users,
+            gaze=user_means(layout.gaze, layout.user),
+            sessions=layout.sessions,
+            aspect=height / width,
+        ),
+    )
+    # The first of the halvings that the table is the mean of.
+    (first,), (second,) = random_halves(layout.gaze, layout.user, halvings=1, seed=settings.seed)
+    halves = _whole(
+        folder / f"halves{end}.png",
+        lambda path: half_scatter(path, first=first, second=second, labels=layout.labels),
+    )
+    return [
+        (f"Where each person looks, beside the mean over people. Page layout {number}: {layout.name}", maps),
+        (f"One split of each person's sessions into halves, page layout {number}", halves),
+    ]
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Have a file written beside its place and moved there when it is whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A table as it reads best on a page: the shares of a person side by side."""
+    if name != "user_slot_gaze":
+        return table
+    wide = table.pivot_table(index=["layout", "user_id", "sessions"], columns="slot", values="gaze", sort=False)
+    return wide.rename(columns=lambda slot: f"slot {slot}").reset_index().rename_axis(columns=None)

@@ -1,0 +1,138 @@
+"""Examples as arrays: one prefix a page, a branch a question.
+
+The branches share the prefix's keys and values and do not see each other, so each question is asked just as the library
+asks it, in one chat of its own, at a fraction of the cost.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from fixate_jax.backbones.inputs import HostOrDevice, PageInputs, SequenceInputs
+from fixate_jax.backbones.loading import Backbone
+from fixate_jax.backbones.processing import EncodedPage, stack_pages
+from fixate_jax.errors import ConfigError
+from fixate_jax.pretraining.tasks import Example, Question
+
+_MARK = "\N{SECTION SIGN}"
+
+
+class PackedBatch(NamedTuple):
+    """A batch of examples.
+
+    Attributes:
+        pages: for the vision tower.
+        inputs: prefixes, and a branch per question; ``features`` is empty.
+        next_ids: the token that follows each tail position.
+        next_mask: True where that token belongs to an answer, but not at ``src``.
+        answer_ids: at ``src``: what the next token may be.
+        answer_weight: and how likely it is; 0 at padding.
+    """
+
+    pages: PageInputs
+    inputs: SequenceInputs
+    next_ids: Int[HostOrDevice, "batch branch tail"]
+    next_mask: Bool[HostOrDevice, "batch branch tail"]
+    answer_ids: Int[HostOrDevice, "batch branch answers"]
+    answer_weight: Float[HostOrDevice, "batch branch answers"]
+
+
+class Packer:
+    """Tokenises examples and pads them to one shape.
+
+    Args:
+        backbone: its tokenizer, chat template and image processor are used.
+        seq: prefix length.
+        tail: tail length.
+        visual: visual tokens a page.
+        answers: answers a question.
+
+    Raises:
+        ConfigError: when an example does not fit.
+    """
+
+    def __init__(self, backbone: Backbone, *, seq: int, tail: int, visual: int, answers: int = 15):
+        self.backbone, self.seq, self.tail, self.visual, self.answers = backbone, seq, tail, visual, answers
+        encoder = backbone.encoder
+        self.end = encoder.end_token
+        self._tokens = lru_cache(maxsize=65536)(
+            lambda text: tuple(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
+        self._chat = lru_cache(maxsize=4096)(encoder.chat_text)
+
+    def __call__(self, examples: list[Example]) -> PackedBatch:
+        """The examples as one batch."""
+        pages = [self.backbone.page_processor(example.page) for example in examples]
+        rows = [self._pack(example, page) for example, page in zip(examples, pages, strict=True)]
+        merged = self.backbone.config.vision.merge**2
+        sequence, answers = zip(*rows, strict=True)
+        return PackedBatch(
+            stack_pages(pages, patches=self.visual * merged),
+            SequenceInputs(*(np.stack(x) for x in zip(*sequence, strict=True))),
+            *(np.stack(x) for x in zip(*answers, strict=True)),
+        )
+
+    def _pack(self, example: Example, page: EncodedPage) -> tuple[tuple, tuple]:
+        labels = tuple(sorted(example.labels))
+        text = self._chat(example.profile, labels, question=_MARK, persona=example.persona)
+        before, after = text.split(" " + _MARK)
+        ids = self._tokens(before)
+        image = self.backbone.config.image_token
+        at, visual = ids.index(image), page.rows * page.columns
+        length = len(ids) + visual - 1
+        if length > self.seq or visual > self.visual:
+            raise ConfigError(f"a page with {visual} visual tokens and {length} in all does not fit into {self.seq}")
+        start = self.seq - length
+        token_ids = np.zeros(self.seq, np.int32)
+        token_ids[start:] = [*ids[:at], *[image] * visual, *ids[at + 1 :]]
+        image_positions, next_position = self.backbone.encoder.family.image_positions(page.rows, page.columns, at)
+        positions = np.zeros((self.seq, 3), np.int32)
+        positions[start:] = np.concatenate(
+            [
+                np.repeat(np.arange(at)[:, None], 3, 1),
+                image_positions,
+                np.repeat(np.arange(next_position, next_position + len(ids) - at - 1)[:, None], 3, 1),
+            ]
+        )
+        first = int(positions[-1, 0]) + 1
+        visual_index = np.full(self.seq, -1, np.int32)
+        visual_index[start + at : start + at + visual] = np.arange(visual)
+        visual_position = np.zeros(self.visual, np.int32)
+        visual_position[:visual] = np.arange(start + at, start + at + visual)
+        branches = [self._branch(question, after, first) for question in example.questions]
+        tail_ids, tail_positions, tail_valid, *answers = (np.stack(x) for x in zip(*branches, strict=True))
+        features = np.zeros((self.visual, self.backbone.image_levels, 0), np.float32)
+        sequence = (
+            token_ids,
+            np.int32(start),
+            positions,
+            visual_index,
+            tail_ids,
+            tail_positions,
+            tail_valid,
+            visual_position,
+            features,
+        )
+        return sequence, tuple(answers)
+
+    def _branch(self, question: Question, after: str, first: int) -> tuple:
+        asked = self._tokens(f" {question.text}{after}")
+        answers = [self._tokens(answer) for answer in question.answers]
+        if len(answers) > 1 and any(len(answer) > 1 for answer in answers):
+            raise ConfigError(f"answers {question.answers}: where there are several, each must be one token")
+        tokens = [*asked, *answers[0][:-1]]
+        if len(tokens) > self.tail:
+            raise ConfigError(f"question {question.text!r} has {len(tokens)} tokens, more than {self.tail}")
+        pad = self.tail - len(tokens)
+        tail_ids, next_ids = np.zeros(self.tail, np.int32), np.zeros(self.tail, np.int32)
+        tail_ids[pad:], next_ids[pad:-1] = tokens, tokens[1:]
+        next_mask = np.zeros(self.tail, bool)
+        next_mask[pad + len(asked) - 1 : -1] = True
+        positions = np.zeros((self.tail, 3), np.int32)
+        positions[pad:] = (first + np.arange(len(tokens)))[:, None]
+        ids, weight = np.zeros(self.answers, np.int32), np.zeros(self.answers, np.float32)
+        ids[: len(answers)] = [answer[-1] for answer in answers]
+        weight[: len(answers)] = question.weights
+        return tail_ids, positions, np.arange(self.tail) >= pad, next_ids, next_mask, ids, weight

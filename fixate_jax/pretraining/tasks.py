@@ -1,0 +1,195 @@
+"""Pages with questions whose answers are known: read-outs, comparisons, and what a made-up person looks at and chooses."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from fixate_jax.backbones.processing import LABELS, QUESTION
+from fixate_jax.data import human_choice, synthetic_carousel
+from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels
+from fixate_jax.data.render import Alternative, alternative_boxes, draw_page
+from fixate_jax.pretraining.personas import Gambler, Viewer, judge_neutrally
+
+CHOICE = QUESTION
+GAZE = "Which item does this user look at most? Answer with the label alone."
+QUESTIONS = 8
+"""Questions a page."""
+END = "<|im_end|>"
+ALPHABET = "ABCDEFGHIJKLMNO"
+PERSONA_SHARE = 0.85
+"""Share of pages shown to somebody in particular."""
+PROFILE_SHARE = 0.85
+"""Share of pages with the text about the task."""
+SHUFFLED_SHARE = 0.3
+"""Share of carousel pages whose letters are in no order, so that they have to be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question and its answer.
+
+    Attributes:
+        kind: what is asked, for the tables.
+        text: the wording.
+        answers: what may be answered.
+        weights: how likely each of these is.
+        slots: for each answer its slot (label answers), else the slot to read (number and genre answers).
+
+    A number or genre is followed by the end token, so that "7" is not half of "70".
+    """
+
+    kind: str
+    text: str
+    answers: tuple[str, ...]
+    weights: Float[np.ndarray, " answers"]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A page, who sees it, and questions.
+
+    Attributes:
+        page: the image.
+        profile: the text about the task that follows the page.
+        persona: the system message; empty for nobody in particular.
+        labels: of the slots.
+        places: index of each slot among the page's places.
+        questions: always the same number.
+    """
+
+    page: Image.Image
+    profile: str
+    persona: str
+    labels: tuple[str, ...]
+    places: tuple[int, ...]
+    questions: tuple[Question, ...]
+
+
+def _pointing(kind: str, text: str, labels: Sequence[str], weights: Float[np.ndarray, " slots"]) -> Question:
+    weights = weights / weights.sum()
+    return Question(kind=kind, text=text, answers=tuple(labels), weights=weights, slots=tuple(range(len(labels))))
+
+
+def _reading(kind: str, text: str, answer: str, slot: int) -> Question:
+    return Question(kind=kind, text=text, answers=(answer + END,), weights=np.ones(1), slots=(slot,))
+
+
+def draw_gambles(rng: np.random.Generator) -> list[Alternative]:
+    """Three gambles: half of the pages with amounts that make up for low chances, half with any."""
+    p = rng.integers(5, 96, size=3)
+    value = 8 * np.exp(0.35 * rng.standard_normal(3))
+    m = np.round(100 * value / p) if rng.random() < 0.5 else rng.integers(1, 66, size=3)
+    return [
+        Alternative(int(a) / 100, int(np.clip(b, 1, 70)), bool(rng.random() < 0.5)) for a, b in zip(p, m, strict=True)
+    ]
+
+
+def gamble_example(rng: np.random.Generator, *, width: int = 320) -> Example:
+    """A gamble page."""
+    gambles = draw_gambles(rng)
+    labels = tuple("ABC")
+    person = Gambler.draw(rng) if rng.random() < PERSONA_SHARE else None
+    gaze, choice = person.judge(gambles) if person else judge_neutrally(gambles)
+    p = np.array([round(100 * a.probability) for a in gambles])
+    m = np.array([a.amount for a in gambles])
+    measures = {"chance": p, "amount": m, "value": p * m}
+    first, second, third = (int(i) for i in rng.integers(3, size=3))
+    name = ("chance", "amount")[rng.integers(2)]
+    extreme, best = (("highest", np.max), ("lowest", np.min))[rng.integers(2)]
+    shown = f"{p[third]}%" if name == "chance" else f"{m[third]}€"
+    questions = (
+        _pointing("choice", CHOICE, labels, choice),
+        _pointing("gaze", GAZE, labels, gaze),
+        _reading("read chance", f"What is the chance of item {labels[first]}?", str(p[first]), first),
+        _reading("read amount", f"What is the amount of item {labels[second]}?", str(m[second]), second),
+        _pointing(f"find {name}", f"Which item shows {shown}?", labels, measures[name] == measures[name][third]),
+        _pointing("compare", f"Which item has the {extreme} {name}?", labels, measures[name] == best(measures[name])),
+        _pointing("compare value", "Which item has the highest value?", labels, measures["value"] == max(p * m)),
+        _pointing("gaze", GAZE, labels, gaze) if rng.random() < 0.5 else _pointing("choice", CHOICE, labels, choice),
+    )
+    page = draw_page(gambles, labels, alternative_boxes(), width=width)
+    persona = person.text if person else ""
+    return Example(
+        page=page,
+        profile=human_choice.PROFILE if rng.random() < PROFILE_SHARE else "",
+        persona=persona,
+        labels=labels,
+        places=(0, 1, 2),
+        questions=questions,
+    )
+
+
+def draw_posters(rng: np.random.Generator) -> list[Poster | None]:
+    """A page of posters; some pages have empty places."""
+    genres = list(GENRES)
+    full = rng.random() < 0.6
+    posters: list[Poster | None] = [
+        Poster(genres[rng.integers(len(genres))], int(rng.integers(SHADES)))
+        if full or rng.random() < 0.7
+        else None
+        for _ in range(ROWS * COLUMNS)
+    ]
+    return posters if sum(p is not None for p in posters) >= 3 else draw_posters(rng)
+
+
+def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
+    """A carousel page."""
+    posters = draw_posters(rng)
+    places = [i for i, poster in enumerate(posters) if poster]
+    there = [poster for poster in posters if poster]
+    letters = list(ALPHABET[: len(places)])
+    if rng.random() < SHUFFLED_SHARE:
+        letters = [letters[i] for i in rng.permutation(len(letters))]
+    labels = tuple(letters)
+    person = Viewer.draw(rng) if rng.random() < PERSONA_SHARE else None
+    even = np.full(len(there), 1 / len(there))
+    gaze, choice = person.judge(posters) if person else (even, even)
+    genre = np.array([poster.genre for poster in there])
+    on_page = sorted(set(genre))
+    asked = [on_page[i] for i in rng.integers(len(on_page), size=3)]
+    read = rng.integers(len(there), size=2)
+    at = int(rng.integers(len(there)))
+    row, column = divmod(places[at], COLUMNS)
+    questions = (
+        _pointing("choice", CHOICE, labels, choice),
+        _pointing("gaze", GAZE, labels, gaze),
+        *(_pointing("find genre", f"Which item shows {g}?", labels, genre == g) for g in asked),
+        *(_reading("read genre", f"What film is item {labels[i]}?", there[i].genre, int(i)) for i in read),
+        _pointing(
+            "find place", f"Which item is in row {row + 1} column {column + 1}?", labels, np.arange(len(there)) == at
+        ),
+    )
+    by_place: list[str | None] = [None] * len(posters)
+    for place, label in zip(places, labels, strict=True):
+        by_place[place] = label
+    return Example(
+        page=draw_carousels(posters, by_place, width=width),
+        profile=synthetic_carousel.PROFILE if rng.random() < PROFILE_SHARE else "",
+        persona=person.text if person else "",
+        labels=labels,
+        places=tuple(places),
+        questions=questions,
+    )
+
+
+WORDS = " ".join(
+    sorted(
+        set(
+            re.findall(
+                "[A-Za-z]+",
+                f"{human_choice.PROFILE} {synthetic_carousel.PROFILE} {LABELS} {CHOICE} {GAZE} system assistant "
+                "What is the chance of item amount highest lowest value shows film in row column rows columns "
+                f"left middle right look sure {' '.join(ALPHABET)} {' '.join(GENRES)}",
+            )
+        )
+    )
+)
+"""Every word that the questions use: each becomes one token."""
+
+KINDS: dict[str, Callable[..., Example]] = {"gambles": gamble_example, "carousels": carousel_example}
+"""Kinds of pages."""
