@@ -66,6 +66,9 @@ class BackboneConfig:
     """Rows of the attention matrix computed at a time in prefill."""
     remat: Literal["dots", "full", "none"] = "dots"
     """What the backward pass recomputes: all but matrix products, everything, or nothing."""
+    unroll: bool = False
+    """Lay the decoder's layers out one by one instead of scanning them: slower to compile, and faster to run where
+    layers are few and small."""
 
     def __post_init__(self) -> None:
         _require(self.tapped_layers >= 1, "backbone.tapped_layers", self.tapped_layers, "at least 1 is needed")
@@ -101,11 +104,20 @@ class OperatorConfig:
     """attn_lrp: divide rows by their signed sum (the paper) or by the sum of magnitudes (stable)."""
     grad_scale: float = 0.1
     """c in G = c · ∂ℓ/∂A."""
+    layer_weights: tuple[float, ...] | None = None
+    """Weights of the tapped layers, lowest first (None: w_l = l / Σl, the paper's)."""
     eps: float = 1e-4
     """ε of the operator's divisions and of the slot normalisation."""
 
     def __post_init__(self) -> None:
         _require(self.eps > 0, "operator.eps", self.eps, "must be above 0")
+        weights = self.layer_weights
+        _require(
+            weights is None or (min(weights, default=-1.0) >= 0 and sum(weights) > 0),
+            "operator.layer_weights",
+            weights,
+            "weights must not be negative, and not all 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +200,9 @@ class TrainConfig:
     ntp_baseline: bool = True
     """Also tune prompts on next-token prediction alone, to report beside."""
     swap_control: bool = True
-    """Also evaluate every session under all other users' prompts."""
+    """Also evaluate every session under other users' prompts."""
+    swaps: int | None = None
+    """Under how many others' prompts (None: all others'); every user's prompt is used equally often."""
     pictures: int = 4
     """Test pages to draw."""
     data_devices: int = 1
@@ -198,6 +212,7 @@ class TrainConfig:
         _require(len(self.seeds) > 0, "train.seeds", self.seeds, "at least 1 is needed")
         _require(len(set(self.seeds)) == len(self.seeds), "train.seeds", self.seeds, "each seed once")
         _require(min(self.seeds) >= 0, "train.seeds", self.seeds, "must not be negative")
+        _require(self.swaps is None or self.swaps >= 1, "train.swaps", self.swaps, "at least 1 is needed")
         _require(self.pictures >= 0, "train.pictures", self.pictures, "must not be negative")
         _require(
             self.batch % max(self.data_devices, 1) == 0 and self.eval_batch % max(self.data_devices, 1) == 0,

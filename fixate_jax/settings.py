@@ -5,23 +5,25 @@ import difflib
 import json
 import re
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from fixate_jax.config import RunConfig
 from fixate_jax.errors import ConfigError
 
 
-class _Document(BaseModel):
+Settings = TypeVar("Settings")
+
+
+@lru_cache
+def _document(kind: type) -> type[BaseModel]:
     """Puts the settings, and all dataclasses within, under pydantic's rules; they themselves know nothing of them."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    run: RunConfig
+    return create_model("_Document", __config__=ConfigDict(extra="forbid", strict=True), settings=(kind, ...))
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,10 +49,16 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: Path | str) -> RunConfig:
-    """Read a preset; fields that it leaves out keep their defaults.
+    """Read a preset of a run, see :func:`load_settings`."""
+    return load_settings(path, RunConfig)
+
+
+def load_settings(path: Path | str, kind: type[Settings]) -> Settings:
+    """Read a YAML file into a settings dataclass; fields that it leaves out keep their defaults.
 
     Args:
         path: YAML file, e.g. ``configs/demo.yaml``.
+        kind: the dataclass.
 
     Raises:
         ConfigError: the file is missing or no YAML, or a setting has an unknown name or a wrong type or value; the
@@ -67,14 +75,20 @@ def load_config(path: Path | str) -> RunConfig:
         content = {}
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}; sections such as 'data:' and 'train:' are needed")
-    return config_from_dict({str(name): value for name, value in content.items()}, source=str(path))
+    return settings_from_dict({str(name): value for name, value in content.items()}, kind, source=str(path))
 
 
 def config_from_dict(settings: Mapping[str, Any], *, source: str = "settings") -> RunConfig:
+    """A run's settings from nested mappings, see :func:`settings_from_dict`."""
+    return settings_from_dict(settings, RunConfig, source=source)
+
+
+def settings_from_dict(values: Mapping[str, Any], kind: type[Settings], *, source: str = "settings") -> Settings:
     """Settings from nested mappings of plain values, as YAML or JSON give them.
 
     Args:
-        settings: ``{"train": {"seed": 1}, …}``; what is left out keeps its default.
+        values: ``{"train": {"batch": 4}, …}``; what is left out keeps its default.
+        kind: the settings' dataclass.
         source: where they come from, for error messages.
 
     Raises:
@@ -82,14 +96,16 @@ def config_from_dict(settings: Mapping[str, Any], *, source: str = "settings") -
     """
     try:
         # By way of JSON: there, pydantic's strict rules take a text for a path and a mapping for a dataclass.
-        text = json.dumps({"run": dict(settings)})
+        text = json.dumps({"settings": dict(values)})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: only numbers, texts, true/false and null can be settings ({error})") from error
     try:
-        return _Document.model_validate_json(text).run
+        document: Any = _document(kind).model_validate_json(text)
     except ValidationError as error:
-        problems = [_explain(detail) for detail in error.errors(include_url=False)]
+        problems = [_explain(detail, kind) for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems)) from error
+    settings: Settings = document.settings
+    return settings
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
@@ -103,12 +119,12 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _explain(detail: ErrorDetails, kind: type) -> str:
     """One problem in the user's words."""
     parts = [str(part) for part in detail["loc"][1:]]
     name = ".".join(parts)
     if detail["type"] == "unexpected_keyword_argument":
-        known = _field_names(parts[:-1])
+        known = _field_names(kind, parts[:-1])
         close = difflib.get_close_matches(parts[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return f"{name}: no such setting; {hint}"
@@ -119,9 +135,9 @@ def _explain(detail: ErrorDetails) -> str:
     return f"{name} = {detail['input']!r}: {message}"
 
 
-def _field_names(section: list[str]) -> list[str]:
+def _field_names(kind: type, section: list[str]) -> list[str]:
     """Names of the settings in a section; an empty list of parts stands for the top level."""
-    at: Any = RunConfig()
+    at: Any = kind()
     for part in section:
         at = getattr(at, part)
     return [field.name for field in dataclasses.fields(at)]

@@ -192,7 +192,10 @@ def gaze_bounds(layout: Layout, *, seed: int) -> pd.DataFrame:
         "uniform": (np.full_like(gaze, 1 / slots), None),
         "population_mean": (everybody, "uniform"),
         "user_mean": (own, "population_mean"),
-        "population_mean_given_click": (np.where(np.isnan(everybody_click), everybody, everybody_click), "population_mean"),
+        "population_mean_given_click": (
+            np.where(np.isnan(everybody_click), everybody, everybody_click),
+            "population_mean",
+        ),
         "user_mean_given_click": (np.where(np.isnan(own_click), own, own_click), "population_mean_given_click"),
     }
     measured = {

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -48,19 +49,16 @@ def write_analysis(store: SessionStore, out: Path, settings: AnalysisSettings) -
         settings: what to analyse, and how.
 
     Raises:
-        ConfigError: `out` is a file or cannot be made.
+        ConfigError: `out` cannot be made, for example because a file is in its place.
         DataError: too few people with enough sessions, or a session without the signal.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: is a file; choose a folder")
     found = analyse(store.sessions, settings)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be made ({error.strerror}); choose another folder") from error
     for name, table in found.tables.items():
-        text = table.to_csv(index=False)
-        _whole(out / f"{name}.csv", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        _whole(out / f"{name}.csv", partial(table.to_csv, index=False))
     figures = []
     for number, layout in enumerate(found.layouts, start=1):
         figures += _figures(store, out / "figures", number, layout, settings)

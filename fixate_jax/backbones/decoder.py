@@ -30,7 +30,7 @@ Remat = Literal["dots", "full", "none"]
 class DecoderConfig:
     """Shape of a Qwen3 decoder, and how to run it.
 
-    ``attention_block`` and ``remat`` change speed and memory, never results.
+    ``attention_block``, ``remat`` and ``unroll`` change speed and memory, never results.
     """
 
     vocab: int
@@ -50,6 +50,7 @@ class DecoderConfig:
     dtype: Any = jnp.float32
     attention_block: int = 256
     remat: Remat = "dots"
+    unroll: bool = False
 
     @property
     def tapped(self) -> int:
@@ -246,7 +247,8 @@ class Decoder(nnx.Module):
 
         x = flat[0]
         for graph, weights, indices in self._stacks("lower"):
-            x, _ = jax.lax.scan(_rematerialised(partial(lower, graph), config.remat), x, (weights, indices))
+            body = _rematerialised(partial(lower, graph), config.remat)
+            x, _ = jax.lax.scan(body, x, (weights, indices), unroll=config.unroll)
         hidden, tail_hidden = split(x)
         key, value = self._tapped_keys_values(hidden, deep, valid, prefix_angles)
         return Prefix(key, value, valid, tail_hidden, tail_angles, inputs.tail_valid)
@@ -273,7 +275,7 @@ class Decoder(nnx.Module):
 
         for graph, weights, indices in self._stacks("upper"):
             body = _rematerialised(partial(upper, graph), config.remat)
-            hidden, (key, value) = jax.lax.scan(body, hidden, (weights, indices))
+            hidden, (key, value) = jax.lax.scan(body, hidden, (weights, indices), unroll=config.unroll)
             keys.append(key)
             values.append(value)
         graph, weights = nnx.split(self.last)
@@ -309,7 +311,7 @@ class Decoder(nnx.Module):
             part = slice(done, done + len(indices))
             tap = None if taps is None else taps[part]
             xs = (weights, prefix.key[part], prefix.value[part], tap)
-            hidden, row = jax.lax.scan(partial(step, graph), hidden, xs)
+            hidden, row = jax.lax.scan(partial(step, graph), hidden, xs, unroll=self.config.unroll)
             rows.append(row)
             done += len(indices)
         return TailOutput(self.logits(hidden), jnp.concatenate(rows))

@@ -20,8 +20,14 @@ from fixate_jax.errors import CheckpointError
 FAMILIES: dict[str, ModuleType] = {qwen3_vl.MODEL_TYPE: qwen3_vl}
 """model_type of ``config.json`` → module. A family is one file that offers what :mod:`qwen3_vl` offers."""
 
-EMBEDDED: dict[str, Callable[[Path], Path]] = {"tiny-random": tiny_random.write_tiny_random}
-"""Backbones that the library makes itself, by name → writer of an ordinary model directory."""
+SHIPPED = Path(__file__).parent / "shipped"
+"""Where the backbones are that come with the library, each an ordinary model directory."""
+
+EMBEDDED: dict[str, Callable[[Path], Path]] = {
+    "tiny-qwen3-vl": lambda work: SHIPPED / "tiny-qwen3-vl",
+    "tiny-random": lambda work: tiny_random.write_tiny_random(work / "tiny-random"),
+}
+"""Backbones that need no download, by name → function from a run's directory to the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +79,13 @@ class Backbone:
 
 
 def resolve(path: str, *, work: Path) -> Path:
-    """The model directory that a ``backbone.path`` setting means; embedded ones are written under ``work``.
+    """The model directory that a ``backbone.path`` setting means; random ones are written under ``work``.
 
     Raises:
         CheckpointError: when there is no such directory or name.
     """
     if path in EMBEDDED:
-        return EMBEDDED[path](work / path)
+        return EMBEDDED[path](work)
     directory = Path(path)
     if not directory.is_dir():
         raise CheckpointError(

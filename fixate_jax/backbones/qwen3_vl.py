@@ -103,6 +103,7 @@ def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:
         dtype=dtype,
         attention_block=settings.attention_block,
         remat=settings.remat,
+        unroll=settings.unroll,
     )
     tower = VisionConfig(
         layers=need(vision, "depth", "vision_config."),

@@ -16,6 +16,8 @@ from fixate_jax.backbones.processing import EncodedPage, stack_pages
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining.tasks import Example, Question
 
+WORDS = 6
+"""Words that a visual token can show."""
 _MARK = "\N{SECTION SIGN}"
 
 
@@ -29,6 +31,8 @@ class PackedBatch(NamedTuple):
         next_mask: True where that token belongs to an answer, but not at ``src``.
         answer_ids: at ``src``: what the next token may be.
         answer_weight: and how likely it is; 0 at padding.
+        word_ids: tokens that name what a visual token shows.
+        word_weight: their shares; all 0 where there is nothing to be read.
     """
 
     pages: PageInputs
@@ -37,6 +41,8 @@ class PackedBatch(NamedTuple):
     next_mask: Bool[HostOrDevice, "batch branch tail"]
     answer_ids: Int[HostOrDevice, "batch branch answers"]
     answer_weight: Float[HostOrDevice, "batch branch answers"]
+    word_ids: Int[HostOrDevice, "batch visual words"]
+    word_weight: Float[HostOrDevice, "batch visual words"]
 
 
 class Packer:
@@ -115,24 +121,48 @@ class Packer:
             visual_position,
             features,
         )
-        return sequence, tuple(answers)
+        return sequence, (*answers, *self._words(example, page))
+
+    def _words(self, example: Example, page: EncodedPage) -> tuple[np.ndarray, np.ndarray]:
+        """What each visual token shows: of a spread mark wherever a quarter of the token or of the mark is."""
+        y, x = np.meshgrid(np.arange(page.rows) / page.rows, np.arange(page.columns) / page.columns, indexing="ij")
+        x, y = x.ravel(), y.ravel()
+        words: list[list[int]] = [[] for _ in range(self.visual)]
+        for (x0, y0, x1, y1), names, spread in example.marks:
+            wide = np.clip(np.minimum(x + 1 / page.columns, x1) - np.maximum(x, x0), 0, None)
+            high = np.clip(np.minimum(y + 1 / page.rows, y1) - np.maximum(y, y0), 0, None)
+            share = wide * high / min((x1 - x0) * (y1 - y0), 1 / (page.rows * page.columns))
+            for token in np.flatnonzero(share > 0.25) if spread else [int(share.argmax())]:
+                words[token] += [self._tokens(name)[0] for name in names]
+        ids, weight = np.zeros((self.visual, WORDS), np.int32), np.zeros((self.visual, WORDS), np.float32)
+        for token, found in enumerate(words):
+            chosen = list(dict.fromkeys(found))[:WORDS]
+            ids[token, : len(chosen)] = chosen
+            weight[token, : len(chosen)] = 1 / max(len(chosen), 1)
+        return ids, weight
 
     def _branch(self, question: Question, after: str, first: int) -> tuple:
-        asked = self._tokens(f" {question.text}{after}")
-        answers = [self._tokens(answer) for answer in question.answers]
+        if question.drill:
+            pieces = [(self._tokens(asked), self._tokens(answer)) for asked, answer in question.drill]
+            answers, weights = [pieces[-1][1]], np.ones(1)
+        else:
+            answers, weights = [self._tokens(answer) for answer in question.answers], question.weights
+            pieces = [(self._tokens(f" {question.text}{after}"), answers[0])]
         if len(answers) > 1 and any(len(answer) > 1 for answer in answers):
             raise ConfigError(f"answers {question.answers}: where there are several, each must be one token")
-        tokens = [*asked, *answers[0][:-1]]
+        chain = [token for asked, answer in pieces for token in (*asked, *answer)]
+        answered = [a for asked, answer in pieces for a in (*[False] * len(asked), *[True] * len(answer))]
+        tokens = chain[:-1]
         if len(tokens) > self.tail:
-            raise ConfigError(f"question {question.text!r} has {len(tokens)} tokens, more than {self.tail}")
+            raise ConfigError(f"question {question.text or question.drill!r}: {len(tokens)} tokens, over {self.tail}")
         pad = self.tail - len(tokens)
         tail_ids, next_ids = np.zeros(self.tail, np.int32), np.zeros(self.tail, np.int32)
-        tail_ids[pad:], next_ids[pad:-1] = tokens, tokens[1:]
+        tail_ids[pad:], next_ids[pad:] = tokens, chain[1:]
         next_mask = np.zeros(self.tail, bool)
-        next_mask[pad + len(asked) - 1 : -1] = True
+        next_mask[pad:-1] = answered[1:-1]
         positions = np.zeros((self.tail, 3), np.int32)
         positions[pad:] = (first + np.arange(len(tokens)))[:, None]
         ids, weight = np.zeros(self.answers, np.int32), np.zeros(self.answers, np.float32)
         ids[: len(answers)] = [answer[-1] for answer in answers]
-        weight[: len(answers)] = question.weights
+        weight[: len(answers)] = weights
         return tail_ids, positions, np.arange(self.tail) >= pad, next_ids, next_mask, ids, weight

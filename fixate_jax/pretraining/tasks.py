@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -10,8 +11,8 @@ from PIL import Image
 
 from fixate_jax.backbones.processing import LABELS, QUESTION
 from fixate_jax.data import human_choice, synthetic_carousel
-from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels
-from fixate_jax.data.render import Alternative, alternative_boxes, draw_page
+from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
+from fixate_jax.data.render import Alternative, alternative_boxes, draw_page, text_marks
 from fixate_jax.pretraining.personas import Gambler, Viewer, judge_neutrally
 
 CHOICE = QUESTION
@@ -39,6 +40,8 @@ class Question:
         weights: how likely each of these is.
         slots: for each answer its slot (label answers), else the slot to read (number and genre answers).
 
+        drill: instead of all that, short questions and answers in one line; text and answers are empty.
+
     A number or genre is followed by the end token, so that "7" is not half of "70".
     """
 
@@ -47,6 +50,21 @@ class Question:
     answers: tuple[str, ...]
     weights: Float[np.ndarray, " answers"]
     slots: tuple[int, ...]
+    drill: tuple[tuple[str, str], ...] = ()
+
+
+class Mark(NamedTuple):
+    """Something to be read in one place of the page.
+
+    Attributes:
+        box: in relative page coordinates.
+        words: what is there, as the tokens that name it.
+        spread: whether it shows all over the box, and not as one thing in it.
+    """
+
+    box: Sequence[float]
+    words: tuple[str, ...]
+    spread: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +78,7 @@ class Example:
         labels: of the slots.
         places: index of each slot among the page's places.
         questions: always the same number.
+        marks: what is to be read where.
     """
 
     page: Image.Image
@@ -68,6 +87,7 @@ class Example:
     labels: tuple[str, ...]
     places: tuple[int, ...]
     questions: tuple[Question, ...]
+    marks: tuple[Mark, ...]
 
 
 def _pointing(kind: str, text: str, labels: Sequence[str], weights: Float[np.ndarray, " slots"]) -> Question:
@@ -77,6 +97,10 @@ def _pointing(kind: str, text: str, labels: Sequence[str], weights: Float[np.nda
 
 def _reading(kind: str, text: str, answer: str, slot: int) -> Question:
     return Question(kind=kind, text=text, answers=(answer + END,), weights=np.ones(1), slots=(slot,))
+
+
+def _drill(kind: str, pairs: Sequence[tuple[str, str]]) -> Question:
+    return Question(kind=kind, text="", answers=(), weights=np.zeros(0), slots=(), drill=tuple(pairs))
 
 
 def draw_gambles(rng: np.random.Generator) -> list[Alternative]:
@@ -102,15 +126,23 @@ def gamble_example(rng: np.random.Generator, *, width: int = 320) -> Example:
     name = ("chance", "amount")[rng.integers(2)]
     extreme, best = (("highest", np.max), ("lowest", np.min))[rng.integers(2)]
     shown = f"{p[third]}%" if name == "chance" else f"{m[third]}€"
-    questions = (
-        _pointing("choice", CHOICE, labels, choice),
-        _pointing("gaze", GAZE, labels, gaze),
+    wordy = (
         _reading("read chance", f"What is the chance of item {labels[first]}?", str(p[first]), first),
         _reading("read amount", f"What is the amount of item {labels[second]}?", str(m[second]), second),
         _pointing(f"find {name}", f"Which item shows {shown}?", labels, measures[name] == measures[name][third]),
         _pointing("compare", f"Which item has the {extreme} {name}?", labels, measures[name] == best(measures[name])),
         _pointing("compare value", "Which item has the highest value?", labels, measures["value"] == max(p * m)),
-        _pointing("gaze", GAZE, labels, gaze) if rng.random() < 0.5 else _pointing("choice", CHOICE, labels, choice),
+    )
+    cells = [(i, k) for i in range(3) for k in ("chance", "amount")]
+    order = [cells[i] for i in rng.permutation(6)]
+    extremes = [(e, f, k) for e, f in (("highest", np.argmax), ("lowest", np.argmin)) for k in measures]
+    questions = (
+        _pointing("choice", CHOICE, labels, choice),
+        _pointing("gaze", GAZE, labels, gaze),
+        *(wordy[i] for i in sorted(rng.permutation(len(wordy))[:3])),
+        _drill("drill reading", [(f" {labels[i]} {k}", str(measures[k][i])) for i, k in order[:5]]),
+        _drill("drill finding", [(f" {k}{measures[k][i]}", f" {labels[i]}") for i, k in order[:5]]),
+        _drill("drill comparing", [(f" {e} {k}", f" {labels[int(f(measures[k]))]}") for e, f, k in extremes]),
     )
     page = draw_page(gambles, labels, alternative_boxes(), width=width)
     persona = person.text if person else ""
@@ -121,7 +153,23 @@ def gamble_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         labels=labels,
         places=(0, 1, 2),
         questions=questions,
+        marks=_gamble_marks(gambles, labels),
     )
+
+
+def _gamble_marks(gambles: list[Alternative], labels: tuple[str, ...]) -> tuple[Mark, ...]:
+    """Digits one by one; what a text is, wherever its characters stand; the label, in its corner."""
+    marks = []
+    for character, column, box in text_marks(gambles):
+        upper = box[1] < 0.5
+        kind = " chance" if upper == gambles[column].probability_on_top else " amount"
+        label = labels[column]
+        marks.append(Mark(box, (kind, f" {label}"), spread=True))
+        if character.isdigit():
+            marks.append(Mark(box, (character,), spread=False))
+    for (x, y, _, _), label in zip(alternative_boxes(), labels, strict=True):
+        marks.append(Mark((x, y, x + 0.05, y + 0.06), (label, f" {label}"), spread=False))
+    return tuple(marks)
 
 
 def draw_posters(rng: np.random.Generator) -> list[Poster | None]:
@@ -151,18 +199,21 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
     gaze, choice = person.judge(posters) if person else (even, even)
     genre = np.array([poster.genre for poster in there])
     on_page = sorted(set(genre))
-    asked = [on_page[i] for i in rng.integers(len(on_page), size=3)]
-    read = rng.integers(len(there), size=2)
+    asked = [on_page[i] for i in rng.integers(len(on_page), size=2)]
+    read = int(rng.integers(len(there)))
     at = int(rng.integers(len(there)))
     row, column = divmod(places[at], COLUMNS)
+    order = rng.permutation(len(there))[:9]
     questions = (
         _pointing("choice", CHOICE, labels, choice),
         _pointing("gaze", GAZE, labels, gaze),
         *(_pointing("find genre", f"Which item shows {g}?", labels, genre == g) for g in asked),
-        *(_reading("read genre", f"What film is item {labels[i]}?", there[i].genre, int(i)) for i in read),
+        _reading("read genre", f"What film is item {labels[read]}?", there[read].genre, read),
         _pointing(
             "find place", f"Which item is in row {row + 1} column {column + 1}?", labels, np.arange(len(there)) == at
         ),
+        _drill("drill finding", [(f" {there[i].genre}", f" {labels[i]}") for i in order]),
+        _drill("drill reading", [(f" {labels[i]}", f" {there[i].genre}") for i in order[::-1]]),
     )
     by_place: list[str | None] = [None] * len(posters)
     for place, label in zip(places, labels, strict=True):
@@ -174,7 +225,22 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         labels=labels,
         places=tuple(places),
         questions=questions,
+        marks=(
+            *(
+                Mark(poster_boxes()[i], (poster.genre, f" {poster.genre}"), spread=True)
+                for i, poster in zip(places, there, strict=True)
+            ),
+            *(
+                Mark(_corner(poster_boxes()[i]), (label, f" {label}"), spread=False)
+                for i, label in zip(places, labels, strict=True)
+            ),
+        ),
     )
+
+
+def _corner(box: Sequence[float]) -> tuple[float, ...]:
+    x0, y0, x1, y1 = box
+    return x0, y0, x0 + 0.4 * (x1 - x0), y0 + 0.4 * (y1 - y0)
 
 
 WORDS = " ".join(

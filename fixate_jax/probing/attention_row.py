@@ -12,11 +12,11 @@ def attention_row(trace: Trace, config: OperatorConfig) -> Probe:
 
     Args:
         trace: the stopped model.
-        config: not used here; every operator has the same signature.
+        config: ``layer_weights``.
 
     Returns:
         Logits and relevance; relevance is not negative and sums to 1 over all positions.
     """
-    del config
     logits, rows = trace.model.tail(trace.prefix)
-    return Probe(logits, jnp.einsum("l,lbchk->bck", depth_weights(rows.shape[0]), rows.mean(3, keepdims=True)))
+    weights = depth_weights(rows.shape[0], config.layer_weights)
+    return Probe(logits, jnp.einsum("l,lbck->bck", weights, rows.mean(3)))

@@ -34,7 +34,7 @@ def attn_lrp(trace: Trace, config: OperatorConfig) -> Probe:
 
     Args:
         trace: the stopped model.
-        config: ``grad_scale`` c, ``eps`` ε and the normalisation.
+        config: ``grad_scale`` c, ``eps`` ε, the normalisation and ``layer_weights``.
 
     Returns:
         Logits and signed relevance.
@@ -52,4 +52,4 @@ def attn_lrp(trace: Trace, config: OperatorConfig) -> Probe:
     gradient, (logits, rows) = jax.grad(score, has_aux=True)(taps)
     weighted = rows * (config.grad_scale * gradient)
     mean = normalise_rows(weighted, how=config.normalise, eps=config.eps).mean(3)
-    return Probe(logits, jnp.einsum("l,lbck->bck", depth_weights(layers), mean))
+    return Probe(logits, jnp.einsum("l,lbck->bck", depth_weights(layers, config.layer_weights), mean))

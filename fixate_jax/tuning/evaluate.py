@@ -101,7 +101,9 @@ def _rows(workspace: Workspace, batch: Batch, result: Evaluation, method: str) -
 def swapped_metrics(
     workspace: Workspace, prompt: PromptParams, split: str, method: str, *, top_k: int, track: Track = silent
 ) -> pd.DataFrame:
-    """The user-swap control: every session under every other user's prompt, its metrics averaged over those.
+    """The user-swap control: every session under other users' prompts, its metrics averaged over those.
+
+    The others are all there are, or ``train.swaps`` of them, at even distances from the user in the list.
 
     Args:
         workspace: backbone and data.
@@ -114,10 +116,12 @@ def swapped_metrics(
     Returns:
         As :func:`fixate_jax.metrics.session_metrics`; empty with a single user.
     """
-    shifts = range(1, len(workspace.users))
+    others, wanted = len(workspace.users) - 1, workspace.config.train.swaps
+    count = others if wanted is None else min(wanted, others)
+    shifts = [1 + i * others // count for i in range(count)]
     frames = [
         session_metrics(predict(workspace, prompt, split, method, shift=shift), top_k=top_k)
-        for shift in track(list(shifts), f"{method}, {split}, other users' prompts")
+        for shift in track(shifts, f"{method}, {split}, other users' prompts")
     ]
     if not frames:
         return pd.DataFrame()
