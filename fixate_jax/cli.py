@@ -1,21 +1,23 @@
 """The ``fixate`` command: one dataclass per subcommand, parsed by tyro."""
 
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.errors import ConfigError, FixateError
-from fixate_jax.settings import load_config
+from fixate_jax.pretraining.recipe import Recipe
+from fixate_jax.settings import load_config, load_settings
 
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
 DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
-COMMANDS_WITH_PRESET = ("prepare", "train", "analyze")
+COMMANDS_WITH_PRESET = ("prepare", "train", "analyze", "pretrain-tiny")
 SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
 """What fits into 80 columns of a terminal; the report and the CSV files hold every metric."""
@@ -188,6 +190,58 @@ class Analyze:
         return 0
 
 
+@dataclass(frozen=True)
+class PretrainTiny:
+    """Train a tiny backbone that reads drawn pages, from nothing. Give it again to go on after a stop."""
+
+    recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE.yaml")] = None
+    """The recipe, e.g. configs/pretrain_tiny.yaml; flags override it."""
+    run_dir: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/pretrain-tiny")
+    """Run directory; the finished model is `model/` in it."""
+    until: int | None = None
+    """Stop after this step (None: go to the end, examine the model and write its card)."""
+    settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def run(self) -> int:
+        """Run the command."""
+        from fixate_jax.pretraining.training import Pretraining
+
+        pretraining = Pretraining(self.settings, self.run_dir)
+        weights = pretraining.run(self.until)
+        console = Console()
+        console.print(f"weights after step {pretraining.step}: sha256 {weights}", soft_wrap=True)
+        if pretraining.step >= self.settings.steps and not (self.run_dir / "model").exists():
+            pretraining.publish(self.run_dir / "model", commit="unknown")
+        return 0
+
+
+@dataclass(frozen=True)
+class Read:
+    """Ask a backbone questions about freshly drawn pages: what it can read, and where operators point in it."""
+
+    backbone: Annotated[str, tyro.conf.Positional] = "tiny-qwen3-vl"
+    """A Hugging Face directory, or the name of an embedded backbone."""
+    pages: int = 128
+    """Pages of each kind."""
+    seed: int = 1_000_000
+    """Of the pages."""
+    tapped_layers: int = 4
+    """How many of the last layers to look into."""
+
+    def run(self) -> int:
+        """Run the command."""
+        from fixate_jax.backbones.loading import load_backbone
+        from fixate_jax.pretraining.reading import examine, pointing_game, read_outs
+        from fixate_jax.report.tables import print_table
+
+        settings = BackboneConfig(path=self.backbone, tapped_layers=self.tapped_layers)
+        with tempfile.TemporaryDirectory() as work:
+            asked = examine(load_backbone(settings, work=Path(work)), pages=self.pages, seed=self.seed)
+        print_table(read_outs(asked), title=f"{self.backbone}: right answers", digits=3)
+        print_table(pointing_game(asked), title="Pointing game: operators and the slot that is answered", digits=3)
+        return 0
+
+
 def _print_analysis(analysis: object, out: Path) -> None:
     from fixate_jax.analysis import Analysis
     from fixate_jax.analysis.write import HEADINGS, REPORT
@@ -233,10 +287,12 @@ Command = (
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]
+    | Annotated[PretrainTiny, tyro.conf.subcommand("pretrain-tiny")]
+    | Annotated[Read, tyro.conf.subcommand("read")]
 )
 
 
-def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Probe | Verify | Analyze:
+def parse(arguments: list[str]) -> Any:
     """The command that the arguments ask for; a preset's values become the defaults of the flags.
 
     Raises:
@@ -244,10 +300,13 @@ def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Probe | Verify |
     """
     if len(arguments) > 1 and arguments[0] in COMMANDS_WITH_PRESET and not arguments[1].startswith("-"):
         name, preset = arguments[0], Path(arguments[1])
+        if name == "pretrain-tiny":
+            default = PretrainTiny(recipe=preset, settings=load_settings(preset, Recipe))
+            return tyro.cli(PretrainTiny, prog=f"fixate {name}", default=default, args=arguments[1:])
         settings = load_config(preset)
         kind = {"prepare": Prepare, "train": Train, "analyze": Analyze}[name]
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
-    command = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
+    command: Any = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
     if isinstance(command, Prepare | Train | Analyze) and command.preset is not None:
         name = type(command).__name__.lower()
         raise ConfigError(f"give the preset first: fixate {name} {command.preset} … (its values must be read before)")

@@ -16,7 +16,6 @@ from pydantic_core import ErrorDetails
 from fixate_jax.config import RunConfig
 from fixate_jax.errors import ConfigError
 
-
 Settings = TypeVar("Settings")
 
 

@@ -119,9 +119,7 @@ class SessionEncoder:
             raise CheckpointError(f"{directory}: the tokenizer has no end token (eos_token)")
         self.end_token = int(self.tokenizer.eos_token_id)
 
-    def chat_text(
-        self, profile: str, labels: tuple[str, ...], *, question: str = QUESTION, persona: str = ""
-    ) -> str:
+    def chat_text(self, profile: str, labels: tuple[str, ...], *, question: str = QUESTION, persona: str = "") -> str:
         """The chat as text, with one image placeholder, up to where the answer starts.
 
         Args:

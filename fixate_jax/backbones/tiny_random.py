@@ -92,6 +92,8 @@ class TinySizes:
     """Width of a decoder head."""
     rope_theta: float = 10_000.0
     """Base of the decoder's rotary frequencies."""
+    dtype: str = "float32"
+    """Type of the weights as config.json states it."""
     tied: bool = True
     """Whether the output head is the embedding."""
     vision_layers: int = 2
@@ -168,7 +170,7 @@ def write_model(
     sizes: TinySizes,
     tensors: Mapping[str, Shaped[np.ndarray, "..."]],
     *,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
 ) -> Path:
     """Write a Hugging Face directory: configuration, tokenizer, image processor settings and weights.
 
@@ -178,7 +180,7 @@ def write_model(
         directory: where to write; must not exist yet, or be empty.
         sizes: shape of the model.
         tensors: every weight under the name that transformers gives it.
-        extra: more text files, by name.
+        extra: more files, by name.
 
     Returns:
         ``directory``.
@@ -192,8 +194,8 @@ def write_model(
         write_tokenizer_files(staging, sizes)
         for name, content in _config_files(sizes).items():
             (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for name, text in (extra or {}).items():
-            (staging / name).write_text(text, encoding="utf-8")
+        for name, more in (extra or {}).items():
+            (staging / name).write_bytes(more if isinstance(more, bytes) else more.encode())
         (staging / "model.safetensors").write_bytes(save(dict(tensors), metadata={"format": "pt"}))
         staging.chmod(0o755)
         try:
@@ -315,7 +317,7 @@ def _config_files(sizes: TinySizes) -> dict[str, dict[str, Any]]:
     config = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
-        "dtype": "float32",
+        "dtype": sizes.dtype,
         "tie_word_embeddings": sizes.tied,
         "image_token_id": token["<|image_pad|>"],
         "video_token_id": token["<|video_pad|>"],

@@ -48,7 +48,9 @@ class Gambler(NamedTuple):
     @staticmethod
     def draw(rng: np.random.Generator) -> "Gambler":
         """Somebody at random."""
-        return Gambler(rng.integers(LEVELS, size=3), rng.integers(LEVELS, size=3), *map(int, rng.integers(LEVELS, size=2)))
+        return Gambler(
+            rng.integers(LEVELS, size=3), rng.integers(LEVELS, size=3), *map(int, rng.integers(LEVELS, size=2))
+        )
 
     @property
     def text(self) -> str:
@@ -106,5 +108,7 @@ class Viewer(NamedTuple):
         """Share of gaze and probability of choice of each poster that is there."""
         habit = ((self.rows - _MIDDLE) / 3)[:, None] + ((self.columns - _MIDDLE) / 3)[None, :]
         place = np.array([h for h, p in zip(habit.ravel(), posters, strict=True) if p])
-        taste = np.array([(self.tastes[p.genre] - _MIDDLE) / 2.5 if p.genre in self.tastes else 0.0 for p in posters if p])
+        taste = np.array(
+            [(self.tastes[p.genre] - _MIDDLE) / 2.5 if p.genre in self.tastes else 0.0 for p in posters if p]
+        )
         return softmax(place + taste), softmax(0.6 * place + 2 * taste)

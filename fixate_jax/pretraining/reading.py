@@ -86,7 +86,9 @@ def _rows(
     for i, question in enumerate(example.questions):
         row: dict[str, Any] = {"page": kind, "kind": question.kind, "hit": bool(hit[i])}
         # A guess knows the labels of the page; nothing is said of guessing numbers and genres.
-        row["chance"] = np.mean(question.weights >= question.weights.max() - 1e-6) if len(question.answers) > 1 else np.nan
+        row["chance"] = (
+            np.mean(question.weights >= question.weights.max() - 1e-6) if len(question.answers) > 1 else np.nan
+        )
         if question.kind.split()[0] in POINTED:
             row["slots"] = len(example.labels)
             for name, a in attention.items():

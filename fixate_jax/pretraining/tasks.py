@@ -1,7 +1,7 @@
-"""Pages with questions whose answers are known: read-outs, comparisons, and what a made-up person looks at and chooses."""
+"""Pages with questions whose answers are known: read-outs, comparisons, what a made-up person looks at and chooses."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,6 +103,16 @@ def _drill(kind: str, pairs: Sequence[tuple[str, str]]) -> Question:
     return Question(kind=kind, text="", answers=(), weights=np.zeros(0), slots=(), drill=tuple(pairs))
 
 
+def _listing(
+    labels: Sequence[str], measures: Mapping[str, np.ndarray], order: np.ndarray, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """All of one measure, then two of another: what is asked for is said once, before the labels."""
+    first, second = (("chance", "amount"), ("amount", "chance"))[rng.integers(2)]
+    cells = [(first, i) for i in order] + [(second, i) for i in order[1:]]
+    said = [f" {kind}" if n in (0, 3) else "" for n, (kind, _) in enumerate(cells)]
+    return [(f"{word} {labels[i]}", str(measures[kind][i])) for word, (kind, i) in zip(said, cells, strict=True)]
+
+
 def draw_gambles(rng: np.random.Generator) -> list[Alternative]:
     """Three gambles: half of the pages with amounts that make up for low chances, half with any."""
     p = rng.integers(5, 96, size=3)
@@ -133,15 +143,14 @@ def gamble_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         _pointing("compare", f"Which item has the {extreme} {name}?", labels, measures[name] == best(measures[name])),
         _pointing("compare value", "Which item has the highest value?", labels, measures["value"] == max(p * m)),
     )
-    cells = [(i, k) for i in range(3) for k in ("chance", "amount")]
-    order = [cells[i] for i in rng.permutation(6)]
+    order = rng.permutation(3)
     extremes = [(e, f, k) for e, f in (("highest", np.argmax), ("lowest", np.argmin)) for k in measures]
     questions = (
         _pointing("choice", CHOICE, labels, choice),
         _pointing("gaze", GAZE, labels, gaze),
         *(wordy[i] for i in sorted(rng.permutation(len(wordy))[:3])),
-        _drill("drill reading", [(f" {labels[i]} {k}", str(measures[k][i])) for i, k in order[:5]]),
-        _drill("drill finding", [(f" {k}{measures[k][i]}", f" {labels[i]}") for i, k in order[:5]]),
+        _drill("drill reading", [pair for i in order for pair in ((f" {labels[i]}", str(p[i])), (",", str(m[i])))]),
+        _drill("drill listing", _listing(labels, measures, order, rng)),
         _drill("drill comparing", [(f" {e} {k}", f" {labels[int(f(measures[k]))]}") for e, f, k in extremes]),
     )
     page = draw_page(gambles, labels, alternative_boxes(), width=width)
@@ -177,9 +186,7 @@ def draw_posters(rng: np.random.Generator) -> list[Poster | None]:
     genres = list(GENRES)
     full = rng.random() < 0.6
     posters: list[Poster | None] = [
-        Poster(genres[rng.integers(len(genres))], int(rng.integers(SHADES)))
-        if full or rng.random() < 0.7
-        else None
+        Poster(genres[rng.integers(len(genres))], int(rng.integers(SHADES))) if full or rng.random() < 0.7 else None
         for _ in range(ROWS * COLUMNS)
     ]
     return posters if sum(p is not None for p in posters) >= 3 else draw_posters(rng)
@@ -225,15 +232,9 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         labels=labels,
         places=tuple(places),
         questions=questions,
-        marks=(
-            *(
-                Mark(poster_boxes()[i], (poster.genre, f" {poster.genre}"), spread=True)
-                for i, poster in zip(places, there, strict=True)
-            ),
-            *(
-                Mark(_corner(poster_boxes()[i]), (label, f" {label}"), spread=False)
-                for i, label in zip(places, labels, strict=True)
-            ),
+        marks=tuple(
+            Mark(_corner(poster_boxes()[i]), (label, f" {label}", poster.genre, f" {poster.genre}"), spread=False)
+            for i, poster, label in zip(places, there, labels, strict=True)
         ),
     )
 

@@ -174,6 +174,63 @@ def _validation_panel(axis: Axes, steps: pd.Series, values: pd.Series, name: str
     _style(axis, f"validation {name}: best {values.iloc[best]:.3f}")
 
 
+def pretraining_curves(path: Path, metrics: pd.DataFrame) -> Path:
+    """How a tiny backbone learns to read: per kind of page, the excess loss of each of its questions.
+
+    Args:
+        path: PNG to write.
+        metrics: a row a step: `step`, and columns such as "gambles/read chance" with the excess of the loss over the
+            least there can be, NaN in steps that did not ask it.
+    """
+    names = [name for name in metrics.columns if "/" in str(name)]
+    pages = list(dict.fromkeys(str(name).split("/")[0] for name in names))
+    figure = Figure(figsize=(5.5 * len(pages), 3.6), dpi=120)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(1, len(pages), squeeze=False).ravel()
+    window = max(1, len(metrics) // 60)
+    for axis, page in zip(axes, pages, strict=True):
+        for name in (n for n in names if str(n).startswith(f"{page}/")):
+            smooth = metrics[name].rolling(window, min_periods=1, center=True).mean()
+            axis.plot(metrics["step"], smooth, linewidth=1.3, label=str(name).split("/")[1])
+        axis.set_yscale("symlog", linthresh=0.1)
+        axis.legend(fontsize=6, frameon=False, ncols=2)
+        _style(axis, f"{page}: loss above the least possible")
+    figure.supxlabel("step", fontsize=9)
+    return _save(figure, path)
+
+
+def method_differences(
+    path: Path, per_user: Mapping[str, pd.DataFrame], *, reference: str, against: Mapping[str, str]
+) -> Path:
+    """For each variant of a method, how much better or worse it does for each person than another method.
+
+    Args:
+        path: PNG to write.
+        per_user: variant → `metrics.user_means`.
+        reference: the method under test; its free-running rows are drawn.
+        against: metric → the method to compare with, a panel each.
+    """
+    figure = Figure(figsize=(4.6 * len(against), 0.5 * len(per_user) + 1.3), dpi=150)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(1, len(against), squeeze=False).ravel()
+    for axis, (metric, other) in zip(axes, against.items(), strict=True):
+        for row, (variant, means) in enumerate(per_user.items()):
+            free = means[means["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
+            difference = (free[reference] - free[other]).to_numpy(float)
+            good = difference < 0 if metric in LOWER_IS_BETTER else difference > 0
+            height = row + np.linspace(-0.22, 0.22, len(difference))
+            axis.scatter(difference, height, s=14, c=np.where(good, BLUE, ORANGE), alpha=0.75, linewidths=0)
+            axis.plot([difference.mean()] * 2, [row - 0.35, row + 0.35], color="black", linewidth=1.6)
+            axis.text(
+                1.0, row, f"{good.sum()}/{good.size}", transform=axis.get_yaxis_transform(), fontsize=7, va="center"
+            )
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set_yticks(range(len(per_user)), list(per_user), fontsize=8)
+        axis.invert_yaxis()
+        _style(axis, f"{metric}: {reference} − {other.replace('_', ' ')}, each person")
+    return _save(figure, path)
+
+
 def user_improvement(path: Path, *, per_user: pd.DataFrame, metric: str) -> Path:
     """Each user's metric before and after, users sorted by what they gain.
 

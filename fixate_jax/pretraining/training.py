@@ -1,0 +1,276 @@
+"""The loop that follows a recipe, and what comes out of it."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fixate_jax.backbones import qwen3_vl
+from fixate_jax.backbones.checkpoint import export_tensors
+from fixate_jax.backbones.loading import Backbone, load_backbone
+from fixate_jax.backbones.tiny_random import random_tensors, tensor_shapes, write_model
+from fixate_jax.config import BackboneConfig
+from fixate_jax.pretraining.packing import PackedBatch, Packer
+from fixate_jax.pretraining.recipe import Recipe, sizes_of
+from fixate_jax.pretraining.tasks import KINDS
+from fixate_jax.progress import bar
+from fixate_jax.tuning.checkpoint import CheckpointStore
+from fixate_jax.tuning.log import MetricsLog
+from fixate_jax.tuning.loop import Interrupted, stop_requests
+from fixate_jax.tuning.setup import versions
+
+
+class PretrainState(NamedTuple):
+    """All that changes."""
+
+    params: nnx.State
+    optimizer: Any
+
+
+def local_graph(backbone: Backbone) -> nnx.GraphDef:
+    """The model's structure without the attention of its vision tower, which adds nothing: its projection is zero."""
+    config = replace(backbone.config, vision=replace(backbone.config.vision, attends=False))
+    return nnx.split(nnx.eval_shape(lambda: qwen3_vl.build(config, nnx.Rngs(0))))[0]
+
+
+def question_losses(
+    params: nnx.State, graph: nnx.GraphDef, batch: PackedBatch, naming_weight: float
+) -> tuple[Float[Array, ""], tuple[Float[Array, "batch branch"], Float[Array, "batch branch"], Float[Array, ""]]]:
+    """Mean cross-entropy over questions; of each question its excess over the least there can be, and its hit.
+
+    A hit is a most probable next token that is an answer (any one of several), at every position of it.
+    """
+    model = nnx.merge(graph, params)
+    inputs = batch.inputs._replace(features=model.encode_pages(batch.pages))
+    shown = jax.nn.log_softmax(model.decoder.logits(inputs.features[:, :, 0]), axis=-1)
+    named = jnp.take_along_axis(shown, batch.word_ids, axis=-1)
+    naming = -(batch.word_weight * named).sum() / batch.word_weight.sum()
+    nothing = jnp.zeros((inputs.token_ids.shape[0], 0, model.config.decoder.width))
+    logits = model.tail(model.prefill(inputs, nothing, False)).logits
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    inner = jnp.take_along_axis(log_probs, batch.next_ids[..., None], axis=-1)[..., 0]
+    outer = jnp.take_along_axis(log_probs[:, :, -1], batch.answer_ids, axis=-1)
+    weight = batch.answer_weight
+    loss = -jnp.where(batch.next_mask, inner, 0).sum(-1) - (weight * outer).sum(-1)
+    entropy = -(weight * jnp.log(jnp.maximum(weight, 1e-9))).sum(-1)
+    top = logits.argmax(-1)
+    best = jnp.where(top[:, :, -1, None] == batch.answer_ids, weight, 0).max(-1) >= weight.max(-1) - 1e-6
+    hit = best & ((top == batch.next_ids) | ~batch.next_mask).all(-1)
+    return loss.mean() + naming_weight * naming, (loss - entropy, hit.astype(jnp.float32), naming)
+
+
+def make_optimizer(recipe: Recipe, params: nnx.State) -> optax.GradientTransformation:
+    """AdamW for everything but the projection of the vision tower's attention, which stays zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, recipe.warmup, recipe.steps, recipe.learning_rate / 100
+    )
+
+    def kind(path: Any, leaf: Any) -> str:
+        name = ".".join(str(part.key) for part in path if hasattr(part, "key"))
+        if name.startswith("vision.stacks") and ".proj." in name:
+            return "frozen"
+        return "matrix" if name.endswith("kernel") else "other"
+
+    labels = jax.tree_util.tree_map_with_path(kind, params)
+    adam = dict(b1=0.9, b2=0.98)
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.clip),
+        optax.multi_transform(
+            {
+                "frozen": optax.set_to_zero(),
+                "matrix": optax.adamw(schedule, weight_decay=recipe.weight_decay, **adam),
+                "other": optax.adam(schedule, **adam),
+            },
+            labels,
+        ),
+    )
+
+
+def first_tensors(recipe: Recipe) -> dict[str, np.ndarray]:
+    """Weights of step 0: small random matrices, norms that do nothing, no bias, vision attention that adds nothing."""
+    tensors = random_tensors(sizes_of(recipe), seed=recipe.seed)
+    for name, value in tensors.items():
+        if name.endswith("bias") or ".attn.proj." in name:
+            value[...] = 0
+        elif "norm" in name.split(".")[-2]:
+            value[...] = 1
+        elif name.endswith("q_proj.weight") and recipe.matched:
+            key = tensors[name.replace("q_proj", "k_proj")].reshape(sizes_of(recipe).kv_heads, 1, -1)
+            groups = sizes_of(recipe).heads // sizes_of(recipe).kv_heads
+            value[...] = np.broadcast_to(key, (len(key), groups, key.shape[-1])).reshape(value.shape)
+    return tensors
+
+
+def draw_batch(recipe: Recipe, packer: Packer, step: int) -> PackedBatch:
+    """The batch of a step: half gambles, half carousels, the same whenever it is asked for."""
+    rng = np.random.default_rng([recipe.seed, step])
+    kinds = list(KINDS.values())
+    return packer([kinds[i % len(kinds)](rng, width=recipe.page_width) for i in range(recipe.batch)])
+
+
+def make_packer(recipe: Recipe, backbone: Backbone) -> Packer:
+    """The packer of a recipe: room for the largest page, a gamble."""
+    visual = backbone.page_processor.grid(recipe.page_width, round(recipe.page_width * 0.8))
+    return Packer(backbone, seq=recipe.seq, tail=recipe.tail, visual=visual[0] * visual[1])
+
+
+def fingerprint(params: nnx.State) -> str:
+    """SHA-256 of every weight."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(params)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+class Pretraining:
+    """A pretraining run on disk: ``start/`` (the model of step 0), ``checkpoints/``, ``metrics.jsonl``, ``model/``.
+
+    Args:
+        recipe: what to do.
+        directory: where; a run that is there already is gone on with.
+    """
+
+    def __init__(self, recipe: Recipe, directory: Path):
+        self.recipe, self.directory = recipe, directory
+        start = write_model(directory / "start", sizes_of(recipe), first_tensors(recipe))
+        settings = BackboneConfig(path=str(start), tapped_layers=recipe.layers, unroll=True)
+        self.backbone = load_backbone(settings)
+        self.packer = make_packer(recipe, self.backbone)
+        self.optimizer = make_optimizer(recipe, self.backbone.params)
+        self.state = PretrainState(self.backbone.params, self.optimizer.init(self.backbone.params))
+        self.checkpoints = CheckpointStore(directory / "checkpoints", keep=2)
+        self.fingerprints: dict[str, str] = {}
+        self.step, lines = 0, 0
+        restored = self.checkpoints.restore(self.state)
+        if restored is not None:
+            self.state, self.step, lines = restored.state, restored.step, restored.meta["lines"]
+            self.fingerprints = restored.meta["fingerprints"]
+        self.log = MetricsLog(directory / "metrics.jsonl", keep_lines=lines)
+        self._update = jax.jit(self._make_update(), donate_argnums=0)
+
+    def _make_update(self) -> Any:
+        graph, optimizer = local_graph(self.backbone), self.optimizer
+
+        def update(state: PretrainState, batch: PackedBatch) -> tuple[PretrainState, dict[str, Array]]:
+            (loss, (excess, hit, naming)), gradient = jax.value_and_grad(question_losses, has_aux=True)(
+                state.params, graph, batch, self.recipe.naming_weight
+            )
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+            parts = {"loss": loss, "naming": naming, "gradient": optax.global_norm(gradient)}
+            for i, kind in enumerate(KINDS):
+                rows = slice(i, None, len(KINDS))
+                parts |= {f"{kind}/excess": excess[rows].mean(0), f"{kind}/hit": hit[rows].mean(0)}
+            return PretrainState(optax.apply_updates(state.params, updates), optimizer_state), parts
+
+        return update
+
+    def _batches(self, until: int) -> Iterator[PackedBatch]:
+        """Batches from the current step on, each drawn while the one before is trained on."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            waiting = pool.submit(draw_batch, self.recipe, self.packer, self.step)
+            for step in range(self.step, until):
+                batch = waiting.result()
+                if step + 1 < until:
+                    waiting = pool.submit(draw_batch, self.recipe, self.packer, step + 1)
+                yield batch
+
+    def save(self) -> None:
+        """Write a checkpoint that everything can be continued from."""
+        self.log.flush()
+        self.checkpoints.save(self.step, self.state, {"lines": self.log.lines, "fingerprints": self.fingerprints})
+
+    def run(self, until: int | None = None) -> str:
+        """Train up to a step (None: the recipe's last).
+
+        Returns:
+            The fingerprint of the weights there.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        """
+        until = self.recipe.steps if until is None else until
+        with stop_requests() as asked, bar("Pretraining", until, done=self.step) as (progress, task):
+            for batch in self._batches(until):
+                self.state, parts = self._update(self.state, jax.device_put(batch))
+                self.step += 1
+                self.log.add({"step": self.step, **_flat(parts)})
+                progress.update(task, completed=self.step)
+                if self.step in (self.recipe.early, self.recipe.steps):
+                    self.fingerprints[str(self.step)] = fingerprint(self.state.params)
+                if asked:
+                    self.save()
+                    raise Interrupted(f"{asked[0]}: saved after step {self.step}; the same command goes on")
+                if self.step % self.recipe.checkpoint_every == 0:
+                    self.save()
+        self.save()
+        return fingerprint(self.state.params)
+
+    def export(self, directory: Path, *, extra: dict[str, str | bytes] | None = None) -> Path:
+        """Write the weights as a Hugging Face directory, rounded to bfloat16."""
+        sizes = replace(sizes_of(self.recipe), dtype="bfloat16")
+        tensors = export_tensors(self.state.params, qwen3_vl.rules(self.backbone.config), tensor_shapes(sizes))
+        rounded = {name: value.astype(jnp.bfloat16) for name, value in tensors.items()}
+        return write_model(directory, sizes, rounded, extra=extra)
+
+    def publish(self, directory: Path, *, commit: str, pages: int = 256) -> Path:
+        """Export the weights, examine them on fresh pages, and write recipe, figures and model card beside them.
+
+        Args:
+            directory: of the model; must not exist yet.
+            commit: of the code that trained it.
+            pages: fresh pages of each kind.
+        """
+        from fixate_jax.pretraining import card, reading
+        from fixate_jax.report.figures import pretraining_curves
+
+        plain = self.export(self.directory / "plain")
+        settings = BackboneConfig(path=str(plain), tapped_layers=self.recipe.layers, unroll=True)
+        asked = reading.examine(load_backbone(settings), pages=pages, page_width=self.recipe.page_width)
+        read, pointing = reading.read_outs(asked), reading.pointing_game(asked)
+        details = {
+            "recipe": asdict(self.recipe),
+            "fingerprints": self.fingerprints,
+            "commit": commit,
+            "dtype": "bfloat16",
+            "pages": pages,
+            "versions": versions(),
+        }
+        curves = pretraining_curves(self.directory / "curves.png", self.log.frame())
+        text = card.write_card(
+            name=directory.name,
+            architecture="Qwen3-VL",
+            parameters=sum(int(np.prod(shape)) for shape in tensor_shapes(sizes_of(self.recipe)).values()),
+            details=details,
+            reading=read,
+            pointing=pointing,
+        )
+        return self.export(
+            directory,
+            extra={
+                "README.md": text,
+                card.RECIPE_FILE: json.dumps(details, indent=2) + "\n",
+                card.READING_FILE: read.to_csv(index=False),
+                card.POINTING_FILE: pointing.to_csv(index=False),
+                curves.name: curves.read_bytes(),
+            },
+        )
+
+
+def _flat(parts: dict[str, Array]) -> dict[str, Array]:
+    flat: dict[str, Array] = {}
+    for name, value in parts.items():
+        if value.ndim:
+            flat |= {f"{name}{i}": value[i] for i in range(value.shape[0])}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,114 @@
+"""The table of docs/results/human_choice.md: every variant on every split, pooled over splits and seeds.
+
+    python train/results_human_choice.py --data-path path/to/human_choice
+
+Finished runs are not repeated, so it can be given again after an interruption. Choose settings on the validation split
+before; this script looks at the test split.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+from fixate_jax.config import RunConfig
+from fixate_jax.data import open_or_prepare
+from fixate_jax.metrics import summarise, user_means
+from fixate_jax.report.figures import method_differences
+from fixate_jax.report.tables import comparison_table, results_table, to_markdown
+from fixate_jax.settings import load_config
+from fixate_jax.statistics import over_seeds
+from fixate_jax.tuning.experiment import FIXATE, absolute_paths, open_run, run_experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = {
+    "attention": ("human_choice.yaml", {}),
+    "attn_lrp abs": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "abs"}),
+    "attn_lrp signed": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "signed"}),
+    "paper's settings": ("human_choice_paper.yaml", {}),
+}
+"""Name → preset and what of its operator is changed."""
+SHOWN = ["kl", "js", "cosine", "csh@1", "tgo@1", "log_loss", "auc", "accuracy"]
+COMPARED = ("kl", "accuracy", "csh@1")
+
+
+def settings(variant: str, *, data_path: Path, split: int, seeds: tuple[int, ...], swaps: int) -> RunConfig:
+    """Settings of one run."""
+    preset, operator = VARIANTS[variant]
+    config = load_config(ROOT / "configs" / preset)
+    return replace(
+        config,
+        data=replace(config.data, path=data_path, split_seed=split),
+        operator=replace(config.operator, **operator),
+        train=replace(config.train, seeds=seeds, swaps=swaps, pictures=1, ntp_baseline=variant == "attention"),
+    )
+
+
+def run_variant(config: RunConfig, run: Path) -> pd.DataFrame:
+    """Metrics of every session, method, mode and seed of a run, from disk where it is finished."""
+    kept = run / "metrics.parquet"
+    if kept.exists():
+        before, _ = open_run(run)
+        if before != absolute_paths(config):
+            raise SystemExit(f"{run} was made with other settings; remove it or choose another --out")
+        return pd.read_parquet(kept)
+    metrics = run_experiment(config, run).metrics
+    temporary = kept.with_suffix(".tmp")
+    metrics.to_parquet(temporary, index=False)
+    os.replace(temporary, kept)
+    return metrics
+
+
+def main(
+    data_path: Path,
+    out: Path = Path("runs/human-choice"),
+    splits: tuple[int, ...] = (0, 1, 2),
+    seeds: tuple[int, ...] = (42, 123, 456),
+    swaps: int = 5,
+    variants: tuple[str, ...] = tuple(VARIANTS),
+) -> None:
+    """Run and pool.
+
+    Args:
+        data_path: folder of human_choice.
+        out: where the runs, tables and figure go.
+        splits: seeds of the train/validation/test split.
+        seeds: of the prompts.
+        swaps: how many other people's prompts in the swap control.
+        variants: which ones.
+    """
+    text, differences = [], {}
+    for variant in variants:
+        frames = []
+        for split in splits:
+            config = settings(variant, data_path=data_path, split=split, seeds=seeds, swaps=swaps)
+            open_or_prepare(config.data)
+            frame = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")
+            frames.append(
+                frame.assign(session_id=f"{split}:" + frame["session_id"], run=f"{split}/" + frame["seed"].astype(str))
+            )
+        metrics = pd.concat(frames, ignore_index=True).drop(columns="seed")
+        keys = ["session_id", "user_id", "split", "method", "mode"]
+        # Seeds are no extra people, nor are splits: a session is averaged over seeds, a person over all sessions.
+        averaged = metrics.drop(columns="run").groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+        results = results_table(summarise(averaged), SHOWN)
+        results = results[results["average"] == "micro"].drop(columns=["average", "users"])
+        comparison = comparison_table(averaged, reference=FIXATE, names=COMPARED)
+        deviation = over_seeds([summarise(f.drop(columns="run")) for _, f in metrics.groupby("run")])
+        stem = variant.replace(" ", "-").replace("'", "")
+        for name, table in {"results": results, "comparison": comparison, "deviation": deviation}.items():
+            table.to_csv(out / f"{stem}-{name}.csv", index=False)
+        text += [f"### {variant}", "", to_markdown(results, 3), "", to_markdown(comparison, 4), ""]
+        differences[variant] = user_means(averaged)
+    (out / "tables.md").write_text("\n".join(text), encoding="utf-8")
+    method_differences(
+        out / "human_choice.png", differences, reference=FIXATE, against={"kl": "user_mean", "accuracy": "backbone"}
+    )
+    print(json.dumps({"tables": str(out / "tables.md"), "figure": str(out / "human_choice.png")}, indent=1))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
