@@ -124,11 +124,12 @@ class SessionEncoder:
 
         Args:
             profile: text about the person or the task, after the page; may be empty.
-            labels: of the slots.
+            labels: of the slots (empty: they are not named).
             question: what is asked.
             persona: a system message before the page (empty: none).
         """
-        question = f"{LABELS.format(labels=', '.join(labels))} {question}"
+        if labels:
+            question = f"{LABELS.format(labels=', '.join(labels))} {question}"
         content = [{"type": "image"}, {"type": "text", "text": f"{profile}\n{question}" if profile else question}]
         system = [{"role": "system", "content": persona}] if persona else []
         text = self.tokenizer.apply_chat_template(

@@ -67,13 +67,13 @@ def draw_font(size: float) -> ImageFont.FreeTypeFont:
 
 def text_marks(alternatives: Sequence[Alternative]) -> list[tuple[str, int, list[float]]]:
     """Each character of each text: itself, its alternative, and its box in relative page coordinates."""
-    marks, font = [], draw_font(96)
+    marks, font = [], draw_font(96.0)
     for column, (x, alternative) in enumerate(zip(COLUMN_X, alternatives, strict=True)):
         for y, text in zip(TEXT_Y, alternative.texts, strict=True):
             left = x - font.getlength(text) / 2
             for character in text:
                 width = font.getlength(character)
-                marks.append((character, column, _relative(left + width / 2, y, (width, 70))))
+                marks.append((character, column, _relative(left + width / 2, y, (width, 70.0))))
                 left += width
     return marks
 

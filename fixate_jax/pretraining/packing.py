@@ -14,7 +14,8 @@ from fixate_jax.backbones.inputs import HostOrDevice, PageInputs, SequenceInputs
 from fixate_jax.backbones.loading import Backbone
 from fixate_jax.backbones.processing import EncodedPage, stack_pages
 from fixate_jax.errors import ConfigError
-from fixate_jax.pretraining.tasks import Example, Question
+from fixate_jax.pretraining.tasks import ASKED, Example, Question
+from fixate_jax.probing.slots import assign_slots
 
 WORDS = 6
 """Words that a visual token can show."""
@@ -31,6 +32,9 @@ class PackedBatch(NamedTuple):
         next_mask: True where that token belongs to an answer, but not at ``src``.
         answer_ids: at ``src``: what the next token may be.
         answer_weight: and how likely it is; 0 at padding.
+        gaze: where ``src`` should look, a share a slot; all 0 where nothing is asked of it.
+        asked: the tail's tokens that say what is asked for; none where nothing is asked of ``src``.
+        slot_matrix: which visual token belongs to which slot.
         word_ids: tokens that name what a visual token shows.
         word_weight: their shares; all 0 where there is nothing to be read.
     """
@@ -41,6 +45,9 @@ class PackedBatch(NamedTuple):
     next_mask: Bool[HostOrDevice, "batch branch tail"]
     answer_ids: Int[HostOrDevice, "batch branch answers"]
     answer_weight: Float[HostOrDevice, "batch branch answers"]
+    gaze: Float[HostOrDevice, "batch branch slots"]
+    asked: Bool[HostOrDevice, "batch branch tail"]
+    slot_matrix: Float[HostOrDevice, "batch slots visual"]
     word_ids: Int[HostOrDevice, "batch visual words"]
     word_weight: Float[HostOrDevice, "batch visual words"]
 
@@ -66,6 +73,7 @@ class Packer:
         self._tokens = lru_cache(maxsize=65536)(
             lambda text: tuple(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
         )
+        self._asked = {self._tokens(word)[0] for word in ASKED}
         self._chat = lru_cache(maxsize=4096)(encoder.chat_text)
 
     def __call__(self, examples: list[Example]) -> PackedBatch:
@@ -81,9 +89,10 @@ class Packer:
         )
 
     def _pack(self, example: Example, page: EncodedPage) -> tuple[tuple, tuple]:
-        labels = tuple(sorted(example.labels))
+        labels = tuple(sorted(example.labels)) if example.listed else ()
         text = self._chat(example.profile, labels, question=_MARK, persona=example.persona)
-        before, after = text.split(" " + _MARK)
+        before, after = text.split(_MARK)
+        before = before.removesuffix(" ")  # it belongs to the question's first token
         ids = self._tokens(before)
         image = self.backbone.config.image_token
         at, visual = ids.index(image), page.rows * page.columns
@@ -121,7 +130,9 @@ class Packer:
             visual_position,
             features,
         )
-        return sequence, (*answers, *self._words(example, page))
+        slots = np.zeros((self.answers, self.visual), np.float32)
+        slots[: len(example.labels), :visual] = assign_slots(example.boxes, page.rows, page.columns)
+        return sequence, (*answers, slots, *self._words(example, page))
 
     def _words(self, example: Example, page: EncodedPage) -> tuple[np.ndarray, np.ndarray]:
         """What each visual token shows: of a spread mark wherever a quarter of the token or of the mark is."""
@@ -165,4 +176,8 @@ class Packer:
         ids, weight = np.zeros(self.answers, np.int32), np.zeros(self.answers, np.float32)
         ids[: len(answers)] = [answer[-1] for answer in answers]
         weight[: len(answers)] = weights
-        return tail_ids, positions, np.arange(self.tail) >= pad, next_ids, next_mask, ids, weight
+        gaze, asked_for = np.zeros(self.answers, np.float32), np.zeros(self.tail, bool)
+        if question.gaze is not None:
+            gaze[: len(question.gaze)] = question.gaze
+            asked_for[pad:] = [token in self._asked for token in tokens]
+        return tail_ids, positions, np.arange(self.tail) >= pad, next_ids, next_mask, ids, weight, gaze, asked_for

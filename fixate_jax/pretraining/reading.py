@@ -9,17 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from fixate_jax.backbones.loading import Backbone
 from fixate_jax.config import OperatorConfig
-from fixate_jax.data.carousel import poster_boxes
-from fixate_jax.data.render import alternative_boxes
 from fixate_jax.pretraining.packing import PackedBatch, Packer
 from fixate_jax.pretraining.tasks import KINDS, Example
-from fixate_jax.probing import Trace, assign_slots, gather_visual, get_operator, slot_attention
+from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attention
 
-BOXES = {"gambles": alternative_boxes(), "carousels": poster_boxes()}
 BATCH = 16
 POINTED = ("find", "compare", "choice", "gaze")
 """Kinds of questions (their first word) whose answer is a slot's label."""
@@ -45,10 +42,8 @@ def _examine(backbone: Backbone, operators: dict[str, OperatorConfig]) -> Any:
     """The jitted function from a batch and its slots to hits, own answers and slot attention for them."""
     graph = backbone.graph
 
-    def examine(
-        params: nnx.State, batch: PackedBatch, slots: Float[Array, "batch slots visual"]
-    ) -> tuple[Array, Array, dict[str, Array]]:
-        model = nnx.merge(graph, params)
+    def examine(params: nnx.State, batch: PackedBatch) -> tuple[Array, Array, dict[str, Array]]:
+        model, slots = nnx.merge(graph, params), batch.slot_matrix
         inputs = batch.inputs._replace(features=model.encode_pages(batch.pages))
         prefix = model.prefill(inputs, jnp.zeros((slots.shape[0], 0, backbone.width)), False)
         logits = model.tail(prefix).logits
@@ -71,13 +66,6 @@ def _examine(backbone: Backbone, operators: dict[str, OperatorConfig]) -> Any:
         return hit, own, attention
 
     return jax.jit(examine)
-
-
-def _slot_matrix(example: Example, kind: str, backbone: Backbone, visual: int) -> Float[np.ndarray, "slots visual"]:
-    rows, columns = backbone.page_processor.grid(example.page.width, example.page.height)
-    matrix = np.zeros((len(BOXES["carousels"]), visual), np.float32)
-    matrix[: len(example.places), : rows * columns] = assign_slots(BOXES[kind][list(example.places)], rows, columns)
-    return matrix
 
 
 def _rows(
@@ -124,8 +112,7 @@ def examine(
         for first in range(0, pages, BATCH):
             rng = np.random.default_rng([seed, k, first])
             examples = [draw(rng, width=page_width) for _ in range(BATCH)]
-            slots = np.stack([_slot_matrix(e, kind, backbone, visual) for e in examples])
-            hit, own, attention = jax.device_get(run(backbone.params, packer(examples), slots))
+            hit, own, attention = jax.device_get(run(backbone.params, packer(examples)))
             for i, example in enumerate(examples):
                 rows += _rows(example, kind, hit[i], own[i], {name: a[i] for name, a in attention.items()})
     return pd.DataFrame(rows)

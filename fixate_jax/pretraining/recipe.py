@@ -27,6 +27,10 @@ class Recipe:
     """Largest global gradient norm."""
     naming_weight: float = 1.0
     """Weight of the loss that has each visual token name what it shows."""
+    looking_weight: float = 1.0
+    """Weight of the loss that has the answering position look at what it answers, or where the person looks."""
+    looking_layers: int = 2
+    """In how many of the last decoder layers."""
     matched: bool = True
     """Whether queries start as keys do, so that attention starts by looking for what is alike."""
     page_width: int = 320
@@ -60,7 +64,7 @@ def sizes_of(recipe: Recipe) -> "TinySizes":
     from fixate_jax.pretraining.tasks import WORDS
 
     return TinySizes(
-        vocab=544,
+        vocab=576,
         words=WORDS,
         merges=None,
         width=recipe.width,

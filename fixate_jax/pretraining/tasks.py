@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from fixate_jax.backbones.processing import LABELS, QUESTION
@@ -20,13 +20,14 @@ GAZE = "Which item does this user look at most? Answer with the label alone."
 QUESTIONS = 8
 """Questions a page."""
 END = "<|im_end|>"
-ALPHABET = "ABCDEFGHIJKLMNO"
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PERSONA_SHARE = 0.85
 """Share of pages shown to somebody in particular."""
 PROFILE_SHARE = 0.85
 """Share of pages with the text about the task."""
-SHUFFLED_SHARE = 0.3
-"""Share of carousel pages whose letters are in no order, so that they have to be read."""
+SHUFFLED_SHARE = 0.6
+"""Share of carousel pages whose letters are any, in no order and not told in the text, so that they have to be read:
+where all pages have the same letters, there is nothing to be gained from copying one before knowing which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Question:
         weights: how likely each of these is.
         slots: for each answer its slot (label answers), else the slot to read (number and genre answers).
 
+        gaze: where the answering position should look, a share a slot; None where nothing is asked of it.
         drill: instead of all that, short questions and answers in one line; text and answers are empty.
 
     A number or genre is followed by the end token, so that "7" is not half of "70".
@@ -50,6 +52,7 @@ class Question:
     answers: tuple[str, ...]
     weights: Float[np.ndarray, " answers"]
     slots: tuple[int, ...]
+    gaze: Float[np.ndarray, " slots"] | None = None
     drill: tuple[tuple[str, str], ...] = ()
 
 
@@ -76,7 +79,9 @@ class Example:
         profile: the text about the task that follows the page.
         persona: the system message; empty for nobody in particular.
         labels: of the slots.
+        listed: whether the text says which labels there are.
         places: index of each slot among the page's places.
+        boxes: of the slots, in relative page coordinates.
         questions: always the same number.
         marks: what is to be read where.
     """
@@ -85,14 +90,25 @@ class Example:
     profile: str
     persona: str
     labels: tuple[str, ...]
+    listed: bool
     places: tuple[int, ...]
+    boxes: Float[np.ndarray, "slots 4"]
     questions: tuple[Question, ...]
     marks: tuple[Mark, ...]
 
 
-def _pointing(kind: str, text: str, labels: Sequence[str], weights: Float[np.ndarray, " slots"]) -> Question:
+def _pointing(
+    kind: str,
+    text: str,
+    labels: Sequence[str],
+    weights: Bool[np.ndarray, " slots"] | Float[np.ndarray, " slots"],
+    gaze: Float[np.ndarray, " slots"] | None = None,
+) -> Question:
+    """A question answered with a label; one looks at what is answered, unless a gaze is given."""
     weights = weights / weights.sum()
-    return Question(kind=kind, text=text, answers=tuple(labels), weights=weights, slots=tuple(range(len(labels))))
+    slots = tuple(range(len(labels)))
+    gaze = weights if gaze is None else gaze
+    return Question(kind=kind, text=text, answers=tuple(labels), weights=weights, slots=slots, gaze=gaze)
 
 
 def _reading(kind: str, text: str, answer: str, slot: int) -> Question:
@@ -146,7 +162,7 @@ def gamble_example(rng: np.random.Generator, *, width: int = 320) -> Example:
     order = rng.permutation(3)
     extremes = [(e, f, k) for e, f in (("highest", np.argmax), ("lowest", np.argmin)) for k in measures]
     questions = (
-        _pointing("choice", CHOICE, labels, choice),
+        _pointing("choice", CHOICE, labels, choice, gaze),
         _pointing("gaze", GAZE, labels, gaze),
         *(wordy[i] for i in sorted(rng.permutation(len(wordy))[:3])),
         _drill("drill reading", [pair for i in order for pair in ((f" {labels[i]}", str(p[i])), (",", str(m[i])))]),
@@ -160,7 +176,9 @@ def gamble_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         profile=human_choice.PROFILE if rng.random() < PROFILE_SHARE else "",
         persona=persona,
         labels=labels,
+        listed=True,
         places=(0, 1, 2),
+        boxes=alternative_boxes(),
         questions=questions,
         marks=_gamble_marks(gambles, labels),
     )
@@ -173,7 +191,7 @@ def _gamble_marks(gambles: list[Alternative], labels: tuple[str, ...]) -> tuple[
         upper = box[1] < 0.5
         kind = " chance" if upper == gambles[column].probability_on_top else " amount"
         label = labels[column]
-        marks.append(Mark(box, (kind, f" {label}"), spread=True))
+        marks.append(Mark(box, (kind, label, f" {label}"), spread=True))
         if character.isdigit():
             marks.append(Mark(box, (character,), spread=False))
     for (x, y, _, _), label in zip(alternative_boxes(), labels, strict=True):
@@ -184,9 +202,9 @@ def _gamble_marks(gambles: list[Alternative], labels: tuple[str, ...]) -> tuple[
 def draw_posters(rng: np.random.Generator) -> list[Poster | None]:
     """A page of posters; some pages have empty places."""
     genres = list(GENRES)
-    full = rng.random() < 0.6
+    density = 1.0 if rng.random() < 0.4 else rng.uniform(0.3, 0.9)
     posters: list[Poster | None] = [
-        Poster(genres[rng.integers(len(genres))], int(rng.integers(SHADES))) if full or rng.random() < 0.7 else None
+        Poster(genres[rng.integers(len(genres))], int(rng.integers(SHADES))) if rng.random() < density else None
         for _ in range(ROWS * COLUMNS)
     ]
     return posters if sum(p is not None for p in posters) >= 3 else draw_posters(rng)
@@ -198,8 +216,9 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
     places = [i for i, poster in enumerate(posters) if poster]
     there = [poster for poster in posters if poster]
     letters = list(ALPHABET[: len(places)])
-    if rng.random() < SHUFFLED_SHARE:
-        letters = [letters[i] for i in rng.permutation(len(letters))]
+    shuffled = bool(rng.random() < SHUFFLED_SHARE)
+    if shuffled:
+        letters = [ALPHABET[i] for i in rng.permutation(len(ALPHABET))[: len(places)]]
     labels = tuple(letters)
     person = Viewer.draw(rng) if rng.random() < PERSONA_SHARE else None
     even = np.full(len(there), 1 / len(there))
@@ -212,7 +231,7 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
     row, column = divmod(places[at], COLUMNS)
     order = rng.permutation(len(there))[:9]
     questions = (
-        _pointing("choice", CHOICE, labels, choice),
+        _pointing("choice", CHOICE, labels, choice, gaze),
         _pointing("gaze", GAZE, labels, gaze),
         *(_pointing("find genre", f"Which item shows {g}?", labels, genre == g) for g in asked),
         _reading("read genre", f"What film is item {labels[read]}?", there[read].genre, read),
@@ -230,7 +249,9 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         profile=synthetic_carousel.PROFILE if rng.random() < PROFILE_SHARE else "",
         persona=person.text if person else "",
         labels=labels,
+        listed=not shuffled,
         places=tuple(places),
+        boxes=poster_boxes()[places],
         questions=questions,
         marks=tuple(
             Mark(_corner(poster_boxes()[i]), (label, f" {label}", poster.genre, f" {poster.genre}"), spread=False)
@@ -239,7 +260,7 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
     )
 
 
-def _corner(box: Sequence[float]) -> tuple[float, ...]:
+def _corner(box: Float[np.ndarray, "4"]) -> tuple[float, ...]:
     x0, y0, x1, y1 = box
     return x0, y0, x0 + 0.4 * (x1 - x0), y0 + 0.4 * (y1 - y0)
 
@@ -257,6 +278,15 @@ WORDS = " ".join(
     )
 )
 """Every word that the questions use: each becomes one token."""
+
+ASKED = frozenset(
+    [
+        *(f" {word}" for word in (*GENRES, *ALPHABET, "chance", "amount", "value", "highest", "lowest")),
+        *(f" {word}" for word in ("row", "column", "choose", "look")),
+        *"0123456789",
+    ]
+)
+"""Tokens that say what a question asks for; the others only word it."""
 
 KINDS: dict[str, Callable[..., Example]] = {"gambles": gamble_example, "carousels": carousel_example}
 """Kinds of pages."""

@@ -43,9 +43,39 @@ def local_graph(backbone: Backbone) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: qwen3_vl.build(config, nnx.Rngs(0))))[0]
 
 
+def _looking_loss(rows: Float[Array, "layers batch branch heads keys"], batch: PackedBatch) -> Float[Array, ""]:
+    """How far the attention of ``src``, a mean over heads, is from where it should look, above the least there can be.
+
+    Cross-entropy of the shares of all attention that fall on the slots' tokens that show something to be read, so that
+    attention is drawn there as well.
+    """
+    position = jnp.broadcast_to(
+        batch.inputs.visual_position[None, :, None], (*rows.shape[:3], batch.inputs.visual_position.shape[-1])
+    )
+    tokens = jnp.take_along_axis(rows.mean(3), position, axis=-1)
+    legible = batch.slot_matrix * (batch.word_weight.sum(-1) > 0)[:, None]
+    slots = jnp.einsum("bnv,lbcv->lbcn", legible, tokens)
+    wanted = jnp.broadcast_to(batch.gaze, slots.shape)
+    excess = wanted * (jnp.log(jnp.maximum(wanted, 1e-9)) - jnp.log(slots + 1e-6))
+    return excess.sum() / wanted.sum()
+
+
+def _listening_loss(row: Float[Array, "batch branch heads keys"], batch: PackedBatch) -> Float[Array, ""]:
+    """How little of the attention of ``src``, a mean over half of the heads, goes to the words that say what is asked for.
+
+    One has to know what to look for before one can look: asked of the layer below those that look.
+    """
+    tail = row[:, :, : row.shape[2] // 2].mean(2)[..., -batch.asked.shape[-1] :]
+    share = jnp.where(batch.asked, tail, 0).sum(-1)
+    there = batch.asked.any(-1)
+    return -jnp.where(there, jnp.log(share + 1e-6), 0).sum() / there.sum()
+
+
 def question_losses(
-    params: nnx.State, graph: nnx.GraphDef, batch: PackedBatch, naming_weight: float
-) -> tuple[Float[Array, ""], tuple[Float[Array, "batch branch"], Float[Array, "batch branch"], Float[Array, ""]]]:
+    params: nnx.State, graph: nnx.GraphDef, batch: PackedBatch, recipe: Recipe
+) -> tuple[
+    Float[Array, ""], tuple[Float[Array, "batch branch"], Float[Array, "batch branch"], dict[str, Float[Array, ""]]]
+]:
     """Mean cross-entropy over questions; of each question its excess over the least there can be, and its hit.
 
     A hit is a most probable next token that is an answer (any one of several), at every position of it.
@@ -56,7 +86,9 @@ def question_losses(
     named = jnp.take_along_axis(shown, batch.word_ids, axis=-1)
     naming = -(batch.word_weight * named).sum() / batch.word_weight.sum()
     nothing = jnp.zeros((inputs.token_ids.shape[0], 0, model.config.decoder.width))
-    logits = model.tail(model.prefill(inputs, nothing, False)).logits
+    logits, rows = model.tail(model.prefill(inputs, nothing, False))
+    looking = _looking_loss(rows[-recipe.looking_layers :], batch)
+    listening = _listening_loss(rows[-recipe.looking_layers - 1], batch)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     inner = jnp.take_along_axis(log_probs, batch.next_ids[..., None], axis=-1)[..., 0]
     outer = jnp.take_along_axis(log_probs[:, :, -1], batch.answer_ids, axis=-1)
@@ -66,7 +98,12 @@ def question_losses(
     top = logits.argmax(-1)
     best = jnp.where(top[:, :, -1, None] == batch.answer_ids, weight, 0).max(-1) >= weight.max(-1) - 1e-6
     hit = best & ((top == batch.next_ids) | ~batch.next_mask).all(-1)
-    return loss.mean() + naming_weight * naming, (loss - entropy, hit.astype(jnp.float32), naming)
+    total = loss.mean() + recipe.naming_weight * naming + recipe.looking_weight * (looking + listening)
+    return total, (
+        loss - entropy,
+        hit.astype(jnp.float32),
+        {"naming": naming, "looking": looking, "listening": listening},
+    )
 
 
 def make_optimizer(recipe: Recipe, params: nnx.State) -> optax.GradientTransformation:
@@ -162,11 +199,11 @@ class Pretraining:
         graph, optimizer = local_graph(self.backbone), self.optimizer
 
         def update(state: PretrainState, batch: PackedBatch) -> tuple[PretrainState, dict[str, Array]]:
-            (loss, (excess, hit, naming)), gradient = jax.value_and_grad(question_losses, has_aux=True)(
-                state.params, graph, batch, self.recipe.naming_weight
+            (loss, (excess, hit, others)), gradient = jax.value_and_grad(question_losses, has_aux=True)(
+                state.params, graph, batch, self.recipe
             )
             updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-            parts = {"loss": loss, "naming": naming, "gradient": optax.global_norm(gradient)}
+            parts = {"loss": loss, **others, "gradient": optax.global_norm(gradient)}
             for i, kind in enumerate(KINDS):
                 rows = slice(i, None, len(KINDS))
                 parts |= {f"{kind}/excess": excess[rows].mean(0), f"{kind}/hit": hit[rows].mean(0)}

@@ -1,0 +1,42 @@
+"""Layers laid out one by one compute what scanned ones do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fixate_jax.backbones import load_backbone
+from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig
+from fixate_jax.prompts import soft_prompt
+from tests.worlds import World
+
+
+def test_unrolled_layers_give_the_same_logits_and_the_same_gradient(tmp_path: Path) -> None:
+    """Three of four layers are tapped, so that every stack holds some."""
+    settings = BackboneConfig(tapped_layers=3, attention_block=48)
+    config = RunConfig(backbone=settings, prompt=PromptConfig(basis=3, tokens=4))
+    world = World(tmp_path, sizes=((3, 192, 128), (4, 128, 128)), config=config)
+    batch, prompt = world.batch(), world.prompt()
+    found, loops = [], []
+    for unroll in (False, True):
+        backbone = load_backbone(replace(settings, unroll=unroll), work=tmp_path)
+        assert backbone.config.decoder.unroll == unroll
+
+        def score(prompt: Any, params: Any, backbone: Any = backbone) -> tuple[Any, Any]:
+            model = backbone.merge(params)
+            logits = model.tail(model.prefill(batch.inputs, soft_prompt(prompt, batch.user))).logits
+            return jax.nn.log_softmax(logits, axis=-1)[..., 7].mean(), logits
+
+        derived = jax.jit(jax.value_and_grad(score, has_aux=True))
+        loops.append(derived.lower(prompt, world.backbone.params).as_text().count("stablehlo.while"))
+        (_, logits), gradient = derived(prompt, world.backbone.params)
+        found.append([logits, gradient.basis, gradient.coefficients])
+    assert loops[0] > 0 and loops[1] == 0
+    for scanned, unrolled in zip(*found, strict=True):
+        difference = jnp.linalg.norm(unrolled - scanned) / jnp.linalg.norm(scanned)
+        print(f"\nrelative difference: {float(difference):.1e}")
+        assert float(difference) < 1e-6
+        assert np.asarray(scanned).any()
