@@ -307,9 +307,9 @@ def parse(arguments: list[str]) -> Any:
         kind = {"prepare": Prepare, "train": Train, "analyze": Analyze}[name]
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
     command: Any = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
-    if isinstance(command, Prepare | Train | Analyze) and command.preset is not None:
-        name = type(command).__name__.lower()
-        raise ConfigError(f"give the preset first: fixate {name} {command.preset} … (its values must be read before)")
+    late = command.recipe if isinstance(command, PretrainTiny) else getattr(command, "preset", None)
+    if late is not None:
+        raise ConfigError(f"give the preset first: fixate {arguments[0]} {late} … (its values must be read before)")
     return command
 
 

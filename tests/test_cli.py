@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ import pytest
 from fixate_jax import cli
 from fixate_jax.config import RunConfig
 from fixate_jax.data import SessionStore
+from fixate_jax.pretraining.recipe import Recipe
+from fixate_jax.settings import load_settings
 from fixate_jax.tuning import experiment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
-PRESETS = sorted(CONFIGS.glob("*.yaml"))
+RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
+PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if str(path) != RECIPE)
+COMMANDS = "prepare, train, evaluate, probe, verify, analyze, pretrain-tiny, read"
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +57,7 @@ def flags(settings: object, prefix: str = "") -> list[str]:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("prepare", "train", "evaluate", "probe", "verify"))
+    assert all(name in shown for name in COMMANDS.split(", "))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("evaluate", ["RUN", "--split "]),
         ("probe", ["RUN", "--session ", "--seed ", "--out "]),
         ("verify", ["--image ", "--tolerance ", *flags(RunConfig().backbone, "backbone.")]),
+        ("pretrain-tiny", [*flags(Recipe()), "--run ", "--until "]),
+        ("read", ["--pages ", "--seed ", "--tapped-layers "]),
     ],
 )
 def test_help_lists_every_field_with_its_meaning(
@@ -82,12 +89,20 @@ def test_help_lists_every_field_with_its_meaning(
 def test_a_presets_values_are_the_defaults_of_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     command = cli.parse(["train", DEMO, "--train.epochs", "3", "--train.seeds", "1", "2", "--prompt.no-personal"])
     assert isinstance(command, cli.Train)
-    assert command.settings.data.name == "synthetic_choice"
+    assert command.settings.data.name == "synthetic_carousel"
     assert command.settings.train.batch == 16
     assert (command.settings.train.epochs, command.settings.train.seeds) == (3, (1, 2))
     assert command.settings.prompt.personal is False
     assert call("train", DEMO, "--help") == 0
-    assert "(default: synthetic_choice)" in capsys.readouterr().out
+    assert "(default: synthetic_carousel)" in capsys.readouterr().out
+
+
+def test_a_recipes_values_are_the_defaults_of_the_flags() -> None:
+    command = cli.parse(["pretrain-tiny", RECIPE, "--steps", "7", "--no-matched", "--run", "here"])
+    assert isinstance(command, cli.PretrainTiny)
+    assert command.settings == replace(load_settings(RECIPE, Recipe), steps=7, matched=False)
+    assert (command.recipe, command.run_dir, command.until) == (Path(RECIPE), Path("here"), None)
+    assert load_settings(RECIPE, Recipe).steps != 7
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
@@ -101,8 +116,8 @@ def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], "prepare, train, evaluate, probe, verify"),
-        (["tune"], "Available subcommands: prepare, train, evaluate, probe, verify"),
+        ([], COMMANDS),
+        (["tune"], f"Available subcommands: {COMMANDS}"),
         (["train", DEMO, "--train.epochs", "many"], "--train.epochs: invalid literal for int()"),
         (["train", "--train.epochs", "many"], "--train.epochs: invalid literal for int()"),
         (["train", DEMO, "--train.epochs", "0"], "train.epochs = 0: at least 1 is needed"),
@@ -127,8 +142,15 @@ def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
         (["evaluate", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
         (["evaluate", "nowhere", "--split", "tset"], "error: --split tset: choose one of train, validation, test"),
         (["probe", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
+        (["pretrain-tiny", "nothing.yaml"], "error: nothing.yaml: cannot be read"),
+        (["pretrain-tiny", RECIPE, "--batch", "many"], "--batch: invalid literal for int()"),
+        (["pretrain-tiny", "--batch", "many"], "--batch: invalid literal for int()"),
+        (["pretrain-tiny", "--until", "1", RECIPE], f"give the preset first: fixate pretrain-tiny {RECIPE}"),
+        (["pretrain-tiny", DEMO], "demo.yaml: data: no such setting"),
+        (["read", "nowhere"], "nowhere' is neither a directory nor"),
+        (["read", "--pages", "few"], "--pages: invalid literal for int()"),
     ],
-    ids=lambda value: " ".join(a for a in value if a != DEMO)[:60] if isinstance(value, list) else None,
+    ids=lambda value: " ".join(a for a in value if a not in (DEMO, RECIPE))[:60] if isinstance(value, list) else None,
 )
 def test_a_mistake_is_one_message_and_leaves_nothing_behind(
     arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str], empty_folder: Path

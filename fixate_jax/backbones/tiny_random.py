@@ -76,6 +76,8 @@ class TinySizes:
     """Rows of the embedding; the tokenizer uses fewer, the rest is padding."""
     words: str = WORDS
     """What the tokenizer is learned from."""
+    late_words: tuple[str, ...] = ()
+    """Words that become one token after a space, each made of a word that is one already and one more letter."""
     merges: int | None = MERGES
     """Joins of neighbours that the tokenizer learns (None: as many as make one token of every word)."""
     width: int = 128
@@ -133,7 +135,13 @@ class TinySizes:
     @property
     def first_special(self) -> int:
         """Index of the first special token."""
-        return 256 + len(_learn_merges(self.words, self.merges))
+        return 256 + len(self.merge_list)
+
+    @property
+    def merge_list(self) -> tuple[tuple[str, str], ...]:
+        """The joins of the tokenizer, in order."""
+        late = tuple((f"Ġ{word[:-1]}", word[-1]) for word in self.late_words)
+        return _learn_merges(self.words, self.merges) + late
 
     @property
     def mrope_section(self) -> tuple[int, int, int]:
@@ -221,7 +229,7 @@ def write_tokenizer_files(directory: Path, sizes: TinySizes | None = None) -> No
 
     Every capital letter and digit is one token. Any text can be written, most of it byte by byte.
     """
-    tokenizer = _tokenizer(TinySizes() if sizes is None else sizes)
+    tokenizer = tokenizer_of(TinySizes() if sizes is None else sizes)
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "bos_token": None,
@@ -389,9 +397,10 @@ def _vision_config(sizes: TinySizes) -> dict[str, Any]:
     }
 
 
-def _tokenizer(sizes: TinySizes) -> Tokenizer:
+def tokenizer_of(sizes: TinySizes) -> Tokenizer:
+    """The tokenizer of a model of these sizes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = list(_learn_merges(sizes.words, sizes.merges))
+    merges = list(sizes.merge_list)
     tokens = [*alphabet, *(left + right for left, right in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.normalizer = normalizers.NFC()

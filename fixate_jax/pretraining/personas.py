@@ -1,9 +1,11 @@
 """Made-up people in words: what the model reads about them, where they look and what they choose.
 
-Each trait is a level from 0 to 9. The words stand in a system message before the page, which is where a soft prompt goes
-later: the model learns that something stands there that decides where to look.
+Each trait has a level from A to G, written as one word ("horrorF": likes horror films), which is one token. The words stand
+in a system message before the page, which is where a soft prompt goes later: the model learns that each vector there
+may say something about where to look.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +14,21 @@ from jaxtyping import Float, Int
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, Poster
 from fixate_jax.data.render import Alternative
 
-LEVELS = 10
-_MIDDLE = (LEVELS - 1) / 2
+LEVELS = "ABCDEFG"
+_MIDDLE = (len(LEVELS) - 1) / 2
+PLACES = (("left", "middle", "right"), ("top", "centre", "bottom"), ("first", "second", "third", "fourth", "fifth"))
+"""Words for the columns of gambles, the rows of posters and their columns."""
+WEIGHTS = ("chance", "amount", "value")
+TRAITS = (*PLACES[0], *WEIGHTS, "look", "sure", *PLACES[1], *PLACES[2], *GENRES)
 NEUTRAL_SHARPNESS = 2.0
+
+
+def _words(traits: Sequence[str], levels: Sequence[int]) -> str:
+    return " ".join(f"{trait}{LEVELS[level]}" for trait, level in zip(traits, levels, strict=True))
+
+
+def _draw(rng: np.random.Generator, count: int) -> Int[np.ndarray, " traits"]:
+    return rng.integers(len(LEVELS), size=count)
 
 
 def softmax(x: Float[np.ndarray, " slots"]) -> Float[np.ndarray, " slots"]:
@@ -48,25 +62,20 @@ class Gambler(NamedTuple):
     @staticmethod
     def draw(rng: np.random.Generator) -> "Gambler":
         """Somebody at random."""
-        return Gambler(
-            rng.integers(LEVELS, size=3), rng.integers(LEVELS, size=3), *map(int, rng.integers(LEVELS, size=2))
-        )
+        look, sure = (int(level) for level in _draw(rng, 2))
+        return Gambler(_draw(rng, 3), _draw(rng, 3), look, sure)
 
     @property
     def text(self) -> str:
         """The person in words."""
-        left, middle, right = self.columns
-        chance, amount, value = self.weights
-        return (
-            f"left{left} middle{middle} right{right} chance{chance} amount{amount} value{value} "
-            f"look{self.look} sure{self.sure}"
-        )
+        levels = [*self.columns, *self.weights, self.look, self.sure]
+        return _words((*PLACES[0], *WEIGHTS, "look", "sure"), levels)
 
     def judge(self, alternatives: list[Alternative]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
         """Share of gaze and probability of choice of each alternative."""
-        value = gamble_values(alternatives) @ ((self.weights - 2.5) / 4.5)
-        pull = (self.columns - _MIDDLE) / 4
-        return softmax(pull + 0.12 * self.look * value), softmax(0.3 * pull + 0.4 * np.exp(0.27 * self.sure) * value)
+        value = gamble_values(alternatives) @ ((self.weights - 1.5) / 3)
+        pull = (self.columns - _MIDDLE) / 2.7
+        return softmax(pull + 0.18 * self.look * value), softmax(0.3 * pull + 0.4 * np.exp(0.4 * self.sure) * value)
 
 
 def judge_neutrally(alternatives: list[Alternative]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
@@ -91,24 +100,21 @@ class Viewer(NamedTuple):
     @staticmethod
     def draw(rng: np.random.Generator) -> "Viewer":
         """Somebody at random."""
-        genres = rng.choice(list(GENRES), size=4, replace=False)
-        return Viewer(
-            rng.integers(LEVELS, size=ROWS),
-            rng.integers(LEVELS, size=COLUMNS),
-            {str(g): int(rng.integers(LEVELS)) for g in genres},
-        )
+        genres = rng.choice(list(GENRES), size=6, replace=False)
+        rows, columns = _draw(rng, ROWS), _draw(rng, COLUMNS)
+        return Viewer(rows, columns, {str(g): int(level) for g, level in zip(genres, _draw(rng, 6), strict=True)})
 
     @property
     def text(self) -> str:
         """The person in words."""
-        rows, columns = ("".join(map(str, levels)) for levels in (self.rows, self.columns))
-        return f"rows{rows} columns{columns} " + " ".join(f"{genre}{level}" for genre, level in self.tastes.items())
+        levels = [*self.rows, *self.columns, *self.tastes.values()]
+        return _words((*PLACES[1], *PLACES[2], *self.tastes), levels)
 
     def judge(self, posters: list[Poster | None]) -> tuple[Float[np.ndarray, " slots"], Float[np.ndarray, " slots"]]:
         """Share of gaze and probability of choice of each poster that is there."""
-        habit = ((self.rows - _MIDDLE) / 3)[:, None] + ((self.columns - _MIDDLE) / 3)[None, :]
+        habit = ((self.rows - _MIDDLE) / 2)[:, None] + ((self.columns - _MIDDLE) / 2)[None, :]
         place = np.array([h for h, p in zip(habit.ravel(), posters, strict=True) if p])
         taste = np.array(
-            [(self.tastes[p.genre] - _MIDDLE) / 2.5 if p.genre in self.tastes else 0.0 for p in posters if p]
+            [(self.tastes[p.genre] - _MIDDLE) / 1.7 if p.genre in self.tastes else 0.0 for p in posters if p]
         )
         return softmax(place + taste), softmax(0.6 * place + 2 * taste)

@@ -113,7 +113,7 @@ def examine(
             rng = np.random.default_rng([seed, k, first])
             examples = [draw(rng, width=page_width) for _ in range(BATCH)]
             hit, own, attention = jax.device_get(run(backbone.params, packer(examples)))
-            for i, example in enumerate(examples):
+            for i, example in enumerate(examples[: pages - first]):
                 rows += _rows(example, kind, hit[i], own[i], {name: a[i] for name, a in attention.items()})
     return pd.DataFrame(rows)
 

@@ -13,7 +13,7 @@ class Recipe:
 
     seed: int = 0
     """Of the weights at the start and of all pages."""
-    steps: int = 3000
+    steps: int = 2400
     """Optimizer steps."""
     batch: int = 16
     """Pages a step, half of them gambles, half carousels."""
@@ -35,7 +35,7 @@ class Recipe:
     """Whether queries start as keys do, so that attention starts by looking for what is alike."""
     page_width: int = 320
     """Width of the drawn pages in pixels."""
-    seq: int = 152
+    seq: int = 148
     """Prefix length: persona, page, profile, labels."""
     tail: int = 20
     """Tail length: question and answer."""
@@ -61,11 +61,12 @@ class Recipe:
 def sizes_of(recipe: Recipe) -> "TinySizes":
     """Shape of the model and its tokenizer."""
     from fixate_jax.backbones.tiny_random import TinySizes
-    from fixate_jax.pretraining.tasks import WORDS
+    from fixate_jax.pretraining.tasks import TRAIT_WORDS, WORDS
 
     return TinySizes(
-        vocab=576,
+        vocab=768,
         words=WORDS,
+        late_words=TRAIT_WORDS,
         merges=None,
         width=recipe.width,
         layers=recipe.layers,

@@ -13,7 +13,7 @@ from fixate_jax.backbones.processing import LABELS, QUESTION
 from fixate_jax.data import human_choice, synthetic_carousel
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page, text_marks
-from fixate_jax.pretraining.personas import Gambler, Viewer, judge_neutrally
+from fixate_jax.pretraining.personas import LEVELS, TRAITS, Gambler, Viewer, judge_neutrally
 
 CHOICE = QUESTION
 GAZE = "Which item does this user look at most? Answer with the label alone."
@@ -170,7 +170,7 @@ def gamble_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         _drill("drill comparing", [(f" {e} {k}", f" {labels[int(f(measures[k]))]}") for e, f, k in extremes]),
     )
     page = draw_page(gambles, labels, alternative_boxes(), width=width)
-    persona = person.text if person else ""
+    persona = f"user {person.text}" if person else ""
     return Example(
         page=page,
         profile=human_choice.PROFILE if rng.random() < PROFILE_SHARE else "",
@@ -247,7 +247,7 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
     return Example(
         page=draw_carousels(posters, by_place, width=width),
         profile=synthetic_carousel.PROFILE if rng.random() < PROFILE_SHARE else "",
-        persona=person.text if person else "",
+        persona=f"user {person.text}" if person else "",
         labels=labels,
         listed=not shuffled,
         places=tuple(places),
@@ -272,12 +272,15 @@ WORDS = " ".join(
                 "[A-Za-z]+",
                 f"{human_choice.PROFILE} {synthetic_carousel.PROFILE} {LABELS} {CHOICE} {GAZE} system assistant "
                 "What is the chance of item amount highest lowest value shows film in row column rows columns "
-                f"left middle right look sure {' '.join(ALPHABET)} {' '.join(GENRES)}",
+                f"{' '.join(TRAITS)} {' '.join(ALPHABET)} {' '.join(GENRES)}",
             )
         )
     )
 )
-"""Every word that the questions use: each becomes one token."""
+"""Every word that the questions use: each becomes one token, at the start of a text and after a space."""
+
+TRAIT_WORDS = tuple(trait + level for trait in TRAITS for level in LEVELS)
+"""Every word that describes a person: each becomes one token after a space."""
 
 ASKED = frozenset(
     [

@@ -18,11 +18,11 @@ from jaxtyping import Array, Float
 from fixate_jax.backbones import qwen3_vl
 from fixate_jax.backbones.checkpoint import export_tensors
 from fixate_jax.backbones.loading import Backbone, load_backbone
-from fixate_jax.backbones.tiny_random import random_tensors, tensor_shapes, write_model
+from fixate_jax.backbones.tiny_random import random_tensors, tensor_shapes, tokenizer_of, write_model
 from fixate_jax.config import BackboneConfig
 from fixate_jax.pretraining.packing import PackedBatch, Packer
 from fixate_jax.pretraining.recipe import Recipe, sizes_of
-from fixate_jax.pretraining.tasks import KINDS
+from fixate_jax.pretraining.tasks import KINDS, LEVELS, TRAITS
 from fixate_jax.progress import bar
 from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.log import MetricsLog
@@ -145,7 +145,17 @@ def first_tensors(recipe: Recipe) -> dict[str, np.ndarray]:
             key = tensors[name.replace("q_proj", "k_proj")].reshape(sizes_of(recipe).kv_heads, 1, -1)
             groups = sizes_of(recipe).heads // sizes_of(recipe).kv_heads
             value[...] = np.broadcast_to(key, (len(key), groups, key.shape[-1])).reshape(value.shape)
+    _derive_traits(recipe, tensors["model.language_model.embed_tokens.weight"])
     return tensors
+
+
+def _derive_traits(recipe: Recipe, embedding: Float[np.ndarray, "vocab width"]) -> None:
+    """Let a trait's word ("horrorF") start as what it is about (" horror") and, along one direction, its level."""
+    ids = tokenizer_of(sizes_of(recipe)).get_vocab()
+    level = embedding[ids["Ġlook"]].copy()
+    for trait in TRAITS:
+        for i, letter in enumerate(LEVELS):
+            embedding[ids[f"Ġ{trait}{letter}"]] = embedding[ids[f"Ġ{trait}"]] + (2 * i / (len(LEVELS) - 1) - 1) * level
 
 
 def draw_batch(recipe: Recipe, packer: Packer, step: int) -> PackedBatch:
@@ -272,7 +282,8 @@ class Pretraining:
 
         plain = self.export(self.directory / "plain")
         settings = BackboneConfig(path=str(plain), tapped_layers=self.recipe.layers, unroll=True)
-        asked = reading.examine(load_backbone(settings), pages=pages, page_width=self.recipe.page_width)
+        size = {"page_width": self.recipe.page_width, "seq": self.recipe.seq}
+        asked = reading.examine(load_backbone(settings), pages=pages, **size)
         read, pointing = reading.read_outs(asked), reading.pointing_game(asked)
         details = {
             "recipe": asdict(self.recipe),

@@ -9,16 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fixate_jax.backbones import load_backbone
+from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig
 from fixate_jax.prompts import soft_prompt
 from tests.worlds import World
 
 
 def test_unrolled_layers_give_the_same_logits_and_the_same_gradient(tmp_path: Path) -> None:
-    """Three of four layers are tapped, so that every stack holds some."""
-    settings = BackboneConfig(tapped_layers=3, attention_block=48)
-    config = RunConfig(backbone=settings, prompt=PromptConfig(basis=3, tokens=4))
-    world = World(tmp_path, sizes=((3, 192, 128), (4, 128, 128)), config=config)
+    sizes = TinySizes(layers=3, width=32, ff=32, vision_width=16, vision_ff=16, deepstack=(0,))
+    settings = BackboneConfig(
+        path=str(write_tiny_random(tmp_path / "model", sizes=sizes)), tapped_layers=3, remat="none"
+    )
+    config = RunConfig(backbone=settings, prompt=PromptConfig(basis=2, tokens=2))
+    world = World(tmp_path, sizes=((3, 128, 96), (4, 96, 96)), config=config)
     batch, prompt = world.batch(), world.prompt()
     found, loops = [], []
     for unroll in (False, True):
@@ -34,7 +37,7 @@ def test_unrolled_layers_give_the_same_logits_and_the_same_gradient(tmp_path: Pa
         loops.append(derived.lower(prompt, world.backbone.params).as_text().count("stablehlo.while"))
         (_, logits), gradient = derived(prompt, world.backbone.params)
         found.append([logits, gradient.basis, gradient.coefficients])
-    assert loops[0] > 0 and loops[1] == 0
+    assert loops[1] < loops[0], "only stacks of one layer are loops still"
     for scanned, unrolled in zip(*found, strict=True):
         difference = jnp.linalg.norm(unrolled - scanned) / jnp.linalg.norm(scanned)
         print(f"\nrelative difference: {float(difference):.1e}")

@@ -200,7 +200,7 @@ def named(batch: PackedBatch, backbone: Backbone) -> dict[int, set[str]]:
     weights = batch.word_weight[0]
     assert all(w.sum() == pytest.approx(1) or not w.any() for w in weights)
     return {
-        token: {decode([i]) for i, w in zip(batch.word_ids[0, token], weights[token], strict=True) if w}
+        int(token): {decode([i]) for i, w in zip(batch.word_ids[0, token], weights[token], strict=True) if w}
         for token in np.flatnonzero(weights.any(-1))
     }
 

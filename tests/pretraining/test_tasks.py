@@ -234,6 +234,7 @@ def test_one_looks_at_what_one_answers_and_chooses_by_looking(kind: str, example
         for question in example.questions:
             if question.answers == example.labels:
                 wanted = by_kind["gaze"] if question.kind == "choice" else question
+                assert question.gaze is not None
                 np.testing.assert_allclose(question.gaze, wanted.weights)
 
 

@@ -144,7 +144,12 @@ def test_the_finished_run_is_published(
     monkeypatch.setattr(
         reading, "pointing_operators", lambda _: {"attention, all layers": OperatorConfig(name="attention")}
     )
-    monkeypatch.setattr(reading, "examine", lambda backbone, pages, **more: examine(backbone, pages=2, **more))
+
+    def examined(backbone: Backbone, *, pages: int, page_width: int, seq: int) -> pd.DataFrame:
+        assert (pages, page_width, seq) == (256, RECIPE.page_width, RECIPE.seq)
+        return examine(backbone, pages=2, page_width=page_width, seq=seq)
+
+    monkeypatch.setattr(reading, "examine", examined)
     command = ("pretrain-tiny", str(recipe_file), "--run", str(whole.directory))
     assert call(*command) == 0
     assert f"weights after step 4: sha256 {whole.fingerprints['4']}" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.config import BackboneConfig, DataConfig, PromptConfig, RunConfig
+from fixate_jax.config import BackboneConfig, CacheConfig, DataConfig, PromptConfig, RunConfig
 from fixate_jax.data import open_or_prepare
 from fixate_jax.errors import ConfigError
 from fixate_jax.metrics import metric_columns, session_metrics
@@ -28,6 +28,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         data=DataConfig(name="synthetic_choice", store=work / "store", page_width=64, max_users=PEOPLE),
         backbone=BackboneConfig(tapped_layers=1),
         prompt=PromptConfig(basis=PEOPLE, tokens=1),
+        cache=CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0),  # The vision tower never runs.
     )
     return open_workspace(config, open_or_prepare(config.data), directory=work)
 

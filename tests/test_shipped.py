@@ -1,0 +1,94 @@
+"""The backbone that comes with the library: small, documented, and it reads what its card says."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from flax import nnx
+
+from fixate_jax.backbones import Backbone, load_backbone
+from fixate_jax.backbones.loading import SHIPPED
+from fixate_jax.config import BackboneConfig
+from fixate_jax.pretraining import reading
+from fixate_jax.pretraining.card import POINTING_FILE, READING_FILE, read_details
+from fixate_jax.pretraining.recipe import Recipe
+from fixate_jax.settings import load_settings
+
+NAME = "tiny-qwen3-vl"
+MODEL = SHIPPED / NAME
+RECIPE = Path(__file__).parents[1] / "configs" / "pretrain_tiny.yaml"
+PAGES = 48
+SEED = 20_260_722
+"""Neither the recipe's nor the card's."""
+
+pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason=f"no weights are in this copy ({MODEL} is no folder)")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    layers = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))["text_config"]["num_hidden_layers"]
+    return load_backbone(BackboneConfig(path=NAME, tapped_layers=layers))
+
+
+@pytest.fixture(scope="module")
+def pointing() -> pd.DataFrame:
+    """The card's table, to know which operator and layer to look at: all of them take a minute to compile."""
+    table = pd.read_csv(MODEL / POINTING_FILE)
+    return table.loc[table.groupby("page")["find: top"].idxmax()]
+
+
+@pytest.fixture(scope="module")
+def examined(backbone: Backbone, pointing: pd.DataFrame) -> pd.DataFrame:
+    """Answers and slot attention on pages that neither training nor card have seen."""
+    best = set(pointing["operator"] + ", " + pointing["layers"])
+    operators = reading.pointing_operators(backbone.config.decoder.layers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "pointing_operators", lambda _: {name: operators[name] for name in best})
+        return reading.examine(backbone, pages=PAGES, seed=SEED)
+
+
+def test_it_is_small_and_says_how_it_was_made(backbone: Backbone) -> None:
+    files = [path for path in MODEL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5e6
+    names = {path.name for path in files}
+    assert {"README.md", "recipe.json", READING_FILE, POINTING_FILE, "curves.png", "model.safetensors"} <= names
+    details = read_details(MODEL)
+    assert details["recipe"] == asdict(load_settings(RECIPE, Recipe))
+    steps = details["recipe"]["steps"]
+    assert set(details["fingerprints"]) == {str(steps), str(load_settings(RECIPE, Recipe).early)}
+    card = (MODEL / "README.md").read_text(encoding="utf-8")
+    parameters = sum(int(np.prod(leaf[...].shape)) for _, leaf in nnx.to_flat_state(backbone.params))
+    assert f"{parameters:,} parameters" in card and f"{steps:,} steps" in card
+    assert "license: apache-2.0" in card
+
+
+def test_its_vision_tower_does_not_attend(backbone: Backbone) -> None:
+    projections = 0
+    for path, leaf in nnx.to_flat_state(backbone.params):
+        name = ".".join(map(str, path))
+        if name.startswith("vision.stacks") and ".proj." in name:
+            assert not np.asarray(leaf[...]).any(), name
+            projections += 1
+        elif name.endswith("kernel"):
+            assert np.asarray(leaf[...]).any(), name
+    assert projections >= 2
+
+
+@pytest.mark.parametrize("kind", ["read chance", "read amount", "find genre"])
+def test_it_reads(examined: pd.DataFrame, kind: str) -> None:
+    hits = examined.loc[examined["kind"] == kind, "hit"]
+    print(f"\n{kind}: {hits.mean():.3f} of {len(hits)}")
+    assert len(hits) > PAGES / 3
+    assert hits.mean() >= 0.95
+
+
+@pytest.mark.parametrize("page", ["gambles", "carousels"])
+def test_the_best_operator_points_at_what_it_finds(examined: pd.DataFrame, pointing: pd.DataFrame, page: str) -> None:
+    table, best = reading.pointing_game(examined), pointing.set_index("page").loc[page]
+    chosen = (table["operator"] == best["operator"]) & (table["layers"] == best["layers"])
+    (found,) = table.loc[chosen & (table["page"] == page), "find: top"]
+    print(f"\n{page}: {best['operator']}, {best['layers']} points there in {found:.2f} (card: {best['find: top']:.2f})")
+    assert found >= 0.6
