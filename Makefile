@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | docs | clean
+# make demo | test | lint | bench | results | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 ifndef PYTHON
@@ -14,8 +14,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
+DATA ?= ../shared/data/human_choice
 
-.PHONY: demo test lint bench docs clean
+# Linux: keep freed memory and use huge pages. XLA on CPU takes and returns its buffers at every step, and half of the time
+# of a small model goes into page faults otherwise. Other systems ignore it.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
+
+.PHONY: demo test lint bench docs results clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -46,6 +51,9 @@ test: lint docs
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
+
+results: $(VENV)/.installed
+	$(BIN)/python train/results_human_choice.py --data-path $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -32,16 +32,17 @@ work on a laptop, and be tested. It knows no other pages, hardly any words, and 
 $ fixate pretrain-tiny configs/pretrain_tiny.yaml --run runs/pretrain-tiny
 ```
 
-All pages, people and answers are made up by the recipe; no person's data were used. Each page comes with questions: to read
-something off (a chance, an amount, a genre), to find where something is, to compare, and, since a system message
-describes a made-up person before the page (where the eyes tend to go, what is liked, attitude to risk), what that person
-looks at and chooses. Branches of one sequence share the page. Beside that, every visual token has to name what
-it shows. The attention of the vision tower adds nothing (its output projection is zero), so that a visual token knows only
-its own part of the page and whoever wants to know what is there has to look there.
+All pages, people and answers are made up by the recipe; no person's data were used. Each page comes with questions: to
+read something off (a chance, an amount, a genre), to find where something is, to compare, and, since a system message
+describes a made-up person before the page (where the eyes tend to go, what is liked, attitude to risk), what that
+person looks at and chooses. Three more losses: every visual token has to name what it shows; the answering position
+has to attend to the words that say what is asked for, and in the last {looking_layers} layers to the slot that is
+answered or, where a person chooses, to each slot as that person looks at it. **Attention here is trained to follow
+made-up eyes**; AttnLRP was never part of a loss. The attention of the vision tower adds nothing (its output projection
+is zero), so that a visual token knows only its own part of the page.
 
-`{recipe_file}` holds the whole recipe, the SHA-256 of the weights after the first {early} steps and at the end, and the
-versions. On a CPU of the same kind, with the same versions, a rerun gives the same bits. The weights are
-shipped in {dtype}.
+`{recipe_file}` holds the whole recipe, the versions, and the SHA-256 of the weights after {early} steps and at the end.
+On a CPU of the same kind, with the same versions, a rerun gives the same bits. The weights are shipped in {dtype}.
 
 ![training curves](curves.png)
 
@@ -53,9 +54,9 @@ Share of right answers on fresh pages ({pages} of each kind, seeds that training
 
 ## Where to look in it
 
-The pointing game: of the questions that are answered with a slot's letter, how often the operator's top slot is the one the
-model answered ("find": something is to be found; "choice": what the person chooses), and that slot's share of the slot
-attention:
+The pointing game: of the questions that are answered with a slot's letter, how often the operator's top slot is the one
+the model answered ("find": something is to be found; "choice": what the person chooses), and that slot's share of the
+slot attention:
 
 {pointing}
 
@@ -98,6 +99,7 @@ def write_card(
         parameters=parameters,
         steps=recipe["steps"],
         batch=recipe["batch"],
+        looking_layers=recipe["looking_layers"],
         commit=details["commit"],
         early=min(map(int, details["fingerprints"])),
         recipe_file=RECIPE_FILE,

@@ -1,8 +1,8 @@
 """Made-up people in words: what the model reads about them, where they look and what they choose.
 
-Each trait has a level from A to G, written as one word ("horrorF": likes horror films), which is one token. The words stand
-in a system message before the page, which is where a soft prompt goes later: the model learns that each vector there
-may say something about where to look.
+Each trait has a level from A to G, written as one word ("horrorF": likes horror films), which is one token. The words
+stand in a system message before the page, which is where a soft prompt goes later: the model learns that each vector
+there may say something about where to look.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def gamble_values(alternatives: list[Alternative]) -> Float[np.ndarray, "3 3"]:
 
 
 class Gambler(NamedTuple):
-    """Somebody who chooses among gambles.
+    """Somebody who chooses among gambles; levels are numbers from 0 (A) to 6 (G).
 
     Attributes:
         columns: pull towards each column.
@@ -85,7 +85,7 @@ def judge_neutrally(alternatives: list[Alternative]) -> tuple[Float[np.ndarray, 
 
 
 class Viewer(NamedTuple):
-    """Somebody who chooses among film posters.
+    """Somebody who chooses among film posters; levels are numbers from 0 (A) to 6 (G).
 
     Attributes:
         rows: pull towards each row.

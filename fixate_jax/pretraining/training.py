@@ -61,7 +61,7 @@ def _looking_loss(rows: Float[Array, "layers batch branch heads keys"], batch: P
 
 
 def _listening_loss(row: Float[Array, "batch branch heads keys"], batch: PackedBatch) -> Float[Array, ""]:
-    """How little of the attention of ``src``, a mean over half of the heads, goes to the words that say what is asked for.
+    """How little of the attention of ``src``, a mean over half of the heads, goes to the words that say what is asked.
 
     One has to know what to look for before one can look: asked of the layer below those that look.
     """

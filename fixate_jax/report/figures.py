@@ -214,7 +214,7 @@ def method_differences(
     figure.set_layout_engine("constrained")
     axes = figure.subplots(1, len(against), squeeze=False).ravel()
     for axis, (metric, other) in zip(axes, against.items(), strict=True):
-        for row, (variant, means) in enumerate(per_user.items()):
+        for row, means in enumerate(per_user.values()):
             free = means[means["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
             difference = (free[reference] - free[other]).to_numpy(float)
             good = difference < 0 if metric in LOWER_IS_BETTER else difference > 0
