@@ -62,7 +62,7 @@ slot attention:
 
 ## Limits
 
-- Pages of another size, letters after O, more than one page, other kinds of pages: not seen in training.
+- Pages of another size, labels that are no capital letters, several pages at once: not seen in training.
 - Chances of 5 to 95% and amounts of 1 to 70 €; other numbers are read digit by digit, by luck.
 - Its people are a few formulas. That it can be tuned to a real person's gaze is to be measured, not assumed.
 - It is no general model: do not use it for anything else.

@@ -136,8 +136,8 @@ class Packer:
 
     def _words(self, example: Example, page: EncodedPage) -> tuple[np.ndarray, np.ndarray]:
         """What each visual token shows: of a spread mark wherever a quarter of the token or of the mark is."""
-        y, x = np.meshgrid(np.arange(page.rows) / page.rows, np.arange(page.columns) / page.columns, indexing="ij")
-        x, y = x.ravel(), y.ravel()
+        grid = np.meshgrid(np.arange(page.rows) / page.rows, np.arange(page.columns) / page.columns, indexing="ij")
+        y, x = (axis.ravel() for axis in grid)
         words: list[list[int]] = [[] for _ in range(self.visual)]
         for (x0, y0, x1, y1), names, spread in example.marks:
             wide = np.clip(np.minimum(x + 1 / page.columns, x1) - np.maximum(x, x0), 0, None)

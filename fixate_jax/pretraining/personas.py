@@ -23,7 +23,7 @@ TRAITS = (*PLACES[0], *WEIGHTS, "look", "sure", *PLACES[1], *PLACES[2], *GENRES)
 NEUTRAL_SHARPNESS = 2.0
 
 
-def _words(traits: Sequence[str], levels: Sequence[int]) -> str:
+def _words(traits: Sequence[str], levels: Sequence[int | np.integer]) -> str:
     return " ".join(f"{trait}{LEVELS[level]}" for trait, level in zip(traits, levels, strict=True))
 
 

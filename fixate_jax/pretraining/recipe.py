@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fixate_jax.errors import ConfigError
+
 if TYPE_CHECKING:
     from fixate_jax.backbones.tiny_random import TinySizes
 
@@ -51,6 +53,17 @@ class Recipe:
     """Width of the vision tower."""
     vision_ff: int = 192
     """Width of the vision tower's feed-forward layers."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+        if self.batch < 2:
+            raise ConfigError(f"batch = {self.batch}: at least 2 are needed, a page of each kind")
+        if not 1 <= self.looking_layers < self.layers:
+            raise ConfigError(
+                f"looking_layers = {self.looking_layers}: must lie between 1 and layers - 1 = {self.layers - 1}"
+            )
 
     @property
     def early(self) -> int:

@@ -21,6 +21,7 @@ RECIPE = Recipe(
     page_width=160,
     seq=112,
     checkpoint_every=2,
+    looking_layers=1,
     width=32,
     layers=2,
     ff=32,

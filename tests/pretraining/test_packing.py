@@ -124,7 +124,7 @@ def test_every_question_is_a_chat_of_its_own(packer: Packer, backbone: Backbone)
     """Prefix and branch together are what the tokenizer makes of the whole text, persona and answer included."""
     tokenizer, image = backbone.encoder.tokenizer, backbone.config.image_token
     made = [make(np.random.default_rng(2), width=RECIPE.page_width) for make in KINDS.values()]
-    made = [replace(e, listed=listed, persona="left1 middle2 right3") for e in made for listed in (True, False)]
+    made = [replace(e, listed=listed, persona="user leftA middleB") for e in made for listed in (True, False)]
     for example in made:
         batch = packer([example])
         start = int(batch.inputs.start[0])
@@ -139,7 +139,7 @@ def test_every_question_is_a_chat_of_its_own(packer: Packer, backbone: Backbone)
             text = backbone.encoder.chat_text(
                 example.profile, labels, question=space + question.text, persona=example.persona
             )
-            assert "middle2" in text.split("<|image_pad|>")[0]
+            assert "middleB" in text.split("<|image_pad|>")[0]
             whole = tokenizer(text + question.answers[0], add_special_tokens=False)["input_ids"]
             branch = batch.inputs.tail_ids[0, b, batch.inputs.tail_valid[0, b]]
             assert [*prefix, *branch, batch.answer_ids[0, b, 0]] == whole

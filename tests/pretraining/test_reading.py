@@ -1,5 +1,9 @@
 """What a backbone can read and where operators point: the tables, and the questions put to a model that cannot read."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +11,10 @@ import pytest
 from fixate_jax.backbones import Backbone
 from fixate_jax.backbones.tiny_random import random_tensors
 from fixate_jax.pretraining import reading
+from fixate_jax.pretraining.packing import PackedBatch
 from fixate_jax.pretraining.recipe import sizes_of
 from fixate_jax.pretraining.tasks import KINDS
+from fixate_jax.pretraining.training import make_packer
 from tests.pretraining.small import RECIPE, random_backbone
 
 NAMES = [
@@ -96,6 +102,32 @@ def test_a_model_that_cannot_read_is_right_by_chance(examined: pd.DataFrame) -> 
     assert gambles["hit"].mean() == pytest.approx(gambles["chance"].mean(), abs=0.25)
     assert 0 < gambles["hit"].mean() < 1
     assert (examined.loc[examined["chance"].isna(), "hit"] == False).all()  # noqa: E712
+
+
+def test_a_hit_is_a_best_answer_to_its_last_token(babbling: Backbone, examined: pd.DataFrame) -> None:
+    """The first batch of gambles, its answers read off the logits one by one."""
+    rng = np.random.default_rng([9, 0, 0])
+    pages = [KINDS["gambles"](rng, width=RECIPE.page_width) for _ in range(4)]
+    batch = make_packer(RECIPE, babbling)(pages)
+
+    @jax.jit
+    def most_probable(params: Any, batch: PackedBatch) -> jax.Array:
+        model = babbling.merge(params)
+        inputs = batch.inputs._replace(features=model.encode_pages(batch.pages))
+        prefix = model.prefill(inputs, jnp.zeros((len(pages), 0, babbling.width)), False)
+        return model.tail(prefix).logits.argmax(-1)
+
+    said, tokenizer = np.asarray(most_probable(babbling.params, batch)), babbling.encoder.tokenizer
+    hits = []
+    for i, page in enumerate(pages):
+        for b, question in enumerate(page.questions):
+            inner = batch.next_mask[i, b]
+            best = [a for a, w in zip(question.answers, question.weights, strict=True) if w >= max(question.weights)]
+            best = best or [question.drill[-1][1]]
+            last = {tokenizer(answer, add_special_tokens=False)["input_ids"][-1] for answer in best}
+            hits.append(said[i, b, -1] in last and (said[i, b, inner] == batch.next_ids[i, b, inner]).all())
+    assert list(examined.loc[examined["page"] == "gambles", "hit"][: len(hits)]) == hits
+    assert 0 < sum(hits) < len(hits)
 
 
 def test_every_question_is_examined_by_every_operator_on_every_layer(examined: pd.DataFrame) -> None:

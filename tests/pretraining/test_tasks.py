@@ -11,7 +11,7 @@ from jaxtyping import Float
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page
 from fixate_jax.pretraining.packing import Packer
-from fixate_jax.pretraining.personas import LEVELS, Gambler, Viewer, judge_neutrally
+from fixate_jax.pretraining.personas import LEVELS, TRAITS, Gambler, Viewer, judge_neutrally
 from fixate_jax.pretraining.tasks import (
     ALPHABET,
     END,
@@ -87,24 +87,28 @@ def facts(kind: str, example: Example) -> dict[str, np.ndarray]:
 
 def judged(kind: str, example: Example) -> tuple[Shares, Shares]:
     """Gaze and choice of the person that the persona's words describe."""
+    words = re.findall(r"([a-z]+)([A-Z])", example.persona)
+    assert example.persona in ("", " ".join(["user", *map("".join, words)]))
+    level = {trait: LEVELS.index(letter) for trait, letter in words}
     if kind == "gambles":
         gambles = read_gambles(example)
-        if not example.persona:
+        if not level:
             return judge_neutrally(gambles)
-        found = re.fullmatch(
-            r"left(\d) middle(\d) right(\d) chance(\d) amount(\d) value(\d) look(\d) sure(\d)", example.persona
+        columns, weights = (
+            np.array([level.pop(trait) for trait in traits])
+            for traits in (("left", "middle", "right"), ("chance", "amount", "value"))
         )
-        assert found
-        levels = [int(level) for level in found.groups()]
-        return Gambler(np.array(levels[:3]), np.array(levels[3:6]), *levels[6:]).judge(gambles)
+        return Gambler(columns, weights, **level).judge(gambles)
     posters = read_posters(example)
-    if not example.persona:
+    if not level:
         even = np.full(len(example.labels), 1 / len(example.labels))
         return even, even
-    found = re.fullmatch(r"rows(\d{3}) columns(\d{5})((?: [a-z]+\d){4})", example.persona)
-    assert found
-    rows, columns = (np.array([int(level) for level in text]) for text in found.groups()[:2])
-    return Viewer(rows, columns, {g: int(n) for g, n in re.findall(r"([a-z]+)(\d)", found[3])}).judge(posters)
+    rows, columns = (
+        np.array([level.pop(trait) for trait in traits])
+        for traits in (("top", "centre", "bottom"), ("first", "second", "third", "fourth", "fifth"))
+    )
+    assert level.keys() < GENRES.keys()
+    return Viewer(rows, columns, level).judge(posters)
 
 
 def matching(example: Example, question: Question, shown: dict[str, np.ndarray]) -> np.ndarray:
@@ -205,7 +209,7 @@ def test_every_answer_is_right(kind: str, examples: dict[str, list[Example]]) ->
             assert question.weights.sum() == pytest.approx(1)
             if question.kind.startswith("read"):
                 (measure,) = question.kind.split()[1:]
-                found = re.fullmatch(r"What (?:is the (?:chance|amount) of|film is) item ([A-O])\?", question.text)
+                found = re.fullmatch(r"What (?:is the (?:chance|amount) of|film is) item ([A-Z])\?", question.text)
                 assert found and (measure == "genre" or measure in question.text)
                 slot = example.labels.index(found[1])
                 assert question.slots == (slot,)
@@ -373,12 +377,13 @@ def test_a_viewer_follows_pulls_and_tastes() -> None:
                     assert after[concerned].sum() > before[concerned].sum()
                     assert (after[~concerned] < before[~concerned]).all()
         cold = Viewer(person.rows, person.columns, {genre: 0 for genre in GENRES})
-        hot = Viewer(person.rows, person.columns, {genre: LEVELS - 1 for genre in GENRES})
+        hot = Viewer(person.rows, person.columns, {genre: len(LEVELS) - 1 for genre in GENRES})
         np.testing.assert_allclose(cold.judge(posters)[1], hot.judge(posters)[1], err_msg="all genres liked alike")
 
 
-def test_a_person_is_drawn_with_every_level_and_told_in_few_words() -> None:
-    levels = {int(level) for person, _ in gamblers() for level in re.findall(r"\d", person.text)}
-    assert levels == set(range(LEVELS))
-    assert len({len(re.findall(r"\d", person.text)) for person, _ in gamblers()}) == 1
-    assert len({len(re.findall(r"\d", person.text)) for person, _ in viewers()}) == 1
+def test_a_person_is_drawn_with_every_level() -> None:
+    for people in (gamblers(), viewers()):
+        words = [re.fullmatch(r"([a-z]+)([A-Z])", word) for person, _ in people for word in person.text.split()]
+        assert {word[2] for word in words if word} == set(LEVELS) and all(words)
+        assert {word[1] for word in words if word} <= set(TRAITS)
+        assert len({len(person.text.split()) for person, _ in people}) == 1, "as many words for everybody"

@@ -17,11 +17,12 @@ from flax import nnx
 
 from fixate_jax import cli
 from fixate_jax.backbones import Backbone, load_backbone
-from fixate_jax.backbones.tiny_random import random_tensors
+from fixate_jax.backbones.tiny_random import random_tensors, tokenizer_of
 from fixate_jax.config import BackboneConfig, OperatorConfig
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.pretraining import reading, training
 from fixate_jax.pretraining.card import read_details
+from fixate_jax.pretraining.personas import LEVELS, TRAITS
 from fixate_jax.pretraining.recipe import Recipe, sizes_of
 from fixate_jax.pretraining.tasks import KINDS
 from fixate_jax.pretraining.training import Pretraining, first_tensors, local_graph, make_optimizer
@@ -162,7 +163,7 @@ def test_the_finished_run_is_published(
     for table in (read, pointing):
         assert set(table["page"]) == {"gambles", "carousels"}
     assert all(kind in card for kind in read["kind"]) and all(name in card for name in pointing["operator"])
-    assert "4 steps of 2 drawn pages" in card and "first 1 steps" in card
+    assert "4 steps of 2 drawn pages" in card and "after 1 steps" in card
     parameters = sum(value.size for value in leaves(whole.state.params).values())
     assert f"{parameters:,} parameters" in card
     assert (model / "curves.png").read_bytes()[:4] == b"\x89PNG" and "(curves.png)" in card
@@ -221,6 +222,20 @@ def test_the_first_weights_match_queries_to_keys_and_leave_out_the_rest() -> Non
     assert differing == {name for name in first if name.endswith("q_proj.weight")}
 
 
+def test_a_trait_starts_as_what_it_is_about_and_its_level() -> None:
+    """Words of one trait lie evenly spaced on a line around the word itself, and the line is the same for all."""
+    vocabulary = tokenizer_of(sizes_of(RECIPE)).get_vocab()
+    embedding = first_tensors(RECIPE)["model.language_model.embed_tokens.weight"]
+    spans = []
+    for trait in TRAITS:
+        words = np.stack([embedding[vocabulary[f"Ġ{trait}{letter}"]] for letter in LEVELS])
+        np.testing.assert_allclose(words.mean(0), embedding[vocabulary[f"Ġ{trait}"]], atol=1e-6)
+        np.testing.assert_allclose(np.diff(words, axis=0), np.tile((words[-1] - words[0]) / 6, (6, 1)), atol=1e-6)
+        spans.append(words[-1] - words[0])
+    np.testing.assert_allclose(spans, np.tile(spans[0], (len(TRAITS), 1)), atol=1e-6)
+    assert np.linalg.norm(spans[0]) > 0.1
+
+
 def features(backbone: Backbone, graph: Any, whole: Pretraining) -> np.ndarray:
     pages = whole.packer([make(np.random.default_rng(0), width=160) for make in KINDS.values()]).pages
     return np.asarray(jax.jit(lambda p, pages: nnx.merge(graph, p).encode_pages(pages))(backbone.params, pages))
@@ -255,6 +270,11 @@ def test_recipes_are_read_strictly(tmp_path: Path) -> None:
         ("steps: 2.5", r"steps = 2\.5"),
         ("batch: many", r"batch = 'many'"),
         ("matched: 1", r"matched = 1"),
+        ("looking_layers: 4", r"looking_layers = 4: must lie between 1 and layers - 1 = 3"),
+        ("looking_layers: 0", r"looking_layers = 0: must lie between 1 and layers - 1 = 3"),
+        ("batch: 1", r"batch = 1: at least 2 are needed, a page of each kind"),
+        ("steps: 0", r"steps = 0: at least 1 is needed"),
+        ("checkpoint_every: 0", r"checkpoint_every = 0: at least 1 is needed"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=wanted):
