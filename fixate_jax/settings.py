@@ -5,7 +5,6 @@ import difflib
 import json
 import re
 from collections.abc import Hashable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,6 @@ from fixate_jax.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
-@lru_cache
 def _document(kind: type) -> type[BaseModel]:
     """Puts the settings, and all dataclasses within, under pydantic's rules; they themselves know nothing of them."""
     return create_model("_Document", __config__=ConfigDict(extra="forbid", strict=True), settings=(kind, ...))
