@@ -470,7 +470,7 @@ def call(*arguments: str) -> int:
     return left.value.code
 
 
-ARGUMENTS = ["analyze", DEMO, "--data.max-users", "3", "--data.page-width", "64"]
+ARGUMENTS = ["analyze", DEMO, "--data.name", "synthetic_choice", "--data.max-users", "3", "--data.page-width", "64"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -16,10 +17,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fixate_jax.backbones import qwen3_vl
-from fixate_jax.backbones.checkpoint import export_tensors
+from fixate_jax.backbones.checkpoint import export_tensors, read_json
 from fixate_jax.backbones.loading import Backbone, load_backbone
 from fixate_jax.backbones.tiny_random import random_tensors, tensor_shapes, tokenizer_of, write_model
 from fixate_jax.config import BackboneConfig
+from fixate_jax.errors import ConfigError
+from fixate_jax.pretraining import card
 from fixate_jax.pretraining.packing import PackedBatch, Packer
 from fixate_jax.pretraining.recipe import Recipe, sizes_of
 from fixate_jax.pretraining.tasks import KINDS, LEVELS, TRAITS
@@ -179,16 +182,35 @@ def fingerprint(params: nnx.State) -> str:
     return digest.hexdigest()
 
 
+def _claim(directory: Path, recipe: Recipe) -> None:
+    """Note the recipe in a run's directory, or make sure that it is the one there."""
+    path, now = directory / card.RECIPE_FILE, asdict(recipe)
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return
+    before = read_json(path)
+    differing = [f"{k}: {before.get(k)} there, {v} now" for k, v in now.items() if before.get(k) != v]
+    if differing:
+        raise ConfigError(f"{directory} follows another recipe ({'; '.join(differing)}); choose another --run")
+
+
 class Pretraining:
     """A pretraining run on disk: ``start/`` (the model of step 0), ``checkpoints/``, ``metrics.jsonl``, ``model/``.
 
     Args:
         recipe: what to do.
         directory: where; a run that is there already is gone on with.
+
+    Raises:
+        ConfigError: naming the fields, when the run that is there follows another recipe.
     """
 
     def __init__(self, recipe: Recipe, directory: Path):
         self.recipe, self.directory = recipe, directory
+        _claim(directory, recipe)
         start = write_model(directory / "start", sizes_of(recipe), first_tensors(recipe))
         settings = BackboneConfig(path=str(start), tapped_layers=recipe.layers, unroll=True)
         self.backbone = load_backbone(settings)
@@ -277,7 +299,7 @@ class Pretraining:
             commit: of the code that trained it.
             pages: fresh pages of each kind.
         """
-        from fixate_jax.pretraining import card, reading
+        from fixate_jax.pretraining import reading
         from fixate_jax.report.figures import pretraining_curves
 
         plain = self.export(self.directory / "plain")
