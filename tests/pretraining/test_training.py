@@ -293,7 +293,7 @@ def test_a_misspelt_recipe_ends_the_command(
 
 
 @pytest.mark.parametrize(("field", "value"), [("seed", RECIPE.seed + 1), ("ff", 40), ("learning_rate", 1e-4)])
-def test_a_run_of_another_recipe_is_refused(whole: Pretraining, field: str, value: float) -> None:
+def test_a_run_of_another_recipe_is_refused(whole: Pretraining, field: str, value: Any) -> None:
     before = getattr(RECIPE, field)
     with pytest.raises(ConfigError, match=rf"follows another recipe \({field}: {before} there, {value} now\)"):
         Pretraining(replace(RECIPE, **{field: value}), whole.directory)
