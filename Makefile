@@ -16,8 +16,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
 DATA ?= ../shared/data/human_choice
 
-# Linux: keep freed memory and use huge pages. XLA on CPU takes and returns its buffers at every step, and half of the time
-# of a small model goes into page faults otherwise. Other systems ignore it.
+# Linux: keep freed memory and use huge pages. XLA on CPU takes and returns its buffers at every step, and with a small
+# model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
 .PHONY: demo test lint bench docs results clean
