@@ -21,7 +21,7 @@ from fixate_jax.report.figures import method_differences
 from fixate_jax.report.tables import comparison_table, results_table, to_markdown
 from fixate_jax.settings import load_config
 from fixate_jax.statistics import over_seeds
-from fixate_jax.tuning.experiment import FIXATE, absolute_paths, open_run, run_experiment
+from fixate_jax.tuning.experiment import CONFIG_FILE, FIXATE, absolute_paths, run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
@@ -51,8 +51,7 @@ def run_variant(config: RunConfig, run: Path) -> pd.DataFrame:
     """Metrics of every session, method, mode and seed of a run, from disk where it is finished."""
     kept = run / "metrics.parquet"
     if kept.exists():
-        before, _ = open_run(run)
-        if before != absolute_paths(config):
+        if load_config(run / CONFIG_FILE) != absolute_paths(config):
             raise SystemExit(f"{run} was made with other settings; remove it or choose another --out")
         return pd.read_parquet(kept)
     metrics = run_experiment(config, run).metrics
