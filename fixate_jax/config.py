@@ -62,6 +62,16 @@ class BackboneConfig:
     """Smallest page area after resizing (None: what the checkpoint's image processor says)."""
     max_pixels: int | None = None
     """Largest page area after resizing (None: what the checkpoint's image processor says)."""
+    positions: Literal["mrope", "flat"] = "mrope"
+    """Rotary positions of a page's tokens: the model's own, or counted like words, as the published FixATE code does
+    with Qwen3-VL. InternVL's own are flat."""
+    deepstack: bool = True
+    """Add DeepStack features after the first decoder layers (False: as the published code trains in batches)."""
+    tile_layout: Literal["spatial", "raster"] = "spatial"
+    """InternVL: put the page's cells together from its tiles, or read the tokens tile after tile as one raster with
+    rows and columns exchanged, as the published code does."""
+    instruction_role: Literal["user", "system"] = "user"
+    """Where profile and question stand: after the page, or before it as a system message."""
     attention_block: int = 256
     """Rows of the attention matrix computed at a time in prefill."""
     remat: Literal["dots", "full", "none"] = "dots"
@@ -163,6 +173,8 @@ class OptimizerConfig:
     """Largest global gradient norm of B."""
     user_clip: float = 5.0
     """Largest global gradient norm of all z together."""
+    decay: Literal["none", "cosine"] = "none"
+    """How both rates change: not at all (the paper), or down to 0 over all planned steps by half a cosine."""
 
     def __post_init__(self) -> None:
         for name in ("basis_lr", "user_lr", "basis_weight_decay", "user_weight_decay"):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fixate_jax.backbones import stack_pages
 from fixate_jax.backbones.loading import Backbone, load_backbone
-from fixate_jax.backbones.processing import stack_pages
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.session import Session
 from fixate_jax.prompts import PromptParams

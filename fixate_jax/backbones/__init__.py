@@ -1,16 +1,19 @@
 """Vision-language models in Flax NNX behind one small interface."""
 
-from fixate_jax.backbones.inputs import PageInputs, Prefix, SequenceInputs, TailOutput, take_branches
+from fixate_jax.backbones.family import ChatTurn, Family, Model, PageProcessor
+from fixate_jax.backbones.inputs import EncodedPage, Prefix, SequenceInputs, TailOutput, stack_pages, take_branches
 from fixate_jax.backbones.loading import EMBEDDED, FAMILIES, Backbone, load_backbone, resolve
-from fixate_jax.backbones.processing import EncodedPage, EncodedSession, PageProcessor, SessionEncoder
+from fixate_jax.backbones.processing import EncodedSession, SessionEncoder
 
 __all__ = [
     "EMBEDDED",
     "FAMILIES",
     "Backbone",
+    "ChatTurn",
     "EncodedPage",
     "EncodedSession",
-    "PageInputs",
+    "Family",
+    "Model",
     "PageProcessor",
     "Prefix",
     "SequenceInputs",
@@ -18,5 +21,6 @@ __all__ = [
     "TailOutput",
     "load_backbone",
     "resolve",
+    "stack_pages",
     "take_branches",
 ]

@@ -6,31 +6,42 @@ tail's last position, ``src``, predicts the last answer token. Several branches 
 share one prefix. Tails are right-aligned, shorter answers being padded on the left.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 HostOrDevice: TypeAlias = Any
 """A numpy array while a batch is put together on the host, a JAX array once it is on the device."""
 
 
-class PageInputs(NamedTuple):
-    """Pages as the vision tower reads them, patches in the order of the image processor.
+@dataclass(frozen=True, kw_only=True)
+class EncodedPage:
+    """A page for the vision tower.
 
     Attributes:
-        patches: normalised pixels of each patch.
-        table_index: the four entries of the learned position grid around each patch.
-        table_weight: their bilinear weights.
-        position: row and column of each patch.
-        valid: False on padding patches.
+        inputs: a named tuple of arrays, batch of one, what the family's vision tower reads; the second axis of each
+            runs over the page's units (patches, tiles), and its field ``valid`` is False on padding.
+        rows, columns: the grid of cells over the page.
     """
 
-    patches: Float[HostOrDevice, "batch patches pixels"]
-    table_index: Int[HostOrDevice, "batch patches 4"]
-    table_weight: Float[HostOrDevice, "batch patches 4"]
-    position: Int[HostOrDevice, "batch patches 2"]
-    valid: Bool[HostOrDevice, "batch patches"]
+    inputs: Any
+    rows: int
+    columns: int
+
+
+def stack_pages(pages: Sequence[EncodedPage], *, units: int | None = None) -> Any:
+    """Pages of any size as one batch, padded to the largest, or to ``units`` units a page."""
+    size = units or max(page.inputs.valid.shape[1] for page in pages)
+
+    def pad(leaf: np.ndarray) -> np.ndarray:
+        return np.pad(leaf[0], [(0, size - leaf.shape[1]), *[(0, 0)] * (leaf.ndim - 2)])
+
+    kind = type(pages[0].inputs)
+    return kind(*(np.stack([pad(page.inputs[i]) for page in pages]) for i in range(len(kind._fields))))
 
 
 class SequenceInputs(NamedTuple):
@@ -40,12 +51,12 @@ class SequenceInputs(NamedTuple):
         token_ids: prefix tokens; anything at padding, soft prompt and image positions.
         start: first row of the soft prompt; everything before it is padding.
         positions: rotary positions (time, height, width) of the prefix.
-        visual_index: which visual token stands at a prefix position, -1 for none.
+        visual_index: which page token stands at a prefix position, -1 for none.
         tail_ids: per branch the last chat token and the answer tokens but the last, right-aligned.
         tail_positions: rotary positions of the tail.
         tail_valid: False at the tail's padding.
-        visual_position: where in the prefix each visual token stands (0 for padding).
-        features: visual tokens; level 0 enters the sequence, level 1 + i is added after decoder layer i (DeepStack).
+        visual_position: where in the prefix the page token of each cell stands (0 for padding).
+        features: page tokens; level 0 enters the sequence, level 1 + i is added after decoder layer i (DeepStack).
     """
 
     token_ids: Int[HostOrDevice, "batch seq"]
@@ -55,8 +66,8 @@ class SequenceInputs(NamedTuple):
     tail_ids: Int[HostOrDevice, "batch branch tail"]
     tail_positions: Int[HostOrDevice, "batch branch tail 3"]
     tail_valid: Bool[HostOrDevice, "batch branch tail"]
-    visual_position: Int[HostOrDevice, "batch visual"]
-    features: Float[HostOrDevice, "batch visual levels width"]
+    visual_position: Int[HostOrDevice, "batch cells"]
+    features: Float[HostOrDevice, "batch tokens levels width"]
 
 
 class Prefix(NamedTuple):

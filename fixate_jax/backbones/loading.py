@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,12 +12,13 @@ from flax import nnx
 
 from fixate_jax.backbones import qwen3_vl, tiny_random
 from fixate_jax.backbones.checkpoint import load_parameters, read_json
-from fixate_jax.backbones.processing import PageProcessor, SessionEncoder
+from fixate_jax.backbones.family import Family, PageProcessor
+from fixate_jax.backbones.processing import SessionEncoder
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError
 
-FAMILIES: dict[str, ModuleType] = {qwen3_vl.MODEL_TYPE: qwen3_vl}
-"""model_type of ``config.json`` → module. A family is one file that offers what :mod:`qwen3_vl` offers."""
+FAMILIES: dict[str, Family] = {qwen3_vl.MODEL_TYPE: qwen3_vl}
+"""model_type of ``config.json`` → architecture. A new one is one file (:class:`Family`) and a line here."""
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Where the backbones are that come with the library, each an ordinary model directory."""
@@ -38,7 +38,8 @@ class Backbone:
         config: shape and special tokens.
         graph: the model's structure; ``nnx.merge(graph, params)`` is the model.
         params: the frozen weights, an argument of every jitted function.
-        page_processor: image → patches.
+        family: its architecture.
+        page_processor: image → what the vision tower reads.
         encoder: question → tokens.
         directory: the checkpoint.
         settings: how it was loaded.
@@ -47,6 +48,7 @@ class Backbone:
     config: Any
     graph: nnx.GraphDef
     params: nnx.State
+    family: Family
     page_processor: PageProcessor
     encoder: SessionEncoder
     directory: Path
@@ -73,6 +75,14 @@ class Backbone:
         """Feature levels of a visual token: 1 + DeepStack levels."""
         return 1 + self.config.decoder.deepstack_levels
 
+    def page_units(self, rows: int, columns: int) -> int:
+        """Units (patches, tiles) that the vision tower reads of a page with so many cells."""
+        return self.family.page_units(rows, columns, self.config)
+
+    def page_tokens(self, rows: int, columns: int) -> int:
+        """Tokens of a page with so many cells, those that are no cell's included."""
+        return len(self.family.image_positions(rows, columns, 0, self.config)[0])
+
     def merge(self, params: nnx.State) -> Any:
         """The model with the given weights (call it inside jit, with the weights as an argument)."""
         return nnx.merge(self.graph, params)
@@ -94,7 +104,7 @@ def resolve(path: str, *, work: Path) -> Path:
     return directory
 
 
-def family_of(directory: Path) -> ModuleType:
+def family_of(directory: Path) -> Family:
     """The module that knows a model directory's architecture.
 
     Raises:
@@ -137,10 +147,9 @@ def load_backbone(
         config=config,
         graph=graph,
         params=jax.block_until_ready(params),
-        page_processor=PageProcessor(
-            directory, family, config, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
-        ),
-        encoder=SessionEncoder(directory, family, config),
+        family=family,
+        page_processor=family.page_processor(directory, settings, config),
+        encoder=SessionEncoder(directory, family, config, instruction_role=settings.instruction_role),
         directory=directory,
         settings=settings,
     )

@@ -11,31 +11,16 @@ the chat template's generation prompt. Its contract (checked by :meth:`SessionEn
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
-from PIL import Image
 
-from fixate_jax.backbones.inputs import PageInputs
+from fixate_jax.backbones.family import ChatTurn, Family
 from fixate_jax.errors import CheckpointError, LabelError
 
 LABELS = "This page shows items with the labels {labels}."
 QUESTION = "Which item does this user choose? Answer with the label alone."
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedPage:
-    """A page for the vision tower.
-
-    Attributes:
-        inputs: batch of one.
-        rows, columns: the grid of visual tokens over the page.
-    """
-
-    inputs: PageInputs
-    rows: int
-    columns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +30,19 @@ class EncodedSession:
     Attributes:
         token_ids: chat tokens but the last, image placeholders repeated per visual token.
         positions: rotary positions (time, height, width), from 0.
-        visual_index: which visual token stands at a position, -1 for none.
+        visual_index: which page token stands at a position, -1 for none.
+        cell_tokens: which page token shows each cell of the grid.
         last_token: the chat's last token; it predicts the answer's first.
         last_position: its rotary position.
         answers: tokens of every label.
         stops: for a label that begins another one, (that other's index, number of own tokens); else (-1, -1).
-        rows, columns: the page's grid of visual tokens.
+        rows, columns: the page's grid of cells.
     """
 
     token_ids: Int[np.ndarray, " tokens"]
     positions: Int[np.ndarray, "tokens 3"]
     visual_index: Int[np.ndarray, " tokens"]
+    cell_tokens: Int[np.ndarray, " cells"]
     last_token: int
     last_position: int
     answers: tuple[tuple[int, ...], ...]
@@ -63,39 +50,25 @@ class EncodedSession:
     rows: int
     columns: int
 
-
-class PageProcessor:
-    """Resizes, normalises and patches page images with the checkpoint's image processor (the PIL one, no torch)."""
-
-    def __init__(self, directory: Path, family: Any, config: Any, *, min_pixels: int | None, max_pixels: int | None):
-        """Load the image processor of a checkpoint, optionally with other limits on the page's area."""
-        self.family, self.config = family, config
-        self.processor = family.image_processor(directory)
-        size = dict(self.processor.size)
-        if min_pixels is not None:
-            size["shortest_edge"] = min_pixels
-        if max_pixels is not None:
-            size["longest_edge"] = max_pixels
-        self.size = size
-
-    def __call__(self, image: Image.Image) -> EncodedPage:
-        """Encode one page."""
-        out = self.processor(images=[image.convert("RGB")], size=self.size, return_tensors="np")
-        _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
-        inputs = self.family.page_inputs(np.asarray(out["pixel_values"], np.float32), rows, columns, self.config)
-        merge = self.config.vision.merge
-        return EncodedPage(inputs=inputs, rows=rows // merge, columns=columns // merge)
-
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of visual tokens that a page of this many pixels gets, without reading it."""
-        return self.family.page_grid(width, height, self.size, self.config)
+    @property
+    def page_tokens(self) -> int:
+        """Page tokens in the sequence, those that are no cell's included."""
+        return int(self.visual_index.max()) + 1
 
 
 class SessionEncoder:
     """Renders the chat template and tokenises it."""
 
-    def __init__(self, directory: Path, family: Any, config: Any):
+    def __init__(
+        self, directory: Path, family: Family, config: Any, *, instruction_role: Literal["user", "system"] = "user"
+    ):
         """Load the tokenizer of a checkpoint.
+
+        Args:
+            directory: of the checkpoint.
+            family: its architecture.
+            config: its configuration.
+            instruction_role: whether profile and question follow the page or come before it as a system message.
 
         Raises:
             CheckpointError: when there is no usable tokenizer, chat template or end token.
@@ -103,6 +76,7 @@ class SessionEncoder:
         from transformers import AutoTokenizer
 
         self.directory, self.family, self.config = directory, family, config
+        self.instruction_role = instruction_role
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
@@ -130,14 +104,13 @@ class SessionEncoder:
         """
         if labels:
             question = f"{LABELS.format(labels=', '.join(labels))} {question}"
-        content = [{"type": "image"}, {"type": "text", "text": f"{profile}\n{question}" if profile else question}]
-        system = [{"role": "system", "content": persona}] if persona else []
-        text = self.tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": content}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
+        instruction = f"{profile}\n{question}" if profile else question
+        turns = [ChatTurn("user", instruction, image=True)]
+        if self.instruction_role == "system":
+            persona, turns = "\n".join(filter(None, [persona, instruction])), [ChatTurn("user", "", image=True)]
+        if persona:
+            turns = [ChatTurn("system", persona), *turns]
+        text = self.family.chat_text(self.tokenizer, turns, self.config)
         if text.count("<think>") > text.count("</think>"):
             raise CheckpointError(
                 f"{self.directory}: the chat template opens a thinking block even with thinking off; "
@@ -164,7 +137,7 @@ class SessionEncoder:
         return answer
 
     def __call__(self, *, profile: str, labels: tuple[str, ...], rows: int, columns: int) -> EncodedSession:
-        """Encode the question about a page whose visual tokens form a grid of ``rows`` × ``columns``."""
+        """Encode the question about a page with a grid of ``rows`` × ``columns`` cells."""
         text = self.chat_text(profile, labels)
         tokens = self._tokens(text)
         image = self.config.image_token
@@ -173,11 +146,12 @@ class SessionEncoder:
                 f"{self.directory}: the chat template gives {tokens.count(image)} image placeholders "
                 f"(token {image}) for one image; config.json and tokenizer disagree"
             )
-        at, visual = tokens.index(image), rows * columns
+        at = tokens.index(image)
         answers = tuple(self.answer_tokens(text, tokens, label) for label in labels)
         if len(set(answers)) != len(answers):
             raise LabelError(f"two of the labels {labels} have the same tokens in {self.directory}'s tokenizer")
-        image_positions, after = self.family.image_positions(rows, columns, at)
+        image_positions, after = self.family.image_positions(rows, columns, at, self.config)
+        visual = len(image_positions)
         text_after = np.arange(after, after + len(tokens) - at - 1)
         positions = np.concatenate(
             [np.repeat(np.arange(at)[:, None], 3, 1), image_positions, np.repeat(text_after[:, None], 3, 1)]
@@ -189,6 +163,7 @@ class SessionEncoder:
             token_ids=ids[:-1],
             positions=positions[:-1].astype(np.int32),
             visual_index=index[:-1],
+            cell_tokens=self.family.cell_tokens(rows, columns, self.config).astype(np.int32),
             last_token=int(ids[-1]),
             last_position=int(positions[-1, 0]),
             answers=answers,
@@ -208,13 +183,3 @@ def _stops(answers: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, int], ...]:
         return -1, -1
 
     return tuple(longer(answer) for answer in answers)
-
-
-def stack_pages(pages: list[EncodedPage], *, patches: int | None = None) -> PageInputs:
-    """Pages of any size as one batch, padded to the largest, or to ``patches`` patches a page."""
-    size = patches or max(len(page.inputs.valid[0]) for page in pages)
-
-    def pad(leaf: np.ndarray) -> np.ndarray:
-        return np.pad(leaf[0], [(0, size - leaf.shape[1]), *[(0, 0)] * (leaf.ndim - 2)])
-
-    return PageInputs(*(np.stack([pad(page.inputs[i]) for page in pages]) for i in range(len(PageInputs._fields))))

@@ -1,11 +1,10 @@
 """Qwen3-VL (Instruct, dense): configuration, model, and the table that maps its checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -13,8 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.checkpoint import Rule, flatten_transpose, keep, read_json, transpose
 from fixate_jax.backbones.decoder import Decoder, DecoderConfig
-from fixate_jax.backbones.inputs import PageInputs, Prefix, SequenceInputs, TailOutput
-from fixate_jax.backbones.qwen3_vl_vision import ACTIVATIONS, VisionConfig, VisionTower, patch_geometry
+from fixate_jax.backbones.family import ChatTurn, template_chat
+from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
+from fixate_jax.backbones.qwen3_vl_pages import PageProcessor
+from fixate_jax.backbones.qwen3_vl_vision import ACTIVATIONS, PageInputs, VisionConfig, VisionTower
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError
 
@@ -28,6 +29,8 @@ class Qwen3VLConfig:
     decoder: DecoderConfig
     vision: VisionConfig
     image_token: int
+    flat_positions: bool = False
+    """Count the page's tokens like words instead of by row and column (not what the model was trained with)."""
 
 
 class Qwen3VL(nnx.Module):
@@ -41,7 +44,7 @@ class Qwen3VL(nnx.Module):
 
     def encode_pages(self, pages: PageInputs) -> Float[Array, "batch visual levels width"]:
         """Visual tokens of pages; depends on nothing that is trained, so it can be cached."""
-        return self.vision(pages)
+        return self.vision(pages)[:, :, : 1 + self.config.decoder.deepstack_levels]
 
     def prefill(
         self,
@@ -98,7 +101,7 @@ def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:
         norm_eps=text.get("rms_norm_eps", 1e-6),
         attention_bias=text.get("attention_bias", False),
         tied=tied,
-        deepstack_levels=len(deepstack),
+        deepstack_levels=len(deepstack) if settings.deepstack else 0,
         tapped_layers=settings.tapped_layers,
         dtype=dtype,
         attention_block=settings.attention_block,
@@ -126,7 +129,12 @@ def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:
         raise CheckpointError(
             f"{path}: vision_config.out_hidden_size {tower.out_width} is not text_config.hidden_size {decoder.width}"
         )
-    return Qwen3VLConfig(decoder=decoder, vision=tower, image_token=need(raw, "image_token_id", ""))
+    return Qwen3VLConfig(
+        decoder=decoder,
+        vision=tower,
+        image_token=need(raw, "image_token_id", ""),
+        flat_positions=settings.positions == "flat",
+    )
 
 
 def _rope(path: Path, text: dict[str, Any]) -> tuple[float, tuple[int, ...]]:
@@ -221,52 +229,46 @@ def ignored_tensor(config: Qwen3VLConfig, name: str) -> bool:
     return config.decoder.tied and name == "lm_head.weight"
 
 
-def page_inputs(
-    patches: Float[np.ndarray, "patches pixels"], rows: int, columns: int, config: Qwen3VLConfig
-) -> PageInputs:
-    """One page (batch of 1) as the vision tower reads it."""
-    index, weight, position = patch_geometry(rows, columns, config=config.vision)
-    return PageInputs(*jax.tree.map(lambda x: x[None], (patches, index, weight, position, np.ones(len(patches), bool))))
-
-
-def image_positions(rows: int, columns: int, start: int) -> tuple[Int[np.ndarray, "visual 3"], int]:
-    """M-RoPE positions of a page's visual tokens (time, height, width), and the position after them.
-
-    Args:
-        rows: visual tokens down the page.
-        columns: visual tokens across the page.
-        start: position of the first.
-    """
-    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    positions = np.stack([np.zeros_like(row), row, column], axis=-1).reshape(-1, 3) + start
-    return positions, start + max(rows, columns)
-
-
-def image_processor(directory: Path) -> Any:
-    """The checkpoint's image processor, the PIL one.
-
-    Raises:
-        CheckpointError: when the directory has no usable ``preprocessor_config.json``.
-    """
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    try:
-        return Qwen2VLImageProcessorPil.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: no usable image processor ({error})") from error
-
-
 def build(config: Qwen3VLConfig, rngs: nnx.Rngs) -> Qwen3VL:
     """The model, with random weights."""
     return Qwen3VL(config, rngs)
 
 
-def page_grid(width: int, height: int, size: dict[str, int], config: Qwen3VLConfig) -> tuple[int, int]:
-    """Rows and columns of visual tokens that a page of this many pixels gets within the area limits ``size``."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+def page_processor(directory: Path, settings: BackboneConfig, config: Qwen3VLConfig) -> PageProcessor:
+    """The checkpoint's image processor, with the settings' limits on the page's area."""
+    return PageProcessor(directory, config.vision, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
 
-    cell = config.vision.patch * config.vision.merge
-    rows, columns = smart_resize(
-        height, width, factor=cell, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
-    )
-    return rows // cell, columns // cell
+
+def page_units(rows: int, columns: int, config: Qwen3VLConfig) -> int:
+    """Patches of a page with so many cells."""
+    return rows * columns * config.vision.merge**2
+
+
+def cell_tokens(rows: int, columns: int, config: Qwen3VLConfig) -> Int[np.ndarray, " cells"]:
+    """Which page token shows each cell: they are in the same order."""
+    del config
+    return np.arange(rows * columns)
+
+
+def image_positions(
+    rows: int, columns: int, start: int, config: Qwen3VLConfig
+) -> tuple[Int[np.ndarray, "tokens 3"], int]:
+    """M-RoPE positions of a page's tokens (time, height, width), and the position after them.
+
+    Args:
+        rows, columns: cells of the page.
+        start: position of the first.
+        config: with ``flat_positions`` the page's tokens are counted like words.
+    """
+    if config.flat_positions:
+        count = rows * columns
+        return np.repeat(np.arange(start, start + count)[:, None], 3, axis=1), start + count
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    positions = np.stack([np.zeros_like(row), row, column], axis=-1).reshape(-1, 3) + start
+    return positions, start + max(rows, columns)
+
+
+def chat_text(tokenizer: Any, turns: Sequence[ChatTurn], config: Qwen3VLConfig) -> str:
+    """The chat as the checkpoint's own template writes it."""
+    del config
+    return template_chat(tokenizer, turns)

@@ -1,16 +1,16 @@
 """The vision tower of Qwen3-VL: patches to visual tokens, with DeepStack features from inner layers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.attention import blocked_attention
-from fixate_jax.backbones.inputs import PageInputs
+from fixate_jax.backbones.inputs import HostOrDevice
 from fixate_jax.backbones.rope import rotate, vision_angles
 
 NORM_EPS = 1e-6
@@ -53,6 +53,24 @@ class VisionConfig:
         """Sizes of the stacks between which DeepStack features are read off."""
         ends = sorted({*(i + 1 for i in self.deepstack_after), self.layers})
         return tuple(int(n) for n in np.diff([0, *ends]))
+
+
+class PageInputs(NamedTuple):
+    """Pages as the vision tower reads them, patches in the order of the image processor.
+
+    Attributes:
+        patches: normalised pixels of each patch.
+        table_index: the four entries of the learned position grid around each patch.
+        table_weight: their bilinear weights.
+        position: row and column of each patch.
+        valid: False on padding patches.
+    """
+
+    patches: Float[HostOrDevice, "batch patches pixels"]
+    table_index: Int[HostOrDevice, "batch patches 4"]
+    table_weight: Float[HostOrDevice, "batch patches 4"]
+    position: Int[HostOrDevice, "batch patches 2"]
+    valid: Bool[HostOrDevice, "batch patches"]
 
 
 def _linear(config: VisionConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int, Num
 from PIL import Image
 
 from fixate_jax.backbones.checkpoint import TensorFiles
-from fixate_jax.backbones.inputs import PageInputs, SequenceInputs
+from fixate_jax.backbones.inputs import EncodedPage, SequenceInputs
 from fixate_jax.backbones.loading import Backbone, family_of, load_backbone
-from fixate_jax.backbones.processing import EncodedPage, EncodedSession, PageProcessor, SessionEncoder
+from fixate_jax.backbones.processing import EncodedSession, SessionEncoder
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import FixateError
 
@@ -58,9 +58,7 @@ def verify(
     config = family.read_config(directory, settings)
     with TensorFiles(directory):
         pass  # Our messages about unusable files are the better ones.
-    page = PageProcessor(directory, family, config, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)(
-        _noise_page() if image is None else image
-    )
+    page = family.page_processor(directory, settings, config)(_noise_page() if image is None else image)
     encoded = SessionEncoder(directory, family, config)(profile="", labels=LABELS, rows=page.rows, columns=page.columns)
     theirs = _run_theirs(directory, page, encoded, merge=config.vision.merge, dtype=settings.dtype)
     gc.collect()
@@ -109,7 +107,7 @@ def _run_ours(backbone: Backbone, page: EncodedPage, encoded: EncodedSession) ->
     ids, positions = _whole(encoded)
 
     @jax.jit
-    def run(params: nnx.State, pages: PageInputs) -> tuple[Array, ...]:
+    def run(params: nnx.State, pages: Any) -> tuple[Array, ...]:
         model = backbone.merge(params)
         features, vision = model.vision.with_states(pages)
         inputs = plain_inputs(ids, np.ones_like(ids), positions, backbone.config.image_token, features)

@@ -5,18 +5,20 @@ asks it, in one chat of its own, at a fraction of the cost.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fixate_jax.backbones.inputs import HostOrDevice, PageInputs, SequenceInputs
+from fixate_jax.backbones.inputs import EncodedPage, HostOrDevice, SequenceInputs, stack_pages
 from fixate_jax.backbones.loading import Backbone
-from fixate_jax.backbones.processing import EncodedPage, stack_pages
+from fixate_jax.data.carousel import ASPECT
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining.tasks import ASKED, Example, Question
 from fixate_jax.probing.slots import assign_slots
 
+PAGE_SHAPES = (0.8, ASPECT)
+"""Height over width of the pages with gambles and of those with carousels."""
 WORDS = 6
 """Words that a visual token can show."""
 _MARK = "\N{SECTION SIGN}"
@@ -34,12 +36,12 @@ class PackedBatch(NamedTuple):
         answer_weight: and how likely it is; 0 at padding.
         gaze: where ``src`` should look, a share a slot; all 0 where nothing is asked of it.
         asked: the tail's tokens that say what is asked for; none where nothing is asked of ``src``.
-        slot_matrix: which visual token belongs to which slot.
-        word_ids: tokens that name what a visual token shows.
+        slot_matrix: which page token belongs to which slot.
+        word_ids: tokens that name what a page token shows.
         word_weight: their shares; all 0 where there is nothing to be read.
     """
 
-    pages: PageInputs
+    pages: Any
     inputs: SequenceInputs
     next_ids: Int[HostOrDevice, "batch branch tail"]
     next_mask: Bool[HostOrDevice, "batch branch tail"]
@@ -59,15 +61,17 @@ class Packer:
         backbone: its tokenizer, chat template and image processor are used.
         seq: prefix length.
         tail: tail length.
-        visual: visual tokens a page.
+        visual: tokens a page.
+        units: patches or tiles a page.
         answers: answers a question.
 
     Raises:
         ConfigError: when an example does not fit.
     """
 
-    def __init__(self, backbone: Backbone, *, seq: int, tail: int, visual: int, answers: int = 15):
-        self.backbone, self.seq, self.tail, self.visual, self.answers = backbone, seq, tail, visual, answers
+    def __init__(self, backbone: Backbone, *, seq: int, tail: int, visual: int, units: int, answers: int = 15):
+        self.backbone, self.seq, self.tail, self.answers = backbone, seq, tail, answers
+        self.visual, self.units = visual, units
         encoder = backbone.encoder
         self.end = encoder.end_token
         self._tokens = lru_cache(maxsize=65536)(
@@ -80,10 +84,9 @@ class Packer:
         """The examples as one batch."""
         pages = [self.backbone.page_processor(example.page) for example in examples]
         rows = [self._pack(example, page) for example, page in zip(examples, pages, strict=True)]
-        merged = self.backbone.config.vision.merge**2
         sequence, answers = zip(*rows, strict=True)
         return PackedBatch(
-            stack_pages(pages, patches=self.visual * merged),
+            stack_pages(pages, units=self.units),
             SequenceInputs(*(np.stack(x) for x in zip(*sequence, strict=True))),
             *(np.stack(x) for x in zip(*answers, strict=True)),
         )
@@ -95,14 +98,16 @@ class Packer:
         before = before.removesuffix(" ")  # it belongs to the question's first token
         ids = self._tokens(before)
         image = self.backbone.config.image_token
-        at, visual = ids.index(image), page.rows * page.columns
+        at = ids.index(image)
+        family, config = self.backbone.family, self.backbone.config
+        image_positions, next_position = family.image_positions(page.rows, page.columns, at, config)
+        visual = len(image_positions)
         length = len(ids) + visual - 1
         if length > self.seq or visual > self.visual:
             raise ConfigError(f"a page with {visual} visual tokens and {length} in all does not fit into {self.seq}")
         start = self.seq - length
         token_ids = np.zeros(self.seq, np.int32)
         token_ids[start:] = [*ids[:at], *[image] * visual, *ids[at + 1 :]]
-        image_positions, next_position = self.backbone.encoder.family.image_positions(page.rows, page.columns, at)
         positions = np.zeros((self.seq, 3), np.int32)
         positions[start:] = np.concatenate(
             [
@@ -131,11 +136,14 @@ class Packer:
             features,
         )
         slots = np.zeros((self.answers, self.visual), np.float32)
-        slots[: len(example.labels), :visual] = assign_slots(example.boxes, page.rows, page.columns)
-        return sequence, (*answers, slots, *self._words(example, page))
+        cells = family.cell_tokens(page.rows, page.columns, config)
+        slots[: len(example.labels), cells] = assign_slots(example.boxes, page.rows, page.columns)
+        return sequence, (*answers, slots, *self._words(example, page, cells))
 
-    def _words(self, example: Example, page: EncodedPage) -> tuple[np.ndarray, np.ndarray]:
-        """What each visual token shows: of a spread mark wherever a quarter of the token or of the mark is."""
+    def _words(
+        self, example: Example, page: EncodedPage, cells: Int[np.ndarray, " cells"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What each page token shows: of a spread mark wherever a quarter of the token or of the mark is."""
         grid = np.meshgrid(np.arange(page.rows) / page.rows, np.arange(page.columns) / page.columns, indexing="ij")
         y, x = (axis.ravel() for axis in grid)
         words: list[list[int]] = [[] for _ in range(self.visual)]
@@ -143,8 +151,8 @@ class Packer:
             wide = np.clip(np.minimum(x + 1 / page.columns, x1) - np.maximum(x, x0), 0, None)
             high = np.clip(np.minimum(y + 1 / page.rows, y1) - np.maximum(y, y0), 0, None)
             share = wide * high / min((x1 - x0) * (y1 - y0), 1 / (page.rows * page.columns))
-            for token in np.flatnonzero(share > 0.25) if spread else [int(share.argmax())]:
-                words[token] += [self._tokens(name)[0] for name in names]
+            for cell in np.flatnonzero(share > 0.25) if spread else [int(share.argmax())]:
+                words[cells[cell]] += [self._tokens(name)[0] for name in names]
         ids, weight = np.zeros((self.visual, WORDS), np.int32), np.zeros((self.visual, WORDS), np.float32)
         for token, found in enumerate(words):
             chosen = list(dict.fromkeys(found))[:WORDS]
@@ -181,3 +189,17 @@ class Packer:
             gaze[: len(question.gaze)] = question.gaze
             asked_for[pad:] = [token in self._asked for token in tokens]
         return tail_ids, positions, np.arange(self.tail) >= pad, next_ids, next_mask, ids, weight, gaze, asked_for
+
+
+def make_packer(backbone: Backbone, *, page_width: int, seq: int, tail: int) -> Packer:
+    """A packer with room for any drawn page of a width.
+
+    Args:
+        backbone: as of :class:`Packer`.
+        page_width: of the pages in pixels.
+        seq: prefix length.
+        tail: tail length.
+    """
+    grids = [backbone.page_processor.grid(page_width, round(page_width * shape)) for shape in PAGE_SHAPES]
+    visual, units = (max(count(*grid) for grid in grids) for count in (backbone.page_tokens, backbone.page_units))
+    return Packer(backbone, seq=seq, tail=tail, visual=visual, units=units)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from fixate_jax.backbones.loading import Backbone
 from fixate_jax.config import OperatorConfig
-from fixate_jax.pretraining.packing import PackedBatch, Packer
+from fixate_jax.pretraining.packing import PackedBatch, make_packer
 from fixate_jax.pretraining.tasks import KINDS, Example
 from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attention
 
@@ -102,9 +102,7 @@ def examine(
         label answers, per operator, whether the slot with most attention is that of the model's own answer, and the
         share of slot attention that falls on it.
     """
-    grid = backbone.page_processor.grid(page_width, round(page_width * 0.8))
-    visual = grid[0] * grid[1]
-    packer = Packer(backbone, seq=seq, tail=24, visual=visual)
+    packer = make_packer(backbone, page_width=page_width, seq=seq, tail=24)
     operators = pointing_operators(backbone.config.decoder.tapped)
     run = _examine(backbone, operators)
     rows: list[dict[str, Any]] = []

@@ -23,7 +23,7 @@ from fixate_jax.backbones.tiny_random import random_tensors, tensor_shapes, toke
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining import card
-from fixate_jax.pretraining.packing import PackedBatch, Packer
+from fixate_jax.pretraining.packing import PackedBatch, Packer, make_packer
 from fixate_jax.pretraining.recipe import Recipe, sizes_of
 from fixate_jax.pretraining.tasks import KINDS, LEVELS, TRAITS
 from fixate_jax.progress import bar
@@ -168,12 +168,6 @@ def draw_batch(recipe: Recipe, packer: Packer, step: int) -> PackedBatch:
     return packer([kinds[i % len(kinds)](rng, width=recipe.page_width) for i in range(recipe.batch)])
 
 
-def make_packer(recipe: Recipe, backbone: Backbone) -> Packer:
-    """The packer of a recipe: room for the largest page, a gamble."""
-    visual = backbone.page_processor.grid(recipe.page_width, round(recipe.page_width * 0.8))
-    return Packer(backbone, seq=recipe.seq, tail=recipe.tail, visual=visual[0] * visual[1])
-
-
 def fingerprint(params: nnx.State) -> str:
     """SHA-256 of every weight."""
     digest = hashlib.sha256()
@@ -214,7 +208,7 @@ class Pretraining:
         start = write_model(directory / "start", sizes_of(recipe), first_tensors(recipe))
         settings = BackboneConfig(path=str(start), tapped_layers=recipe.layers, unroll=True)
         self.backbone = load_backbone(settings)
-        self.packer = make_packer(recipe, self.backbone)
+        self.packer = make_packer(self.backbone, page_width=recipe.page_width, seq=recipe.seq, tail=recipe.tail)
         self.optimizer = make_optimizer(recipe, self.backbone.params)
         self.state = PretrainState(self.backbone.params, self.optimizer.init(self.backbone.params))
         self.checkpoints = CheckpointStore(directory / "checkpoints", keep=2)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fixate_jax.backbones.inputs import HostOrDevice, PageInputs, SequenceInputs
+from fixate_jax.backbones.inputs import HostOrDevice, SequenceInputs
 from fixate_jax.backbones.processing import EncodedSession
 from fixate_jax.data.session import Session
 from fixate_jax.probing.slots import assign_slots
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         pages: pages for the vision tower to run in the step, or None where features come from the cache.
         answer_ids, answer_mask: tokens of every slot's label, right-aligned like the tail.
         stop: for a label that begins another one: (branch, tail position) where the model may stop; else -1.
-        slot_matrix: M, which visual token belongs to which slot.
+        slot_matrix: M, which cell of the page belongs to which slot.
         slot_mask: False at padding slots.
         gaze: human distribution g over slots.
         click: clicked slot.
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """
 
     inputs: SequenceInputs
-    pages: PageInputs | None
+    pages: Any
     answer_ids: Int[HostOrDevice, "*micro batch slots tail"]
     answer_mask: Bool[HostOrDevice, "*micro batch slots tail"]
     stop: Int[HostOrDevice, "*micro batch slots 2"]
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Fixed sizes of a bucket's batches: positions of the prefix, visual tokens, slots, tail, soft tokens."""
+    """Fixed sizes of a bucket's batches: positions of the prefix, page tokens, slots, tail, soft tokens."""
 
     seq: int
     visual: int
@@ -84,7 +84,7 @@ class SessionData:
         encoded: Sequence[EncodedSession],
         user_rows: dict[str, int],
         *,
-        features: Callable[[Sequence[str]], tuple[Any, PageInputs | None]],
+        features: Callable[[Sequence[str]], tuple[Any, Any]],
         prompt_tokens: int,
         signal: str,
         gaze_temperature: float = 1.0,
@@ -112,7 +112,7 @@ class SessionData:
         self.buckets = [
             Shapes(
                 seq=end,
-                visual=max((e.rows * e.columns for e, b in zip(encoded, self.bucket_of, strict=True) if b == i)),
+                visual=max((e.page_tokens for e, b in zip(encoded, self.bucket_of, strict=True) if b == i)),
                 slots=slots,
                 tail=tail,
                 prompt=prompt_tokens,
@@ -138,10 +138,10 @@ class SessionData:
 
     def _row(self, index: int, shapes: Shapes) -> Batch:
         session, encoded = self.sessions[index], self.encoded[index]
-        n, visual = session.slots, encoded.rows * encoded.columns
+        n, cells = session.slots, encoded.rows * encoded.columns
         ids, mask, stop = _answers(encoded, shapes)
         slot_matrix = np.zeros((shapes.slots, shapes.visual), np.float32)
-        slot_matrix[:n, :visual] = assign_slots(session.boxes, encoded.rows, encoded.columns)
+        slot_matrix[:n, :cells] = assign_slots(session.boxes, encoded.rows, encoded.columns)
         gaze = np.zeros(shapes.slots, np.float32)
         gaze[:n] = session.gaze(self.signal, self.gaze_temperature)
         return Batch(
@@ -186,8 +186,8 @@ def _sequence(encoded: EncodedSession, ids: np.ndarray, mask: np.ndarray, shapes
     visual_index = np.full(shapes.seq, -1, np.int32)
     visual_index[first:] = encoded.visual_index
     visual_position = np.zeros(shapes.visual, np.int32)
-    visible = np.flatnonzero(visual_index >= 0)
-    visual_position[: len(visible)] = visible
+    at = np.flatnonzero(visual_index >= 0)[encoded.cell_tokens]
+    visual_position[: len(at)] = at
     branches = 1 if shapes.tail == 1 else shapes.slots
     tail_ids = np.concatenate([np.zeros_like(ids[:, :1]), ids[:, :-1]], axis=1)
     lengths = np.maximum(mask.sum(1), 1)

@@ -13,8 +13,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from fixate_jax.backbones import Backbone, PageInputs
-from fixate_jax.backbones.processing import stack_pages
+from fixate_jax.backbones import Backbone, stack_pages
 from fixate_jax.config import CacheConfig
 from fixate_jax.tuning.batches import length_buckets
 
@@ -39,7 +38,7 @@ class FeatureStore:
 
     Attributes:
         tier: where they are.
-        grids: rows and columns of visual tokens of each page.
+        grids: rows and columns of cells of each page.
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class FeatureStore:
         self.index = {page: i for i, page in enumerate(sorted(set(page_ids)))}
         self.grids = {page: backbone.page_processor.grid(*images(page).size) for page in self.index}
         self.dtype = np.dtype(backbone.config.decoder.dtype)
-        visual = max(rows * columns for rows, columns in self.grids.values())
-        self.shape = (len(self.index), visual, backbone.image_levels, backbone.width)
+        tokens = max(backbone.page_tokens(*grid) for grid in self.grids.values())
+        self.shape = (len(self.index), tokens, backbone.image_levels, backbone.width)
         self.tier: Tier = choose_tier(int(np.prod(self.shape)) * self.dtype.itemsize, cache)
         self._features: Any = None
         if self.tier == "disk":
@@ -79,37 +78,34 @@ class FeatureStore:
             self._fill(features, batch, track)
             self._features = jnp.asarray(features) if self.tier == "device" else features
 
-    def __call__(self, page_ids: Sequence[str]) -> tuple[Any, PageInputs | None]:
+    def __call__(self, page_ids: Sequence[str]) -> tuple[Any, Any]:
         """Features of some pages; or, where the tier is "step", nothing and the pages themselves."""
         if self.tier == "step":
             pages = [self.backbone.page_processor(self.images(page)) for page in page_ids]
-            return None, stack_pages(pages, patches=self._patches(max(self.grids.values(), key=np.prod)))
+            return None, stack_pages(pages, units=max(self.backbone.page_units(*grid) for grid in self.grids.values()))
         rows = np.array([self.index[page] for page in page_ids])
         if self.tier == "device":
             return jnp.take(self._features, rows, axis=0), None
         picked = np.asarray(self._features[rows])
         return picked.view(self.dtype) if picked.dtype != self.dtype else picked, None
 
-    def _patches(self, grid: tuple[int, int]) -> int:
-        return int(np.prod(grid)) * self.backbone.config.vision.merge**2
-
     def _fill(self, features: np.ndarray, batch: int, track: Track) -> None:
         """Run the vision tower over all pages, those of like size together."""
         graph = self.backbone.graph
         encode = jax.jit(lambda params, pages: nnx.merge(graph, params).encode_pages(pages))
-        sizes = {page: self._patches(grid) for page, grid in self.grids.items()}
+        sizes = {page: self.backbone.page_units(*grid) for page, grid in self.grids.items()}
         ends = np.array(length_buckets(list(sizes.values()), PATCH_SIZES))
         groups: list[tuple[int, list[str]]] = []
         for end in ends:
             pages = [p for p in self.index if ends[np.searchsorted(ends, sizes[p])] == end]
             groups += [(int(end), pages[i : i + batch]) for i in range(0, len(pages), batch)]
-        for patches, pages in track(groups, "Vision tower"):
+        for units, pages in track(groups, "Vision tower"):
             encoded = [self.backbone.page_processor(self.images(page)) for page in pages]
             encoded += [encoded[0]] * (batch - len(encoded))
-            out = np.asarray(encode(self.backbone.params, stack_pages(encoded, patches=patches)))
+            out = np.asarray(encode(self.backbone.params, stack_pages(encoded, units=units)))
             for page, row in zip(pages, out, strict=False):
-                visual = int(np.prod(self.grids[page]))
-                features[self.index[page], :visual] = row[:visual].view(features.dtype)
+                tokens = self.backbone.page_tokens(*self.grids[page])
+                features[self.index[page], :tokens] = row[:tokens].view(features.dtype)
 
     def _on_disk(self, directory: Path, batch: int, track: Track) -> np.ndarray:
         """A memory-mapped file named after what it depends on, written whole before it gets that name."""

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from fixate_jax.backbones import load_backbone, resolve
 from fixate_jax.backbones.checkpoint import INDEX_FILE, SINGLE_FILE
-from fixate_jax.backbones.loading import family_of
+from fixate_jax.backbones.loading import FAMILIES, family_of
 from fixate_jax.backbones.qwen3_vl import read_config
 from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig
@@ -244,4 +244,4 @@ def test_fingerprint_follows_what_features_depend_on(directory: Path) -> None:
 def test_embedded_backbone_is_written_once(tmp_path: Path) -> None:
     directory = resolve("tiny-random", work=tmp_path)
     assert directory == tmp_path / "tiny-random" == resolve("tiny-random", work=tmp_path)
-    assert family_of(directory).MODEL_TYPE == "qwen3_vl"
+    assert family_of(directory) is FAMILIES["qwen3_vl"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.backbones import EncodedSession, PageProcessor, SessionEncoder, qwen3_vl
-from fixate_jax.backbones.processing import stack_pages
+from fixate_jax.backbones import EncodedSession, SessionEncoder, qwen3_vl, stack_pages
+from fixate_jax.backbones.qwen3_vl_pages import PageProcessor
 from fixate_jax.backbones.tiny_random import CHAT_TEMPLATE, TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError, LabelError
@@ -143,7 +143,7 @@ def test_positions_equal_transformers(directory: Path, encoder: SessionEncoder, 
 def test_grid_is_the_image_processors(directory: Path, size: tuple[int, int], limits: tuple[int, int] | None) -> None:
     config = qwen3_vl.read_config(directory, BackboneConfig())
     least, most = limits or (None, None)
-    processor = PageProcessor(directory, qwen3_vl, config, min_pixels=least, max_pixels=most)
+    processor = PageProcessor(directory, config.vision, min_pixels=least, max_pixels=most)
     page = processor(Image.new("L", size))
     assert (page.rows, page.columns) == processor.grid(*size)
     visual = page.rows * page.columns
@@ -155,13 +155,13 @@ def test_grid_is_the_image_processors(directory: Path, size: tuple[int, int], li
 
 def test_pages_are_padded_at_the_end(directory: Path) -> None:
     config = qwen3_vl.read_config(directory, BackboneConfig())
-    processor = PageProcessor(directory, qwen3_vl, config, min_pixels=None, max_pixels=None)
+    processor = PageProcessor(directory, config.vision, min_pixels=None, max_pixels=None)
     rng = np.random.default_rng(0)
     pages = [processor(Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))) for w, h in ((96, 64), (64, 64))]
-    for stacked in (stack_pages(pages), stack_pages(pages, patches=40)):
+    for stacked in (stack_pages(pages), stack_pages(pages, units=40)):
         for i, page in enumerate(pages):
             real = page.inputs.patches.shape[1]
             assert stacked.valid[i, :real].all() and not stacked.valid[i, real:].any()
             for ours, alone in zip(stacked, page.inputs, strict=True):
                 np.testing.assert_array_equal(ours[i, :real], alone[0])
-    assert stack_pages(pages).valid.shape == (2, 24) and stack_pages(pages, patches=40).valid.shape == (2, 40)
+    assert stack_pages(pages).valid.shape == (2, 24) and stack_pages(pages, units=40).valid.shape == (2, 40)

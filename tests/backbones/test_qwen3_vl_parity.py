@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from fixate_jax.backbones import Backbone, SequenceInputs, load_backbone
-from fixate_jax.backbones.processing import stack_pages
+from fixate_jax.backbones import Backbone, SequenceInputs, load_backbone, stack_pages
 from fixate_jax.backbones.verify import plain_inputs
 from fixate_jax.config import BackboneConfig
 from tests.backbones.tiny import make_torch_checkpoint

@@ -8,6 +8,7 @@ import numpy as np
 from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.backbones.tiny_random import random_tensors, write_model
 from fixate_jax.config import BackboneConfig
+from fixate_jax.pretraining.packing import Packer, make_packer
 from fixate_jax.pretraining.recipe import Recipe, sizes_of
 from fixate_jax.settings import load_settings
 
@@ -37,3 +38,8 @@ def random_backbone(
     sizes = sizes_of(RECIPE)
     written = write_model(directory, sizes, random_tensors(sizes, seed=1) if tensors is None else tensors)
     return load_backbone(BackboneConfig(path=str(written), tapped_layers=tapped))
+
+
+def packer_of(recipe: Recipe, backbone: Backbone) -> Packer:
+    """A packer of the recipe's lengths."""
+    return make_packer(backbone, page_width=recipe.page_width, seq=recipe.seq, tail=recipe.tail)

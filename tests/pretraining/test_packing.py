@@ -16,11 +16,10 @@ from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining.packing import WORDS, PackedBatch, Packer
 from fixate_jax.pretraining.tasks import KINDS, Example, Mark, Question
-from fixate_jax.pretraining.training import make_packer
 from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.step import make_evaluate
-from tests.pretraining.small import RECIPE, SHIPPED_RECIPE, random_backbone
+from tests.pretraining.small import RECIPE, SHIPPED_RECIPE, packer_of, random_backbone
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def packer(backbone: Backbone) -> Packer:
-    return make_packer(RECIPE, backbone)
+    return packer_of(RECIPE, backbone)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,7 @@ def test_a_choice_is_asked_with_the_librarys_own_tokens_and_positions(
         assert [(token,) for token in packed.answer_ids[i, 0, :n]] == [answers[label] for label in example.labels]
         np.testing.assert_allclose(packed.answer_weight[i, 0, :n], example.questions[0].weights, rtol=1e-6)
         assert (packed.answer_weight[i, 0, n:] == 0).all()
-    assert backbone.encoder.end_token == Packer(backbone, seq=1, tail=1, visual=1).end
+    assert backbone.encoder.end_token == Packer(backbone, seq=1, tail=1, visual=1, units=4).end
 
 
 def test_padding_is_on_the_left(packed: PackedBatch) -> None:
@@ -206,7 +205,7 @@ def named(batch: PackedBatch, backbone: Backbone) -> dict[int, set[str]]:
 
 
 def test_the_corner_token_of_a_poster_names_its_letter_and_genre(backbone: Backbone) -> None:
-    packer = make_packer(SHIPPED_RECIPE, backbone)
+    packer = packer_of(SHIPPED_RECIPE, backbone)
     pages = (KINDS["carousels"](np.random.default_rng(seed), width=320) for seed in range(20))
     example = next(page for page in pages if len(page.labels) < 15 and list(page.labels) != sorted(page.labels))
     genres = {pair[0]: pair[1] for q in example.questions for pair in q.drill if q.kind == "drill reading"}
@@ -223,7 +222,7 @@ def test_the_corner_token_of_a_poster_names_its_letter_and_genre(backbone: Backb
 
 
 def test_the_tokens_of_a_gamble_name_label_digits_and_kind_of_text(backbone: Backbone) -> None:
-    packer = make_packer(SHIPPED_RECIPE, backbone)
+    packer = packer_of(SHIPPED_RECIPE, backbone)
     example = KINDS["gambles"](np.random.default_rng(1), width=320)
     found = named(packer([example]), backbone)
     for (x0, y0, _, _), label in zip(example.boxes, example.labels, strict=True):
@@ -236,7 +235,7 @@ def test_the_tokens_of_a_gamble_name_label_digits_and_kind_of_text(backbone: Bac
 
 
 def test_a_spread_mark_names_all_that_it_covers_and_others_one_token(backbone: Backbone) -> None:
-    packer = make_packer(SHIPPED_RECIPE, backbone)
+    packer = packer_of(SHIPPED_RECIPE, backbone)
     example = KINDS["gambles"](np.random.default_rng(1), width=320)
 
     def words(*marks: Mark) -> dict[int, set[str]]:
@@ -253,14 +252,14 @@ def test_a_spread_mark_names_all_that_it_covers_and_others_one_token(backbone: B
 def test_what_does_not_fit_is_refused(backbone: Backbone, examples: list[Example]) -> None:
     visual = 20
     with pytest.raises(ConfigError, match=r"visual tokens and .* in all does not fit into 40"):
-        Packer(backbone, seq=40, tail=20, visual=visual)(examples)
+        Packer(backbone, seq=40, tail=20, visual=visual, units=4 * visual)(examples)
     with pytest.raises(ConfigError, match="does not fit"):
-        Packer(backbone, seq=112, tail=20, visual=10)(examples)
+        Packer(backbone, seq=112, tail=20, visual=10, units=40)(examples)
     with pytest.raises(ConfigError, match="tokens, over 5"):
-        Packer(backbone, seq=112, tail=5, visual=visual)(examples)
+        Packer(backbone, seq=112, tail=5, visual=visual, units=4 * visual)(examples)
     vague = Question(kind="odd", text="What?", answers=("12", "3"), weights=np.full(2, 0.5), slots=(0, 1))
     with pytest.raises(ConfigError, match="each must be one token"):
-        Packer(backbone, seq=112, tail=20, visual=visual)([replace(examples[0], questions=(vague,))])
+        Packer(backbone, seq=112, tail=20, visual=visual, units=4 * visual)([replace(examples[0], questions=(vague,))])
 
 
 def test_no_branch_sees_another(backbone: Backbone, packer: Packer) -> None:

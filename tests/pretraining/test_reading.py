@@ -14,8 +14,7 @@ from fixate_jax.pretraining import reading
 from fixate_jax.pretraining.packing import PackedBatch
 from fixate_jax.pretraining.recipe import sizes_of
 from fixate_jax.pretraining.tasks import KINDS
-from fixate_jax.pretraining.training import make_packer
-from tests.pretraining.small import RECIPE, random_backbone
+from tests.pretraining.small import RECIPE, packer_of, random_backbone
 
 NAMES = [
     f"{operator}, {layers}"
@@ -108,7 +107,7 @@ def test_a_hit_is_a_best_answer_to_its_last_token(babbling: Backbone, examined: 
     """The first batch of gambles, its answers read off the logits one by one."""
     rng = np.random.default_rng([9, 0, 0])
     pages = [KINDS["gambles"](rng, width=RECIPE.page_width) for _ in range(4)]
-    batch = make_packer(RECIPE, babbling)(pages)
+    batch = packer_of(RECIPE, babbling)(pages)
 
     @jax.jit
     def most_probable(params: Any, batch: PackedBatch) -> jax.Array:

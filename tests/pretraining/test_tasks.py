@@ -23,8 +23,7 @@ from fixate_jax.pretraining.tasks import (
     draw_gambles,
     draw_posters,
 )
-from fixate_jax.pretraining.training import make_packer
-from tests.pretraining.small import SHIPPED_RECIPE, random_backbone
+from tests.pretraining.small import SHIPPED_RECIPE, packer_of, random_backbone
 
 PAGES = 100
 FILLS = {
@@ -277,7 +276,7 @@ def test_slots_and_marks_lie_on_the_page(kind: str, examples: dict[str, list[Exa
 
 @pytest.fixture(scope="module")
 def packer(tmp_path_factory: pytest.TempPathFactory) -> Packer:
-    return make_packer(SHIPPED_RECIPE, random_backbone(tmp_path_factory.mktemp("model") / "random"))
+    return packer_of(SHIPPED_RECIPE, random_backbone(tmp_path_factory.mktemp("model") / "random"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
