@@ -1,7 +1,6 @@
 """The backbone that comes with the library: small, documented, and it reads what its card says."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +55,7 @@ def test_it_is_small_and_says_how_it_was_made(backbone: Backbone) -> None:
     names = {path.name for path in files}
     assert {"README.md", "recipe.json", READING_FILE, POINTING_FILE, "curves.png", "model.safetensors"} <= names
     details = read_details(MODEL)
-    assert details["recipe"] == asdict(load_settings(RECIPE, Recipe))
+    assert Recipe(**details["recipe"]) == load_settings(RECIPE, Recipe)
     steps = details["recipe"]["steps"]
     assert set(details["fingerprints"]) == {str(steps), str(load_settings(RECIPE, Recipe).early)}
     card = (MODEL / "README.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Make the tiny backbone that comes with the library, from nothing: pretrain, examine, publish into the package.
 
-    python train/pretrain_tiny.py --run runs/pretrain-tiny
+    python train/pretrain_tiny.py
+    python train/pretrain_tiny.py --recipe configs/pretrain_tiny_internvl.yaml --run runs/tiny-internvl
 
 Give it again after an interruption and it goes on. The model that is in the package is replaced only at the very end.
 """
@@ -12,13 +13,14 @@ from pathlib import Path
 import tyro
 
 from fixate_jax.backbones.loading import SHIPPED
-from fixate_jax.pretraining.recipe import Pretraining, Recipe
+from fixate_jax.pretraining.recipe import Recipe
+from fixate_jax.pretraining.training import Pretraining
 from fixate_jax.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def main(run: Path = Path("runs/pretrain-tiny"), recipe: Path = ROOT / "configs/pretrain_tiny.yaml") -> None:
+def main(run: Path = Path("runs/tiny-qwen3-vl"), recipe: Path = ROOT / "configs/pretrain_tiny.yaml") -> None:
     """Pretrain and publish.
 
     Args:
@@ -29,7 +31,7 @@ def main(run: Path = Path("runs/pretrain-tiny"), recipe: Path = ROOT / "configs/
     commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     pretraining = Pretraining(load_settings(recipe, Recipe), run)
     pretraining.run()
-    target = SHIPPED / "tiny-qwen3-vl"
+    target = SHIPPED / f"tiny-{pretraining.recipe.family.replace('_', '-')}"
     made = pretraining.publish(run / target.name, commit=commit)
     if target.exists():
         shutil.rmtree(target)

@@ -9,6 +9,8 @@ import pandas as pd
 from fixate_jax.report.tables import to_markdown
 
 RECIPE_FILE = "recipe.json"
+CONFIGS = {"qwen3_vl": "pretrain_tiny.yaml", "internvl": "pretrain_tiny_internvl.yaml"}
+"""Preset of each architecture's recipe."""
 READING_FILE, POINTING_FILE = "reading.csv", "pointing.csv"
 
 _CARD = """\
@@ -29,7 +31,7 @@ work on a laptop, and be tested. It knows no other pages, hardly any words, and 
 {steps:,} steps of {batch} drawn pages, half of each kind, from random weights, with fixate-jax at commit `{commit}`:
 
 ```console
-$ fixate pretrain-tiny configs/pretrain_tiny.yaml --run runs/pretrain-tiny
+$ fixate pretrain-tiny configs/{config} --run runs/{name}
 ```
 
 All pages, people and answers are made up by the recipe; no person's data were used. Each page comes with questions: to
@@ -96,6 +98,7 @@ def write_card(
     return _CARD.format(
         name=name,
         architecture=architecture,
+        config=CONFIGS[recipe.get("family", "qwen3_vl")],
         parameters=parameters,
         steps=recipe["steps"],
         batch=recipe["batch"],

@@ -1,7 +1,7 @@
 """The recipe of a tiny backbone: its sizes, its pages, its optimizer."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fixate_jax.errors import ConfigError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class Recipe:
     """Everything that the weights depend on."""
 
+    family: Literal["qwen3_vl", "internvl"] = "qwen3_vl"
+    """Architecture, by its model_type."""
     seed: int = 0
     """Of the weights at the start and of all pages."""
     steps: int = 2400
@@ -77,6 +79,7 @@ def sizes_of(recipe: Recipe) -> "TinySizes":
     from fixate_jax.pretraining.tasks import TRAIT_WORDS, WORDS
 
     return TinySizes(
+        family=recipe.family,
         vocab=768,
         words=WORDS,
         late_words=TRAIT_WORDS,

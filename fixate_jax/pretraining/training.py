@@ -16,10 +16,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fixate_jax.backbones import qwen3_vl
 from fixate_jax.backbones.checkpoint import export_tensors, read_json
 from fixate_jax.backbones.loading import Backbone, load_backbone
-from fixate_jax.backbones.tiny_random import random_tensors, tensor_shapes, tokenizer_of, write_model
+from fixate_jax.backbones.tiny_random import FAMILIES, random_tensors, tensor_shapes, tokenizer_of, write_model
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining import card
@@ -32,6 +31,9 @@ from fixate_jax.tuning.log import MetricsLog
 from fixate_jax.tuning.loop import Interrupted, stop_requests
 from fixate_jax.tuning.setup import versions
 
+ARCHITECTURES = {"qwen3_vl": "Qwen3-VL", "internvl": "InternVL"}
+"""Their names as people write them."""
+
 
 class PretrainState(NamedTuple):
     """All that changes."""
@@ -43,7 +45,7 @@ class PretrainState(NamedTuple):
 def local_graph(backbone: Backbone) -> nnx.GraphDef:
     """The model's structure without the attention of its vision tower, which adds nothing: its projection is zero."""
     config = replace(backbone.config, vision=replace(backbone.config.vision, attends=False))
-    return nnx.split(nnx.eval_shape(lambda: qwen3_vl.build(config, nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: backbone.family.build(config, nnx.Rngs(0))))[0]
 
 
 def _looking_loss(rows: Float[Array, "layers batch branch heads keys"], batch: PackedBatch) -> Float[Array, ""]:
@@ -117,7 +119,7 @@ def make_optimizer(recipe: Recipe, params: nnx.State) -> optax.GradientTransform
 
     def kind(path: Any, leaf: Any) -> str:
         name = ".".join(str(part.key) for part in path if hasattr(part, "key"))
-        if name.startswith("vision.stacks") and ".proj." in name:
+        if name.startswith(("vision.stacks.", "vision.layers.")) and ".proj." in name:
             return "frozen"
         return "matrix" if name.endswith("kernel") else "other"
 
@@ -136,19 +138,23 @@ def make_optimizer(recipe: Recipe, params: nnx.State) -> optax.GradientTransform
     )
 
 
+_ATTENTION_OUTPUT = (".attn.proj.", ".attention.projection_layer.")
+"""The projection of the vision tower's attention, in the names of either architecture."""
+
+
 def first_tensors(recipe: Recipe) -> dict[str, np.ndarray]:
     """Weights of step 0: small random matrices, norms that do nothing, no bias, vision attention that adds nothing."""
-    tensors = random_tensors(sizes_of(recipe), seed=recipe.seed)
+    tensors, decoder = random_tensors(sizes_of(recipe), seed=recipe.seed), FAMILIES[recipe.family].DECODER
     for name, value in tensors.items():
-        if name.endswith("bias") or ".attn.proj." in name:
+        if name.endswith("bias") or any(part in name for part in _ATTENTION_OUTPUT):
             value[...] = 0
-        elif "norm" in name.split(".")[-2]:
+        elif "norm" in name.split(".")[-2] or ".lambda_" in name:
             value[...] = 1
-        elif name.endswith("q_proj.weight") and recipe.matched:
+        elif name.startswith(decoder) and name.endswith("q_proj.weight") and recipe.matched:
             key = tensors[name.replace("q_proj", "k_proj")].reshape(sizes_of(recipe).kv_heads, 1, -1)
             groups = sizes_of(recipe).heads // sizes_of(recipe).kv_heads
             value[...] = np.broadcast_to(key, (len(key), groups, key.shape[-1])).reshape(value.shape)
-    _derive_traits(recipe, tensors["model.language_model.embed_tokens.weight"])
+    _derive_traits(recipe, tensors[f"{decoder}.embed_tokens.weight"])
     return tensors
 
 
@@ -281,7 +287,9 @@ class Pretraining:
     def export(self, directory: Path, *, extra: dict[str, str | bytes] | None = None) -> Path:
         """Write the weights as a Hugging Face directory, rounded to bfloat16."""
         sizes = replace(sizes_of(self.recipe), dtype="bfloat16")
-        tensors = export_tensors(self.state.params, qwen3_vl.rules(self.backbone.config), tensor_shapes(sizes))
+        tensors = export_tensors(
+            self.state.params, self.backbone.family.rules(self.backbone.config), tensor_shapes(sizes)
+        )
         rounded = {name: value.astype(jnp.bfloat16) for name, value in tensors.items()}
         return write_model(directory, sizes, rounded, extra=extra)
 
@@ -312,7 +320,7 @@ class Pretraining:
         curves = pretraining_curves(self.directory / "curves.png", self.log.frame())
         text = card.write_card(
             name=directory.name,
-            architecture="Qwen3-VL",
+            architecture=ARCHITECTURES[self.recipe.family],
             parameters=sum(int(np.prod(shape)) for shape in tensor_shapes(sizes_of(self.recipe)).values()),
             details=details,
             reading=read,

@@ -266,7 +266,7 @@ def test_recipes_are_read_strictly(tmp_path: Path) -> None:
     assert load_settings(path, Recipe) == Recipe()
     for text, wanted in (
         ("stepz: 3", r"recipe\.yaml: stepz: no such setting; did you mean 'steps'\?"),
-        ("xyz: {epochs: 3}", r"xyz: no such setting; known here: seed, steps"),
+        ("xyz: {epochs: 3}", r"xyz: no such setting; known here: family, seed, steps"),
         ("steps: 2.5", r"steps = 2\.5"),
         ("batch: many", r"batch = 'many'"),
         ("matched: 1", r"matched = 1"),
