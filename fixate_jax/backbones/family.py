@@ -23,6 +23,7 @@ from PIL import Image
 from fixate_jax.backbones.checkpoint import Rule
 from fixate_jax.backbones.inputs import EncodedPage, Prefix, SequenceInputs, TailOutput
 from fixate_jax.config import BackboneConfig
+from fixate_jax.errors import CheckpointError
 
 
 @runtime_checkable
@@ -116,7 +117,13 @@ class Family(Protocol):
 
 
 def template_chat(tokenizer: Any, turns: Sequence[ChatTurn]) -> str:
-    """The chat as the tokenizer's own template writes it, up to where the answer starts, thinking switched off."""
+    """The chat as the tokenizer's own template writes it, up to where the answer starts, thinking switched off.
+
+    Raises:
+        CheckpointError: when the tokenizer has no template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no chat template")
     messages = []
     for turn in turns:
         pieces = [{"type": "image"}] if turn.image else []

@@ -87,11 +87,11 @@ class SessionEncoder:
                 f"{directory}: no usable tokenizer (it has {len(self.tokenizer)} tokens, but config.json's "
                 f"image_token_id is {config.image_token}); copy tokenizer.json and tokenizer_config.json there"
             )
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise CheckpointError(f"{directory}: the tokenizer has no chat template")
         if self.tokenizer.eos_token_id is None:
             raise CheckpointError(f"{directory}: the tokenizer has no end token (eos_token)")
         self.end_token = int(self.tokenizer.eos_token_id)
+        # A chat that cannot be written is refused now, not at the first session.
+        self.chat_text("", ())
 
     def chat_text(self, profile: str, labels: tuple[str, ...], *, question: str = QUESTION, persona: str = "") -> str:
         """The chat as text, with one image placeholder, up to where the answer starts.

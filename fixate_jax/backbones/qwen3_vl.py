@@ -1,23 +1,25 @@
 """Qwen3-VL (Instruct, dense): configuration, model, and the table that maps its checkpoints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fixate_jax.backbones.checkpoint import Rule, flatten_transpose, keep, read_json, transpose
+from fixate_jax.backbones.checkpoint import Rule, flatten_transpose, keep, transpose
+from fixate_jax.backbones.config_json import Section, read_config_json
 from fixate_jax.backbones.decoder import Decoder, DecoderConfig
+from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder, rope_settings
 from fixate_jax.backbones.family import ChatTurn, template_chat
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
+from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.backbones.qwen3_vl_pages import PageProcessor
-from fixate_jax.backbones.qwen3_vl_vision import ACTIVATIONS, PageInputs, VisionConfig, VisionTower
+from fixate_jax.backbones.qwen3_vl_vision import PageInputs, VisionConfig, VisionTower
 from fixate_jax.config import BackboneConfig
-from fixate_jax.errors import CheckpointError
+from fixate_jax.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "qwen3_vl"
 
@@ -66,100 +68,56 @@ def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:
     Raises:
         CheckpointError: naming the file and the field that is missing or not supported.
     """
-    path = directory / "config.json"
-    raw = read_json(path)
-
-    def need(section: dict[str, Any], name: str, where: str) -> Any:
-        if section.get(name) is None:
-            raise CheckpointError(f"{path}: field {where + name!r} is missing")
-        return section[name]
-
-    if raw.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(f"{path}: model_type {raw.get('model_type')!r} is not supported here; {MODEL_TYPE!r} is")
-    text, vision = need(raw, "text_config", ""), need(raw, "vision_config", "")
-    dtype = jnp.dtype(settings.dtype)
-    theta, section = _rope(path, text)
-    tied = raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    deepstack = tuple(need(vision, "deepstack_visual_indexes", "vision_config."))
-    heads, width = need(text, "num_attention_heads", "text_config."), need(text, "hidden_size", "text_config.")
-    if text.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{path}: text_config.hidden_act {text['hidden_act']!r} is not supported; 'silu' is")
-    if vision.get("hidden_act", "gelu_pytorch_tanh") not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{path}: vision_config.hidden_act {vision['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}"
-        )
-    decoder = DecoderConfig(
-        vocab=need(text, "vocab_size", "text_config."),
-        layers=need(text, "num_hidden_layers", "text_config."),
-        width=width,
-        ff=need(text, "intermediate_size", "text_config."),
-        heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=text.get("head_dim") or width // heads,
-        rope_theta=theta,
-        mrope_section=section,
-        norm_eps=text.get("rms_norm_eps", 1e-6),
-        attention_bias=text.get("attention_bias", False),
-        tied=tied,
+    root = read_config_json(directory)
+    root.one_of("model_type", (MODEL_TYPE,), None)
+    text, vision = root.section("text_config"), root.section("vision_config")
+    deepstack = tuple(vision.need("deepstack_visual_indexes"))
+    decoder = read_decoder(
+        text,
+        settings,
+        tied=root.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
+        mrope_section=_mrope_section(text),
         deepstack_levels=len(deepstack) if settings.deepstack else 0,
-        tapped_layers=settings.tapped_layers,
-        dtype=dtype,
-        attention_block=settings.attention_block,
-        remat=settings.remat,
-        unroll=settings.unroll,
     )
     tower = VisionConfig(
-        layers=need(vision, "depth", "vision_config."),
-        width=need(vision, "hidden_size", "vision_config."),
-        ff=need(vision, "intermediate_size", "vision_config."),
-        heads=need(vision, "num_heads", "vision_config."),
-        out_width=need(vision, "out_hidden_size", "vision_config."),
+        layers=vision.need("depth"),
+        width=vision.need("hidden_size"),
+        ff=vision.need("intermediate_size"),
+        heads=vision.need("num_heads"),
+        out_width=vision.need("out_hidden_size"),
         patch=vision.get("patch_size", 16),
         temporal=vision.get("temporal_patch_size", 2),
         channels=vision.get("in_channels", 3),
         merge=vision.get("spatial_merge_size", 2),
         table=vision.get("num_position_embeddings", 2304),
-        activation=vision.get("hidden_act", "gelu_pytorch_tanh"),
-        rope_theta=(vision.get("rope_parameters") or {}).get("rope_theta", 10000.0),
+        activation=vision.one_of("hidden_act", tuple(ACTIVATIONS), "gelu_pytorch_tanh"),
+        rope_theta=vision.get("rope_parameters", {}).get("rope_theta", 10000.0),
         deepstack_after=deepstack,
-        dtype=dtype,
+        dtype=decoder.dtype,
         attention_block=settings.attention_block,
     )
     if tower.out_width != decoder.width:
         raise CheckpointError(
-            f"{path}: vision_config.out_hidden_size {tower.out_width} is not text_config.hidden_size {decoder.width}"
+            f"{root.path}: vision_config.out_hidden_size {tower.out_width} is not text_config.hidden_size "
+            f"{decoder.width}"
         )
     return Qwen3VLConfig(
         decoder=decoder,
         vision=tower,
-        image_token=need(raw, "image_token_id", ""),
+        image_token=root.need("image_token_id"),
         flat_positions=settings.positions == "flat",
     )
 
 
-def _rope(path: Path, text: dict[str, Any]) -> tuple[float, tuple[int, ...]]:
-    """Base and M-RoPE sections, from ``rope_parameters`` (new) or ``rope_scaling`` and ``rope_theta`` (old)."""
-    rope = text.get("rope_parameters") or {"rope_theta": text.get("rope_theta"), **(text.get("rope_scaling") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise CheckpointError(f"{path}: rope type {kind!r} is not supported; 'default' (M-RoPE) is")
-    if rope.get("rope_theta") is None:
-        raise CheckpointError(f"{path}: field 'rope_theta' is missing")
-    section = tuple(rope.get("mrope_section") or (24, 20, 20))
+def _mrope_section(text: Section) -> tuple[int, ...]:
+    rope = rope_settings(text)
     if not rope.get("mrope_interleaved", True):
-        raise CheckpointError(f"{path}: M-RoPE that is not interleaved (mrope_interleaved: false) is not supported")
-    return float(rope["rope_theta"]), section
+        raise CheckpointError(
+            f"{text.path}: M-RoPE that is not interleaved (mrope_interleaved: false) is not supported"
+        )
+    return tuple(rope.get("mrope_section") or (24, 20, 20))
 
 
-_DECODER_LAYER = [
-    ("input_norm.scale", "input_layernorm.weight", keep),
-    ("post_attention_norm.scale", "post_attention_layernorm.weight", keep),
-    ("q_norm.scale", "self_attn.q_norm.weight", keep),
-    ("k_norm.scale", "self_attn.k_norm.weight", keep),
-    *((f"{n}.kernel", f"self_attn.{n}.weight", transpose) for n in ("q_proj", "k_proj", "v_proj", "o_proj")),
-    *((f"{n}.kernel", f"mlp.{n}.weight", transpose) for n in ("gate_proj", "up_proj", "down_proj")),
-]
-_DECODER_BIAS = [(f"{n}.bias", f"self_attn.{n}.bias", keep) for n in ("q_proj", "k_proj", "v_proj", "o_proj")]
 _VISION_LAYER = [
     *(
         (f"{ours}.{kind}", f"{theirs}.{tensor}", keep)
@@ -185,18 +143,6 @@ _MERGER = [
     ("fc2.kernel", "linear_fc2.weight", transpose),
     ("fc2.bias", "linear_fc2.bias", keep),
 ]
-
-
-def decoder_rules(config: DecoderConfig, prefix: str, head: str) -> Iterator[Rule]:
-    """The mapping of a Qwen3 decoder whose tensors start with ``prefix``."""
-    yield Rule("decoder.embed.embedding", f"{prefix}embed_tokens.weight")
-    yield Rule("decoder.norm.scale", f"{prefix}norm.weight")
-    if not config.tied:
-        yield Rule("decoder.head.kernel", head, transpose)
-    for name, layers in config.groups.items():
-        if len(layers):
-            for ours, theirs, transform in _DECODER_LAYER + (_DECODER_BIAS if config.attention_bias else []):
-                yield Rule(f"decoder.{name}.{ours}", f"{prefix}layers.{{layer}}.{theirs}", transform, layers)
 
 
 def rules(config: Qwen3VLConfig) -> list[Rule]:
@@ -235,7 +181,15 @@ def build(config: Qwen3VLConfig, rngs: nnx.Rngs) -> Qwen3VL:
 
 
 def page_processor(directory: Path, settings: BackboneConfig, config: Qwen3VLConfig) -> PageProcessor:
-    """The checkpoint's image processor, with the settings' limits on the page's area."""
+    """The checkpoint's image processor, with the settings' limits on the page's area.
+
+    Raises:
+        ConfigError: when the settings limit the number of tiles, which Qwen3-VL does not have.
+    """
+    if settings.max_tiles is not None:
+        raise ConfigError(
+            "backbone.max_tiles is not for Qwen3-VL, which resizes a page as a whole; set backbone.max_pixels"
+        )
     return PageProcessor(directory, config.vision, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
 
 

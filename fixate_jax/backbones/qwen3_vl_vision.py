@@ -11,14 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.attention import blocked_attention
 from fixate_jax.backbones.inputs import HostOrDevice
+from fixate_jax.backbones.layers import ACTIVATIONS, layer_norm, linear
 from fixate_jax.backbones.rope import rotate, vision_angles
 
 NORM_EPS = 1e-6
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "silu": jax.nn.silu,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,28 +69,18 @@ class PageInputs(NamedTuple):
     valid: Bool[HostOrDevice, "batch patches"]
 
 
-def _linear(config: VisionConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
-
-
-def _norm(config: VisionConfig, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        width, epsilon=NORM_EPS, dtype=config.dtype, param_dtype=config.dtype, use_fast_variance=False, rngs=rngs
-    )
-
-
 class VisionLayer(nnx.Module):
     """Pre-norm full attention and feed-forward."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         """Make a layer with random weights (checkpoints replace them)."""
         self.config = config
-        self.attention_norm = _norm(config, config.width, rngs)
-        self.qkv = _linear(config, config.width, 3 * config.width, rngs)
-        self.proj = _linear(config, config.width, config.width, rngs)
-        self.mlp_norm = _norm(config, config.width, rngs)
-        self.fc1 = _linear(config, config.width, config.ff, rngs)
-        self.fc2 = _linear(config, config.ff, config.width, rngs)
+        self.attention_norm = layer_norm(config.width, NORM_EPS, config.dtype, rngs)
+        self.qkv = linear(config.width, 3 * config.width, config.dtype, rngs)
+        self.proj = linear(config.width, config.width, config.dtype, rngs)
+        self.mlp_norm = layer_norm(config.width, NORM_EPS, config.dtype, rngs)
+        self.fc1 = linear(config.width, config.ff, config.dtype, rngs)
+        self.fc2 = linear(config.ff, config.width, config.dtype, rngs)
 
     def __call__(
         self,
@@ -128,9 +114,9 @@ class PatchMerger(nnx.Module):
         joined = config.width * config.merge**2
         self.joined = joined
         self.norm_after_merge = norm_after_merge
-        self.norm = _norm(config, joined if norm_after_merge else config.width, rngs)
-        self.fc1 = _linear(config, joined, joined, rngs)
-        self.fc2 = _linear(config, joined, config.out_width, rngs)
+        self.norm = layer_norm(joined if norm_after_merge else config.width, NORM_EPS, config.dtype, rngs)
+        self.fc1 = linear(joined, joined, config.dtype, rngs)
+        self.fc2 = linear(joined, config.out_width, config.dtype, rngs)
 
     def __call__(self, x: Float[Array, "batch patches width"]) -> Float[Array, "batch visual out"]:
         """Visual tokens of each page, in raster order of their cells."""
@@ -147,7 +133,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         """Make a tower with random weights (checkpoints replace them)."""
         self.config = config
-        self.patch_embed = _linear(config, config.patch_values, config.width, rngs)
+        self.patch_embed = linear(config.patch_values, config.width, config.dtype, rngs)
         self.position_table = nnx.Embed(
             config.table, config.width, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs
         )

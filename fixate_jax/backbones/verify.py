@@ -18,8 +18,8 @@ from fixate_jax.backbones.checkpoint import TensorFiles
 from fixate_jax.backbones.inputs import EncodedPage, SequenceInputs
 from fixate_jax.backbones.loading import Backbone, family_of, load_backbone
 from fixate_jax.backbones.processing import EncodedSession, SessionEncoder
+from fixate_jax.backbones.verify_torch import load_torch_model, page_states, require_torch
 from fixate_jax.config import BackboneConfig
-from fixate_jax.errors import FixateError
 
 TOLERANCES = {"float32": 2e-4, "bfloat16": 0.1}
 """Largest relative difference that passes. bfloat16 keeps 8 bits, and two implementations round at different places;
@@ -48,7 +48,7 @@ def verify(
         position (so that one position with huge numbers hides nothing); ``ok``.
 
     Raises:
-        FixateError: when torch is not installed.
+        FixateError: when torch is not installed, or transformers has no such model.
         CheckpointError: naming the file, field or tensor that is wrong.
     """
     settings = replace(settings, path=str(directory))
@@ -60,7 +60,7 @@ def verify(
         pass  # Our messages about unusable files are the better ones.
     page = family.page_processor(directory, settings, config)(_noise_page() if image is None else image)
     encoded = SessionEncoder(directory, family, config)(profile="", labels=LABELS, rows=page.rows, columns=page.columns)
-    theirs = _run_theirs(directory, page, encoded, merge=config.vision.merge, dtype=settings.dtype)
+    theirs = page_states(load_torch_model(directory, dtype=settings.dtype), page, _whole(encoded)[0])
     gc.collect()
     backbone = load_backbone(settings)
     ours = _run_ours(backbone, page, encoded)
@@ -82,27 +82,6 @@ def _whole(encoded: EncodedSession) -> tuple[Int[np.ndarray, "1 seq"], Int[np.nd
     return ids[None].astype(np.int64), positions[None].astype(np.int64)
 
 
-def _run_theirs(
-    directory: Path, page: EncodedPage, encoded: EncodedSession, *, merge: int, dtype: str
-) -> dict[str, Any]:
-    ids, _ = _whole(encoded)
-    states = torch_states(
-        load_torch_model(directory, dtype=dtype),
-        pixel_values=np.asarray(page.inputs.patches[0]),
-        image_grid_thw=np.array([[1, page.rows * merge, page.columns * merge]]),
-        input_ids=ids,
-        attention_mask=np.ones_like(ids),
-        logits_to_keep=1,
-    )
-    return {
-        "positions": np.moveaxis(states["position_ids"], 0, -1)[0],
-        "vision": states["vision_blocks"],
-        "features": np.stack([states["visual_features"][0], *(states["deepstack_features"] or [()])[0]], axis=1),
-        "decoder": states["states"][1:, 0],
-        "logits": states["logits"][0, -1],
-    }
-
-
 def _run_ours(backbone: Backbone, page: EncodedPage, encoded: EncodedSession) -> dict[str, Any]:
     ids, positions = _whole(encoded)
 
@@ -114,7 +93,8 @@ def _run_ours(backbone: Backbone, page: EncodedPage, encoded: EncodedSession) ->
         no_prompt = jnp.zeros((1, 0, backbone.width))
         logits, states = model.decoder.forward(inputs, no_prompt)
         fast = model.tail(model.prefill(inputs, no_prompt)).logits
-        return vision[:, 0], features[0], states[:, 0], logits[0, -1], fast[0, 0, -1]
+        vision = vision[:, 0].reshape(len(vision), -1, vision.shape[-1])
+        return vision, features[0], states[:, 0], logits[0, -1], fast[0, 0, -1]
 
     # An accelerator would otherwise multiply float32 in a shorter type.
     with jax.default_matmul_precision("highest"):
@@ -195,123 +175,3 @@ def plain_inputs(
         visual_position=jnp.asarray(place, jnp.int32),
         features=features,
     )
-
-
-def require_torch() -> Any:
-    """The module torch.
-
-    Raises:
-        FixateError: saying what to install, when torch or transformers' part for it is not there.
-    """
-    try:
-        import torch
-        from transformers.utils import is_torch_available
-    except ImportError as error:
-        raise FixateError(
-            "comparing with transformers' model needs PyTorch, which cannot be imported "
-            f"({error}); install it: pip install 'fixate-jax[torch]' (the CPU build is enough)"
-        ) from error
-    if not is_torch_available():
-        raise FixateError(
-            f"this transformers does not work with torch {torch.__version__}; install a newer one: "
-            "pip install --upgrade torch"
-        )
-    return torch
-
-
-def load_torch_model(directory: Path, *, dtype: str = "float32") -> Any:
-    """transformers' Qwen3-VL on the CPU, with plain attention.
-
-    Raises:
-        FixateError: when torch is not installed.
-    """
-    torch = require_torch()
-    import transformers
-
-    model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
-        directory, dtype=getattr(torch, dtype), attn_implementation="eager"
-    )
-    return model.eval().requires_grad_(False)
-
-
-def torch_states(
-    model: Any,
-    *,
-    pixel_values: Float[np.ndarray, "patches pixels"],
-    image_grid_thw: Int[np.ndarray, "images 3"],
-    input_ids: Int[np.ndarray, "batch seq"],
-    attention_mask: Int[np.ndarray, "batch seq"],
-    position_ids: Int[np.ndarray, "3 batch seq"] | None = None,
-    logits_to_keep: int = 0,
-) -> dict[str, Any]:
-    """Run Qwen3-VL in torch and keep everything on the way, as float32 arrays.
-
-    Rows where ``attention_mask`` is 0 hold numbers without meaning.
-
-    Args:
-        model: from :func:`load_torch_model`.
-        pixel_values: patches of all pages in the batch, as the image processor gives them.
-        image_grid_thw: patches of each page along time, height and width.
-        input_ids: left-padded tokens, with as many image pads as a page has visual tokens.
-        attention_mask: 0 at padding.
-        position_ids: rotary positions (None: M-RoPE's, as transformers counts them).
-        logits_to_keep: logits of so many last positions only (0: of all).
-
-    Returns:
-        ``position_ids`` [3, batch, seq]; ``layer_outputs`` [layers, batch, seq, width], each decoder layer's output;
-        ``states`` [layers + 1, batch, seq, width], the residual stream as it enters each layer and the final norm
-        (what DeepStack adds is in ``states[i + 1]``, not in ``layer_outputs[i]``); ``normed`` [batch, seq, width];
-        ``logits`` [batch, seq, vocab]; ``patch_embeddings`` [patches, vision width], with positions added;
-        ``vision_blocks`` [blocks, patches, vision width]; ``visual_features``, one [tokens, width] a page; and
-        ``deepstack_features``, one [levels, tokens, width] a page (an empty list without DeepStack).
-    """
-    torch = require_torch()
-    language, vision = model.model.language_model, model.model.visual
-    ids, mask, grid = (torch.from_numpy(np.asarray(x, np.int64)) for x in (input_ids, attention_mask, image_grid_thw))
-    if position_ids is None:
-        kinds = (ids == model.config.image_token_id).int()
-        positions, _ = model.model.get_rope_index(ids, kinds, image_grid_thw=grid, attention_mask=mask)
-    else:
-        positions = torch.from_numpy(np.asarray(position_ids, np.int64))
-
-    entering: list[Any] = []
-    leaving: list[Any] = []
-    blocks: list[Any] = []
-    pages: list[Any] = []
-    hooks = [
-        *(layer.register_forward_pre_hook(lambda _, args: entering.append(args[0])) for layer in language.layers),
-        language.norm.register_forward_pre_hook(lambda _, args: entering.append(args[0])),
-        *(layer.register_forward_hook(lambda *call: leaving.append(call[2])) for layer in language.layers),
-        vision.blocks[0].register_forward_pre_hook(lambda _, args: blocks.append(args[0])),
-        *(block.register_forward_hook(lambda *call: blocks.append(call[2])) for block in vision.blocks),
-        language.register_forward_hook(lambda *call: leaving.append(call[2].last_hidden_state)),
-        vision.register_forward_hook(lambda *call: pages.append((call[2].pooler_output, *call[2].deepstack_features))),
-    ]
-    try:
-        with torch.no_grad():
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                pixel_values=torch.from_numpy(np.asarray(pixel_values, np.float32)),
-                image_grid_thw=grid,
-                use_cache=False,
-                logits_to_keep=logits_to_keep,
-            ).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-    tokens = (grid.prod(-1) // vision.spatial_merge_size**2).tolist()
-    features = [level.float().split(tokens) for level in pages[0]]
-    return {
-        "position_ids": positions.numpy(),
-        "layer_outputs": torch.stack(leaving[:-1]).float().numpy(),
-        "states": torch.stack(entering).float().numpy(),
-        "normed": leaving[-1].float().numpy(),
-        "logits": logits.float().numpy(),
-        "patch_embeddings": blocks[0].float().numpy(),
-        "vision_blocks": torch.stack(blocks[1:]).float().numpy(),
-        "visual_features": [page.numpy() for page in features[0]],
-        "deepstack_features": [torch.stack(page).numpy() for page in zip(*features[1:], strict=True)],
-    }

@@ -115,7 +115,7 @@ def test_wrong_number_of_image_placeholders(encoder: SessionEncoder, template: A
 
 def test_encoding_is_deterministic(directory: Path, encoder: SessionEncoder) -> None:
     again = SessionEncoder(directory, qwen3_vl, encoder.config)
-    arrays = {"token_ids", "positions", "visual_index"}
+    arrays = {"token_ids", "positions", "visual_index", "cell_tokens"}
     for a, b in ((encoder, encoder), (encoder, again)):
         first, second = (vars(encode(e, "A", "10", profile="p")) for e in (a, b))
         for name in first:

@@ -1,6 +1,6 @@
 """Our Qwen3-VL against transformers', every tensor random, and proof that the comparison would notice a mistake."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,14 @@ from fixate_jax.backbones import Backbone, SequenceInputs, load_backbone, stack_
 from fixate_jax.backbones.verify import plain_inputs
 from fixate_jax.config import BackboneConfig
 from tests.backbones.tiny import make_torch_checkpoint
-from tests.backbones.torch_parity import left_pad, load_torch_model, page_token_rows, torch_hidden_states
+from tests.backbones.torch_parity import (
+    largest_difference,
+    left_pad,
+    load_torch_model,
+    page_token_rows,
+    swap,
+    torch_hidden_states,
+)
 
 TOLERANCE = 2e-4
 PAGE_SIZES = ((320, 192), (160, 256))
@@ -62,10 +69,6 @@ def make_case(directory: Path, **checkpoint: Any) -> Case:
 
     see = jax.jit(lambda params, pages: backbone.merge(params).vision.with_states(pages))
     return Case(backbone, decode, see, inputs, pages, mask, torch)
-
-
-def largest_difference(ours: Any, theirs: Any) -> float:
-    return float(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).max())
 
 
 def decoder_differences(case: Case, params: nnx.State, inputs: SequenceInputs) -> dict[str, float]:
@@ -120,23 +123,6 @@ def test_other_checkpoints_agree(tmp_path: Path, checkpoint: dict[str, Any]) -> 
     case = make_case(tmp_path / "model", **checkpoint)
     assert max(vision_differences(case, case.backbone.params, case.pages).values()) <= TOLERANCE
     assert max(decoder_differences(case, case.backbone.params, case.inputs).values()) <= TOLERANCE
-
-
-def swap(params: nnx.State, first: str, second: str) -> nnx.State:
-    """The parameters with two of them (by the end of their path) exchanged wherever both stand side by side."""
-    flat: Mapping[Any, Any] = dict(nnx.to_flat_state(params))
-    swapped = dict(flat)
-    exchanged = False
-    for path in flat:
-        dotted = ".".join(map(str, path))
-        if dotted.endswith(first):
-            stem = dotted[: -len(first)]
-            other = next((p for p in flat if ".".join(map(str, p)) == stem + second), None)
-            if other is not None:
-                swapped[path], swapped[other] = flat[other], flat[path]
-                exchanged = True
-    assert exchanged, (first, second)
-    return nnx.from_flat_state(list(swapped.items()))
 
 
 Mutation = Callable[[Case], tuple[nnx.State, SequenceInputs, Any]]

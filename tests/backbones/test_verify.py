@@ -2,6 +2,7 @@
 
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fixate_jax.backbones import qwen3_vl, verify
+from fixate_jax.backbones import internvl, qwen3_vl, verify, verify_torch
 from fixate_jax.backbones.checkpoint import Rule
 from fixate_jax.backbones.tiny_random import write_tiny_random
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError, FixateError
 from tests.backbones.tiny import make_torch_checkpoint
+from tests.backbones.tiny_internvl import VISION_6B, make_internvl_checkpoint, rewrite_as_original
 
 SETTINGS = {dtype: BackboneConfig(dtype=dtype, tapped_layers=2) for dtype in ("float32", "bfloat16")}
 PAGE = Image.radial_gradient("L").resize((192, 128))
@@ -38,6 +40,7 @@ def swap_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         other = {"q_norm": "k_norm", "k_norm": "q_norm"}
         table = []
         for rule in original(config):
+            assert isinstance(rule.tensor, str)
             name = next((n for n in other if n in rule.tensor), None)
             tensor = rule.tensor.replace(name, other[name]) if name else rule.tensor
             table.append(Rule(rule.path, tensor, rule.transform, rule.layers))
@@ -66,6 +69,54 @@ def test_a_wrong_mapping_fails_from_the_mistake_on(checkpoint: Path, monkeypatch
     what, wrong = list(table["what"]), failed(table)
     assert {*what[6:11]} <= wrong, "every decoder layer and the logits have to fail"
     assert not wrong & {*what[:6]}, "what stands before the mistake still passes"
+
+
+def swap_layer_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the mapping table read the second layer scale as the first, and the other way round."""
+    original = internvl.rules
+
+    def rules(config: Any) -> list[Rule]:
+        scales = {"vision.layers.attention_scale", "vision.layers.mlp_scale"}
+        table = original(config)
+        first, second = (r for r in table if r.path in scales)
+        return [r for r in table if r.path not in scales] + [
+            replace(first, path=second.path),
+            replace(second, path=first.path),
+        ]
+
+    monkeypatch.setattr(internvl, "rules", rules)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    small = {"num_hidden_layers": 2}
+    directory = tmp_path_factory.mktemp("verify") / "transformers"
+    make_internvl_checkpoint(directory, seed=8, text=small, vision={**VISION_6B, **small}, tie=False)
+    return {"transformers": directory, "original": rewrite_as_original(directory, directory.parent / "original")}
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("transformers", "float32"), ("original", "float32"), ("original", "bfloat16")]
+)
+def test_internvl_passes_in_either_layout(tiles: dict[str, Path], layout: str, dtype: str) -> None:
+    table = verify.verify(tiles[layout], settings=SETTINGS[dtype], image=PAGE)
+    assert failed(table) == set()
+    assert (table["relative"] <= verify.TOLERANCES[dtype]).all()
+    vision, decoder = [f"vision layer {i}" for i in range(2)], [f"decoder layer {i}" for i in range(2)]
+    assert list(table["what"])[:6] == ["rotary positions", *vision, "visual tokens", *decoder]
+
+
+def test_a_wrong_mapping_of_the_original_layout_fails(tiles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    swap_layer_scales(monkeypatch)
+    table = verify.verify(tiles["original"], settings=SETTINGS["float32"], image=PAGE)
+    assert set(table["what"][:1]) == set(table["what"]) - failed(table), "only the positions are right"
+
+
+def test_a_model_that_transformers_does_not_have(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "config.json").write_text('{"model_type": "toy"}')
+    with pytest.raises(FixateError, match="no model to compare model_type 'toy' with"):
+        verify_torch.load_torch_model(tmp_path)
 
 
 def test_noise_page_untied_head_and_no_deepstack(tmp_path: Path) -> None:

@@ -1,24 +1,26 @@
 """What transformers computes, layer by layer, to compare our backbones with; skips tests where torch is missing."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 from jaxtyping import Int, Shaped
 
-from fixate_jax.backbones import verify
+from fixate_jax.backbones import verify_torch
 
 
 def load_torch_model(model_dir: Path) -> Any:
-    """Qwen3-VL in float32 with plain attention."""
+    """transformers' model in float32 with plain attention."""
     pytest.importorskip("torch")
-    return verify.load_torch_model(model_dir)
+    return verify_torch.load_torch_model(model_dir)
 
 
 def torch_hidden_states(model_dir: Path, *, model: Any = None, **inputs: Any) -> dict[str, Any]:
-    """See :func:`fixate_jax.backbones.verify.torch_states`; without ``model`` the checkpoint is loaded."""
-    return verify.torch_states(load_torch_model(model_dir) if model is None else model, **inputs)
+    """See :func:`fixate_jax.backbones.verify_torch.torch_states`; without ``model`` the checkpoint is loaded."""
+    return verify_torch.torch_states(load_torch_model(model_dir) if model is None else model, **inputs)
 
 
 def left_pad(
@@ -47,3 +49,25 @@ def page_token_rows(
         pads = np.full(int(np.prod(grid)) // merge**2, config.image_token_id)
         rows.append(np.concatenate([before, [config.vision_start_token_id], pads, [config.vision_end_token_id], after]))
     return rows
+
+
+def largest_difference(ours: Any, theirs: Any) -> float:
+    """Largest absolute difference of two arrays."""
+    return float(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).max())
+
+
+def swap(params: nnx.State, first: str, second: str) -> nnx.State:
+    """The parameters with two of them (by the end of their path) exchanged wherever both stand side by side."""
+    flat: Mapping[Any, Any] = dict(nnx.to_flat_state(params))
+    swapped = dict(flat)
+    exchanged = False
+    for path in flat:
+        dotted = ".".join(map(str, path))
+        if dotted.endswith(first):
+            stem = dotted[: -len(first)]
+            other = next((p for p in flat if ".".join(map(str, p)) == stem + second), None)
+            if other is not None:
+                swapped[path], swapped[other] = flat[other], flat[path]
+                exchanged = True
+    assert exchanged, (first, second)
+    return nnx.from_flat_state(list(swapped.items()))
