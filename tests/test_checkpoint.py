@@ -215,7 +215,7 @@ def test_an_interrupt_while_saving(store: CheckpointStore, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fixate_jax.tuning.checkpoint._flush", interrupt)
+        patch.setattr("fixate_jax.tuning.checkpoint.flush", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.save(2, small(2), {})
     assert store.steps() == [1]

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
 RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if str(path) != RECIPE)
-COMMANDS = "prepare, train, evaluate, probe, verify, analyze, pretrain-tiny, read"
+COMMANDS = "prepare, train, evaluate, probe, verify, convert, analyze, pretrain-tiny, read"
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("evaluate", ["RUN", "--split "]),
         ("probe", ["RUN", "--session ", "--seed ", "--out "]),
         ("verify", ["--image ", "--tolerance ", *flags(RunConfig().backbone, "backbone.")]),
+        ("convert", ["--to ", "--dtype ", "--tapped-layers ", "--revision ", "--max-shard-gb "]),
         ("pretrain-tiny", [*flags(Recipe()), "--run ", "--until "]),
         ("read", ["--pages ", "--seed ", "--tapped-layers "]),
     ],

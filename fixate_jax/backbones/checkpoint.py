@@ -2,25 +2,40 @@
 
 A backbone describes its mapping as one table of :class:`Rule` rows. Every parameter of the model must be covered by
 exactly one row and every tensor of the checkpoint must be wanted; anything else is an error that names the tensors.
+
+The files are mapped into memory, not read: a tensor is a view, a rule's transform is a view of that view, and what a
+device gets of it is a slice. Only that slice is read, into the stacked parameter, which is all that is ever copied.
 """
 
 import json
+import mmap
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
+from fixate_jax.backbones.streaming import THREADS, StackedSource, fill
 from fixate_jax.errors import CheckpointError
+from fixate_jax.progress import bytes_bar
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+MANIFEST = "fixate_cache.json"
+"""What a cache made of a checkpoint says of itself, the checkpoint's tensors included."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""Types of tensors that can be read, by their name in a safetensors file."""
+BAR_FROM = 2**30
+"""Bytes of weights from which on a progress bar is shown."""
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
@@ -45,22 +60,31 @@ class Rule:
 
     Attributes:
         path: the parameter's path in the model, joined with dots.
-        tensor: the tensor's name; ``{layer}`` stands for each of ``layers``, which are stacked.
-        transform: from the checkpoint's layout to ours.
+        tensor: the tensor's name; ``{layer}`` stands for each of ``layers``, which are stacked. Several names are
+            joined along the last axis, after the transform.
+        transform: from the checkpoint's layout to ours. It must return a view (a transposition, a slice, a reshape),
+            never a copy: a device's part of the view is read alone, and export writes through it. Several rows may
+            read different parts of one tensor.
         layers: layer indices of a stacked parameter, or None.
     """
 
     path: str
-    tensor: str
+    tensor: str | tuple[str, ...]
     transform: Transform = keep
     layers: range | None = None
 
     @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Names of the tensors of each layer (of the only one, where nothing is stacked)."""
+        names = (self.tensor,) if isinstance(self.tensor, str) else self.tensor
+        if self.layers is None:
+            return [names]
+        return [tuple(name.format(layer=i) for name in names) for i in self.layers]
+
+    @property
     def tensors(self) -> list[str]:
         """Names of all tensors this row reads."""
-        if self.layers is None:
-            return [self.tensor]
-        return [self.tensor.format(layer=i) for i in self.layers]
+        return [name for names in self.rows for name in names]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -107,8 +131,8 @@ class TensorFiles:
                     "save the model again with safe_serialization=True to get .safetensors files"
                 )
             raise CheckpointError(f"{directory}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
-        self._stack = ExitStack()
-        self._handles: dict[str, Any] = {}
+        self._header: dict[str, dict[str, Any]] = {}
+        self._buffers: dict[str, tuple[mmap.mmap, int]] = {}
 
     def __enter__(self) -> "TensorFiles":
         for name in self.files:
@@ -116,28 +140,63 @@ class TensorFiles:
             if not path.exists():
                 raise CheckpointError(f"{path}: not found, but {INDEX_FILE} names it; download it again")
             try:
-                handle = self._stack.enter_context(safe_open(path, framework="numpy"))
+                with safe_open(path, framework="numpy"):
+                    pass  # Makes sure that header and size of the file agree.
             except SafetensorError as error:
                 raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
-            for tensor in handle.keys():  # noqa: SIM118  (a safetensors handle, no dict)
-                self._handles[tensor] = handle
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            header.pop("__metadata__", None)
+            self._header |= header
+            self._buffers |= dict.fromkeys(header, (buffer, 8 + size))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        # A mapping ends with the last view of it.
+        self._buffers.clear()
 
     @property
     def names(self) -> set[str]:
         """Names of all tensors."""
-        return set(self._handles)
+        return set(self._header)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        return tuple(self._header[name]["shape"])
+
+    def dtype(self, name: str) -> np.dtype:
+        """Type of a tensor, from the header.
+
+        Raises:
+            CheckpointError: naming the tensor, when it does not hold plain floating-point numbers.
+        """
+        kind = self._header[name]["dtype"]
+        if kind not in DTYPES:
+            raise CheckpointError(
+                f"{self.directory}: tensor {name!r} is of type {kind}; {', '.join(DTYPES)} are supported "
+                "(quantised checkpoints are not)"
+            )
+        return np.dtype(DTYPES[kind])
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor."""
-        return self._handles[name].get_tensor(name)
+        """One tensor, as a view of the file: what is not used of it is not read."""
+        buffer, start = self._buffers[name]
+        offset = start + self._header[name]["data_offsets"][0]
+        return np.ndarray(self.shape(name), self.dtype(name), buffer=buffer, offset=offset)
+
+
+def tensor_names(directory: Path) -> set[str]:
+    """Names of a checkpoint's tensors; of the original's, where the directory is a cache made of it.
+
+    Raises:
+        CheckpointError: see :class:`TensorFiles`.
+    """
+    if (directory / MANIFEST).is_file():
+        return set(read_json(directory / MANIFEST).get("tensors", {}))
+    with TensorFiles(directory) as files:
+        return files.names
 
 
 def _short(names: Sequence[str], limit: int = 6) -> str:
@@ -164,69 +223,108 @@ def load_parameters(
     rules: Sequence[Rule],
     *,
     ignored: Callable[[str], bool] = lambda name: False,
-    on_tensor: Callable[[str], None] = lambda name: None,
+    shardings: nnx.State | None = None,
 ) -> nnx.State:
     """Fill a model's parameters from a directory of safetensors.
+
+    One parameter after the other is read, cast, stacked and placed. Beside what is placed, memory holds one of them.
 
     Args:
         directory: the Hugging Face model directory.
         abstract: the model's parameters as shapes and types.
         rules: the mapping table.
         ignored: tensors that may be there without being used.
-        on_tensor: called with each tensor's name once it is read (for progress).
+        shardings: for each parameter, where its parts go (None: whole, to the default device).
 
     Returns:
-        The parameters, on the default device, in the types of ``abstract``.
+        The parameters in the types of ``abstract``.
 
     Raises:
         CheckpointError: naming missing, extra and misshapen tensors and unusable files.
     """
-    flat: Mapping[str, Any] = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(abstract)}
+    flat = {path: leaf for path, leaf in _flat(abstract)}
     by_path = {rule.path: rule for rule in rules}
     if set(by_path) != set(flat) or len(by_path) != len(rules):
         raise AssertionError(f"mapping table and model disagree on: {sorted(set(by_path) ^ set(flat))}")
-    with TensorFiles(directory) as files:
+    places = [None] * len(flat) if shardings is None else jax.tree.leaves(shardings)
+    loaded = []
+    with TensorFiles(directory) as files, ThreadPoolExecutor(THREADS) as pool:
         _check_names(rules, files, ignored)
-        loaded = {path: _load_one(files, by_path[path], leaf, on_tensor) for path, leaf in flat.items()}
-    return jax.tree.unflatten(jax.tree.structure(abstract), _in_order(abstract, loaded))
+        sources = {path: _sources(files, by_path[path], leaf) for path, leaf in flat.items()}
+        size = sum(part.nbytes for rows in sources.values() for parts in rows for part in parts)
+        with bytes_bar("Loading", size) if size >= BAR_FROM else nullcontext(lambda read: None) as advance:
+            for (path, leaf), place in zip(flat.items(), places, strict=True):
+                source = StackedSource(sources.pop(path), leaf.shape, leaf.dtype, pool, advance)
+                loaded.append(jax.block_until_ready(source.place(place)))
+    return jax.tree.unflatten(jax.tree.structure(abstract), loaded)
 
 
-def export_tensors(
+def _flat(state: nnx.State) -> Iterator[tuple[str, Any]]:
+    """Parameters by path, in the order of the state's leaves."""
+    for path, leaf in nnx.to_flat_state(state):
+        yield ".".join(map(str, path)), leaf
+
+
+def _sources(files: TensorFiles, rule: Rule, leaf: Any) -> list[list[np.ndarray]]:
+    """Views of all that a parameter is made of: for each layer, the parts to join along the last axis."""
+    shape = tuple(leaf.shape) if rule.layers is None else tuple(leaf.shape)[1:]
+    rows = [[_transformed(files, rule, name) for name in names] for names in rule.rows]
+    for names, parts in zip(rule.rows, rows, strict=True):
+        found = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)) if parts[0].ndim else ()
+        if found != shape or any(part.shape[:-1] != shape[:-1] for part in parts):
+            raise _misshapen(files, rule, names, shape)
+    return rows
+
+
+def _transformed(files: TensorFiles, rule: Rule, name: str) -> np.ndarray:
+    tensor = files.read(name)
+    try:
+        view = rule.transform(tensor)
+    except (ValueError, IndexError):
+        raise _misshapen(files, rule, (name,), None) from None
+    assert np.may_share_memory(view, tensor) or not view.size, f"the transform of {rule.path} copies"
+    return view
+
+
+def _misshapen(files: TensorFiles, rule: Rule, names: Sequence[str], wanted: tuple[int, ...] | None) -> CheckpointError:
+    found = ", ".join(f"tensor {name!r} has shape {files.shape(name)}" for name in names)
+    of_shape = "" if wanted is None else f" of shape {wanted}"
+    return CheckpointError(
+        f"{files.directory}: {found}, which does not fit {rule.path!r}{of_shape}; config.json and weights disagree"
+    )
+
+
+def exported(
     params: nnx.State, rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """The inverse of :func:`load_parameters`: a model's parameters as the tensors of a checkpoint.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The inverse of :func:`load_parameters`, tensor by tensor: names and values, in the parameters' types.
 
     Args:
         params: the parameters.
         rules: the mapping table.
         shapes: shape of every tensor in the checkpoint.
     """
-    flat = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
-    tensors = {}
+    flat = dict(_flat(params))
+    unwritten = Counter(name for rule in rules for name in rule.tensors)
+    begun: dict[str, np.ndarray] = {}
     for rule in rules:
-        value = flat[rule.path]
-        for name, row in zip(rule.tensors, value if rule.layers is not None else value[None], strict=True):
-            # Each transform is a transposition of a flattened tensor, or nothing.
-            tensors[name] = np.ascontiguousarray(row if rule.transform is keep else row.T).reshape(shapes[name])
-    return tensors
+        value = np.asarray(flat[rule.path][...])
+        for row, names in zip(value if rule.layers is not None else value[None], rule.rows, strict=True):
+            start = 0
+            for name in names:
+                if name not in begun:
+                    begun[name] = np.empty(shapes[name], value.dtype)
+                view = rule.transform(begun[name])
+                width = view.shape[-1] if view.ndim else 0
+                fill(view, row[..., start : start + width] if view.ndim else row)
+                start += width
+                unwritten[name] -= 1
+                if not unwritten[name]:
+                    yield name, begun.pop(name)
 
 
-def _in_order(abstract: nnx.State, loaded: Mapping[str, jax.Array]) -> Iterator[jax.Array]:
-    for path, _ in nnx.to_flat_state(abstract):
-        yield loaded[".".join(map(str, path))]
-
-
-def _load_one(files: TensorFiles, rule: Rule, leaf: Any, on_tensor: Callable[[str], None]) -> jax.Array:
-    shape, dtype = tuple(leaf.shape), leaf.dtype
-    target = np.empty(shape, dtype)
-    rows = target if rule.layers is not None else target[None]
-    for row, name in zip(rows, rule.tensors, strict=True):
-        tensor = rule.transform(files.read(name))
-        if tensor.shape != row.shape:
-            raise CheckpointError(
-                f"{files.directory}: tensor {name!r} has shape {files.shape(name)}, which does not fit "
-                f"{rule.path!r} of shape {row.shape}; config.json and weights disagree"
-            )
-        row[...] = tensor
-        on_tensor(name)
-    return jax.device_put(target)
+def export_tensors(
+    params: nnx.State, rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """All of :func:`exported` at once."""
+    return dict(exported(params, rules, shapes))

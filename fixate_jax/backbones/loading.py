@@ -7,17 +7,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from fixate_jax.backbones import qwen3_vl, tiny_random
+from fixate_jax.backbones import internvl, qwen3_vl, tiny_random
+from fixate_jax.backbones.cache import is_cache, read_cache
 from fixate_jax.backbones.checkpoint import load_parameters, read_json
 from fixate_jax.backbones.family import Family, PageProcessor
+from fixate_jax.backbones.hub import download, is_hub_id
 from fixate_jax.backbones.processing import SessionEncoder
+from fixate_jax.backbones.sharding import ShardingRule, shardings
 from fixate_jax.config import BackboneConfig
+from fixate_jax.durable import sha256_all
 from fixate_jax.errors import CheckpointError
 
-FAMILIES: dict[str, Family] = {qwen3_vl.MODEL_TYPE: qwen3_vl}
+FAMILIES: dict[str, Family] = {qwen3_vl.MODEL_TYPE: qwen3_vl, **dict.fromkeys(internvl.MODEL_TYPES, internvl)}
 """model_type of ``config.json`` → architecture. A new one is one file (:class:`Family`) and a line here."""
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -28,6 +32,9 @@ EMBEDDED: dict[str, Callable[[Path], Path]] = {
     "tiny-random": lambda work: tiny_random.write_tiny_random(work / "tiny-random"),
 }
 """Backbones that need no download, by name → function from a run's directory to the model's."""
+
+EXPERTS = ("num_experts", "num_local_experts")
+"""What a mixture of experts has in the text part of its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +63,13 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the checkpoint's files, the type of the weights or the page size limits change."""
+        """Changes when something changes that page features depend on: files, type, limits on the page, DeepStack."""
         settings = self.settings
-        digest = hashlib.sha256(f"{settings.dtype} {settings.min_pixels} {settings.max_pixels}".encode())
-        for path in sorted([*self.directory.glob("*.json"), *self.directory.glob("*.safetensors")]):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        limits = (settings.min_pixels, settings.max_pixels, settings.max_tiles)
+        digest = hashlib.sha256(f"{settings.dtype} {limits} {settings.deepstack}".encode())
+        paths = sorted([*self.directory.glob("*.json"), *self.directory.glob("*.safetensors")])
+        for path, found in zip(paths, sha256_all(paths), strict=True):
+            digest.update(path.name.encode() + bytes.fromhex(found))
         return digest.hexdigest()
 
     @property
@@ -88,18 +95,27 @@ class Backbone:
         return nnx.merge(self.graph, params)
 
 
-def resolve(path: str, *, work: Path) -> Path:
-    """The model directory that a ``backbone.path`` setting means; random ones are written under ``work``.
+def resolve(path: str, *, work: Path, revision: str | None = None) -> Path:
+    """The model directory that a ``backbone.path`` setting means.
+
+    Args:
+        path: a directory, the name of an embedded backbone, or a repository on the Hub, which is fetched into
+            huggingface_hub's cache.
+        work: folder for embedded backbones to be written to.
+        revision: branch, tag or commit of the repository.
 
     Raises:
-        CheckpointError: when there is no such directory or name.
+        CheckpointError: when there is no such directory, name or repository.
     """
     if path in EMBEDDED:
         return EMBEDDED[path](work)
+    if is_hub_id(path):
+        return download(path, revision)
     directory = Path(path)
     if not directory.is_dir():
         raise CheckpointError(
-            f"backbone.path {path!r} is neither a directory nor an embedded backbone ({', '.join(EMBEDDED)})"
+            f"backbone.path {path!r} is neither a directory nor an embedded backbone ({', '.join(EMBEDDED)}) "
+            "nor a repository on the Hub (owner/name)"
         )
     return directory
 
@@ -108,45 +124,62 @@ def family_of(directory: Path) -> Family:
     """The module that knows a model directory's architecture.
 
     Raises:
-        CheckpointError: naming the model type when none does.
+        CheckpointError: naming the model type when none does, or the field that makes it a mixture of experts.
     """
-    model_type = read_json(directory / "config.json").get("model_type")
+    config = read_json(directory / "config.json")
+    model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise CheckpointError(
             f"{directory / 'config.json'}: model_type {model_type!r} is not supported; "
             f"supported are {', '.join(FAMILIES)} (dense models only)"
         )
+    for section in ("text_config", "llm_config"):
+        part = config.get(section)
+        found = next((field for field in EXPERTS if isinstance(part, dict) and part.get(field)), None)
+        if found:
+            raise CheckpointError(
+                f"{directory / 'config.json'}: {section}.{found} makes it a mixture of experts; dense models only"
+            )
     return FAMILIES[model_type]
 
 
 def load_backbone(
-    settings: BackboneConfig, *, work: Path = Path("."), on_tensor: Callable[[str], None] = lambda name: None
+    settings: BackboneConfig,
+    *,
+    work: Path = Path("."),
+    mesh: Mesh | None = None,
+    sharding: ShardingRule = shardings,
 ) -> Backbone:
-    """Load a backbone from a Hugging Face model directory.
+    """Load a backbone: from a Hugging Face model directory, from the Hub, or from what `fixate convert` wrote.
 
     Args:
         settings: which one and how to run it.
         work: folder for embedded backbones to be written to.
-        on_tensor: called with each tensor's name once it is read (for progress).
+        mesh: devices to share the weights among (None: all of them on the default device).
+        sharding: which part of them goes where.
 
     Raises:
         CheckpointError: naming the file, field or tensor that is wrong.
     """
-    directory = resolve(settings.path, work=work)
+    directory = resolve(settings.path, work=work, revision=settings.revision)
     family = family_of(directory)
     config = family.read_config(directory, settings)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
-    params = load_parameters(
-        directory,
-        abstract,
-        family.rules(config),
-        ignored=lambda name: family.ignored_tensor(config, name),
-        on_tensor=on_tensor,
-    )
+    places = None if mesh is None else sharding(abstract, mesh)
+    if is_cache(directory):
+        params = read_cache(directory, abstract, shardings=places)
+    else:
+        params = load_parameters(
+            directory,
+            abstract,
+            family.rules(config),
+            ignored=lambda name: family.ignored_tensor(config, name),
+            shardings=places,
+        )
     return Backbone(
         config=config,
         graph=graph,
-        params=jax.block_until_ready(params),
+        params=params,
         family=family,
         page_processor=family.page_processor(directory, settings, config),
         encoder=SessionEncoder(directory, family, config, instruction_role=settings.instruction_role),

@@ -4,9 +4,7 @@ Orbax stores the arrays. It reads a file with a flipped bit without a word, so e
 its files, and one that does not match them is left aside for the one before.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -19,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from fixate_jax.durable import checksums, flush, flush_entry, sha256
 from fixate_jax.errors import CheckpointError
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -100,13 +99,13 @@ class CheckpointStore:
             (unfinished / _META).write_text(text, encoding="utf-8")
             if best:
                 (unfinished / _BEST).touch()
-            (unfinished / _SUMS).write_text(json.dumps(_checksums(unfinished), indent=1), encoding="utf-8")
-            _flush(unfinished)
+            (unfinished / _SUMS).write_text(json.dumps(checksums(unfinished), indent=1), encoding="utf-8")
+            flush(unfinished)
             if final.exists():
                 # A folder cannot be replaced in one motion; should the power fail in between, the one before is used.
                 final.rename(self.directory / f"{_UNFINISHED}replaced_{final.name}")
             unfinished.rename(final)
-            _flush_entry(self.directory)
+            flush_entry(self.directory)
         except Exception as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(f"{final}: could not be written, earlier ones are intact ({error})") from error
@@ -204,38 +203,13 @@ def _verified(folder: Path) -> dict[str, Any]:
         raise _DamagedError(f"{_SUMS} is no list of checksums")
     for name, wanted in sums.items():
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             raise _DamagedError(f"{name} cannot be read ({error.strerror})") from error
         if found != wanted:
             raise _DamagedError(f"{name} differs from its checksum")
     record: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
     return record
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    """Make sure that all files and folder entries below are on disk, not in the system's memory only."""
-    for path in folder.rglob("*"):
-        _flush_entry(path)
-    _flush_entry(folder)
-
-
-def _flush_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _warn(folder: Path, problem: str) -> None:

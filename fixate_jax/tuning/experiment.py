@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from fixate_jax.backbones.hub import is_hub_id
 from fixate_jax.backbones.loading import EMBEDDED, family_of, resolve
 from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
@@ -66,7 +67,7 @@ def check_run(run: Path, config: RunConfig) -> None:
     """
     get_operator(config.operator.name)
     if config.backbone.path not in EMBEDDED:
-        family_of(resolve(config.backbone.path, work=run))
+        family_of(resolve(config.backbone.path, work=run, revision=config.backbone.revision))
     path = run / CONFIG_FILE
     if path.exists():
         before, now = (flatten(config_to_dict(c)) for c in (load_config(path), config))
@@ -125,10 +126,11 @@ def load_prompt(workspace: Workspace, directory: Path, *, seed: int) -> PromptPa
 def absolute_paths(config: RunConfig) -> RunConfig:
     """The same settings with absolute paths, so that a run can be evaluated from any folder."""
     backbone = config.backbone.path
+    named = backbone in EMBEDDED or is_hub_id(backbone)
     return replace(
         config,
         data=replace(config.data, path=_absolute(config.data.path), store=_absolute(config.data.store)),
-        backbone=replace(config.backbone, path=backbone if backbone in EMBEDDED else str(Path(backbone).resolve())),
+        backbone=replace(config.backbone, path=backbone if named else str(Path(backbone).resolve())),
         cache=replace(config.cache, directory=_absolute(config.cache.directory)),
     )
 
