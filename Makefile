@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | results | docs | clean
+# make demo | test | lint | bench | bench-gpu | results | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 ifndef PYTHON
@@ -20,7 +20,7 @@ DATA ?= ../shared/data/human_choice
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test lint bench docs results clean
+.PHONY: demo test lint bench bench-gpu docs results clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -51,6 +51,10 @@ test: lint docs
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
+
+# Wants an accelerator, and JAX for it: $(BIN)/pip install "jax[cuda12]"
+bench-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.real_size
 
 results: $(VENV)/.installed
 	$(BIN)/python train/results_human_choice.py --data-path $(DATA)

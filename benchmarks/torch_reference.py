@@ -208,11 +208,8 @@ class TorchTrainer:
         """
         self.device = torch.device(device)
         # The decoder must be eager to give its attention away; nobody asks that of the vision tower.
-        self.model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
-            model_dir,
-            dtype=getattr(torch, dtype),
-            attn_implementation={"text_config": "eager", "vision_config": "sdpa"},
-        )
+        how = {"text_config": "eager", "vision_config": "sdpa"}
+        self.model = self.make_model(model_dir, dtype=getattr(torch, dtype), attn_implementation=how)
         self.model.eval().requires_grad_(False).to(self.device)
         self.tapped_layers, self.rows = tapped_layers, rows
         self.operator = OperatorConfig() if operator is None else operator
@@ -231,6 +228,10 @@ class TorchTrainer:
                 {"params": self.coefficients, "lr": rates.user_lr, "weight_decay": rates.user_weight_decay},
             ]
         )
+
+    def make_model(self, model_dir: Path, **how: Any) -> Any:
+        """The checkpoint's model."""
+        return transformers.Qwen3VLForConditionalGeneration.from_pretrained(model_dir, **how)
 
     def forward(self, batch: Batch) -> Float[np.ndarray, "batch answer vocab"]:
         """Logits at the positions that predict the answer, without any gradient."""

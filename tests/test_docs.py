@@ -51,7 +51,7 @@ def test_every_command_line_parses(
 
 def test_all_commands_are_shown() -> None:
     lines = [line for page, line in commands() if page == "README.md"]
-    every = {"prepare", "analyze", "train", "evaluate", "probe", "verify", "read", "pretrain-tiny"}
+    every = {"prepare", "analyze", "train", "evaluate", "probe", "verify", "convert", "read", "pretrain-tiny"}
     assert {line.split()[1] for line in lines} >= every
 
 

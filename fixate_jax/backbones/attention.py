@@ -29,7 +29,7 @@ def _row_block(
     query: Float[Array, "batch rows kv group width"],
     key: Float[Array, "batch keys kv width"],
     value: Float[Array, "batch keys kv width"],
-    valid: Bool[Array, "batch keys"],
+    valid: Bool[Array, "batch keys"] | None,
     first_row: int | None,
 ) -> Float[Array, "batch rows kv group width"]:
     """Attention of some rows; causal from ``first_row`` on, or to every key where it is None.
@@ -38,7 +38,7 @@ def _row_block(
     """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("bqhgd,bkhd->bhgqk", query, key, preferred_element_type=precise(query)) * scale
-    mask = valid[:, None, None, None, :]
+    mask = jnp.ones((), bool) if valid is None else valid[:, None, None, None, :]
     if first_row is not None:
         rows = jnp.arange(first_row, first_row + query.shape[1])
         mask = mask & (jnp.arange(key.shape[1])[None, :] <= rows[:, None])
@@ -51,7 +51,7 @@ def blocked_attention(
     query: Float[Array, "batch seq heads width"],
     key: Float[Array, "batch seq kv width"],
     value: Float[Array, "batch seq kv width"],
-    valid: Bool[Array, "batch seq"],
+    valid: Bool[Array, "batch seq"] | None,
     *,
     causal: bool,
     block: int,
@@ -64,7 +64,8 @@ def blocked_attention(
         query: rotated queries.
         key: rotated keys.
         value: values.
-        valid: False at keys that nobody may see (padding).
+        valid: False at keys that nobody may see (padding); None where there are none, or where they come last and
+            attention is causal.
         causal: whether position i sees only positions up to i.
         block: rows of scores held at a time.
 
@@ -77,10 +78,9 @@ def blocked_attention(
     for first in range(0, seq, block):
         last = min(first + block, seq)
         seen = last if causal else seq
+        unmasked = None if valid is None else valid[:, :seen]
         blocks.append(
-            _row_block(
-                grouped[:, first:last], key[:, :seen], value[:, :seen], valid[:, :seen], first if causal else None
-            )
+            _row_block(grouped[:, first:last], key[:, :seen], value[:, :seen], unmasked, first if causal else None)
         )
     out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
     return out.reshape(*out.shape[:2], heads, out.shape[-1])

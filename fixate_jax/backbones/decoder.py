@@ -17,9 +17,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from fixate_jax.backbones.attention import blocked_attention, precise, tail_attention
+from fixate_jax.backbones.flash import Attention, prefill_attention
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
 from fixate_jax.backbones.rope import rotary_angles, rotate
 
@@ -30,7 +31,7 @@ Remat = Literal["dots", "full", "none"]
 class DecoderConfig:
     """Shape of a Qwen3 decoder, and how to run it.
 
-    ``attention_block``, ``remat`` and ``unroll`` change speed and memory, never results.
+    ``attention``, ``attention_block``, ``remat`` and ``unroll`` change speed and memory, never results.
     """
 
     vocab: int
@@ -48,6 +49,7 @@ class DecoderConfig:
     deepstack_levels: int = 0
     tapped_layers: int = 6
     dtype: Any = jnp.float32
+    attention: Attention = "auto"
     attention_block: int = 256
     remat: Remat = "dots"
     unroll: bool = False
@@ -73,6 +75,30 @@ def _rematerialised(body: Any, how: Remat) -> Any:
         return body
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if how == "dots" else None
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+def _first_seen(
+    inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""] | bool
+) -> Int[Array, " batch"]:
+    """The first position of each prefix that anybody may look at."""
+    return inputs.start + jnp.where(jnp.asarray(use_prompt), 0, prompt.shape[1])
+
+
+def _turned(rows: Shaped[Array, "batch seq *dims"], by: Int[Array, " batch"]) -> Shaped[Array, "batch seq *dims"]:
+    """Every row moved forward by so many places, what falls off at the front coming last."""
+    places = jnp.arange(rows.shape[1])
+    # Saying that no place is read twice lets the gradient be a write, not a sum.
+    return jax.vmap(lambda row, n: row.at[(places + n) % len(places)].get(unique_indices=True))(rows, by)
+
+
+def _padding_last(inputs: SequenceInputs, first: Int[Array, " batch"]) -> SequenceInputs:
+    """The same prefixes with what stands before ``first`` moved to their ends, where causality alone hides it."""
+    return inputs._replace(
+        token_ids=_turned(inputs.token_ids, first),
+        positions=_turned(inputs.positions, first),
+        visual_index=_turned(inputs.visual_index, first),
+        start=(inputs.start - first) % inputs.token_ids.shape[1],
+    )
 
 
 class DecoderLayer(nnx.Module):
@@ -178,9 +204,9 @@ class Decoder(nnx.Module):
         return jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
 
     def _prefix_start(
-        self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""] | bool
-    ) -> tuple[Float[Array, "batch seq width"], Float[Array, "levels batch seq width"], Bool[Array, "batch seq"]]:
-        """Input embeddings with visual tokens and soft prompt in place, DeepStack terms, and the valid mask."""
+        self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"]
+    ) -> tuple[Float[Array, "batch seq width"], Float[Array, "levels batch seq width"]]:
+        """Input embeddings with visual tokens and soft prompt in place, and DeepStack terms."""
         visual = inputs.visual_index[..., None] >= 0
         features = jax.vmap(lambda f, i: f[i])(inputs.features, jnp.maximum(inputs.visual_index, 0))
         features = features.astype(self.config.dtype)
@@ -189,9 +215,7 @@ class Decoder(nnx.Module):
             hidden, prompt.astype(hidden.dtype), inputs.start
         )
         deep = jnp.moveaxis(jnp.where(visual[..., None, :], features[:, :, 1:], 0), 2, 0)
-        first = inputs.start + jnp.where(jnp.asarray(use_prompt), 0, prompt.shape[1])
-        valid = jnp.arange(hidden.shape[1])[None, :] >= first[:, None]
-        return hidden, deep, valid
+        return hidden, deep
 
     def _add_deepstack(
         self, hidden: Float[Array, "batch rows width"], deep: Float[Array, "levels batch seq width"], layer: Array
@@ -220,9 +244,12 @@ class Decoder(nnx.Module):
             The tapped layers' keys and values for the prefix, and the tail's state below them.
         """
         config = self.config
-        hidden, deep, valid = self._prefix_start(inputs, prompt, use_prompt)
         batch, branch, tail = inputs.tail_ids.shape
-        seq = hidden.shape[1]
+        seq = inputs.token_ids.shape[1]
+        first = _first_seen(inputs, prompt, use_prompt)
+        inputs = _padding_last(inputs, first)
+        valid = jnp.arange(seq)[None, :] < seq - first[:, None]
+        hidden, deep = self._prefix_start(inputs, prompt)
         prefix_angles, tail_angles = self.angles(inputs.positions), self.angles(inputs.tail_positions)
         flat = jax.tree.map(
             lambda p, t: jnp.concatenate([p, t.reshape(batch, branch * tail, -1)], axis=1),
@@ -238,7 +265,7 @@ class Decoder(nnx.Module):
             layer = nnx.merge(graph, weights)
             query, tail_query = split(layer.query(x, flat[1]))
             (key, tail_key), (value, tail_value) = map(split, layer.key_value(x, flat[1]))
-            attended = blocked_attention(query, key, value, valid, causal=True, block=config.attention_block)
+            attended = prefill_attention(query, key, value, how=config.attention, block=config.attention_block)
             tail_attended, _ = tail_attention(tail_query, key, value, valid, tail_key, tail_value, inputs.tail_valid)
             attended = jnp.concatenate(
                 [attended, tail_attended.reshape(batch, branch * tail, *attended.shape[2:])], axis=1
@@ -250,14 +277,14 @@ class Decoder(nnx.Module):
             body = _rematerialised(partial(lower, graph), config.remat)
             x, _ = jax.lax.scan(body, x, (weights, indices), unroll=config.unroll)
         hidden, tail_hidden = split(x)
-        key, value = self._tapped_keys_values(hidden, deep, valid, prefix_angles)
-        return Prefix(key, value, valid, tail_hidden, tail_angles, inputs.tail_valid)
+        back = partial(_turned, by=-first)
+        key, value = map(jax.vmap(back), self._tapped_keys_values(hidden, deep, prefix_angles))
+        return Prefix(key, value, back(valid), tail_hidden, tail_angles, inputs.tail_valid)
 
     def _tapped_keys_values(
         self,
         hidden: Float[Array, "batch seq width"],
         deep: Float[Array, "levels batch seq width"],
-        valid: Bool[Array, "batch seq"],
         angles: Float[Array, "batch seq half"],
     ) -> tuple[Float[Array, "tapped batch seq kv head"], Float[Array, "tapped batch seq kv head"]]:
         """Keys and values of the prefix in the tapped layers; the last layer computes nothing else."""
@@ -268,8 +295,8 @@ class Decoder(nnx.Module):
             weights, index = xs
             layer = nnx.merge(graph, weights)
             key, value = layer.key_value(x, angles)
-            attended = blocked_attention(
-                layer.query(x, angles), key, value, valid, causal=True, block=config.attention_block
+            attended = prefill_attention(
+                layer.query(x, angles), key, value, how=config.attention, block=config.attention_block
             )
             return self._add_deepstack(layer.finish(x, attended), deep, index), (key, value)
 
@@ -327,11 +354,12 @@ class Decoder(nnx.Module):
         Returns:
             Logits at the tail, and the residual stream after every layer (DeepStack added), before the final norm.
         """
-        hidden, deep, valid = self._prefix_start(inputs, prompt, use_prompt)
+        hidden, deep = self._prefix_start(inputs, prompt)
         tail = inputs.tail_ids.shape[2]
         x = jnp.concatenate([hidden, self.embed(inputs.tail_ids[:, 0])], axis=1)
         angles = self.angles(jnp.concatenate([inputs.positions, inputs.tail_positions[:, 0]], axis=1))
-        valid = jnp.concatenate([valid, inputs.tail_valid[:, 0]], axis=1)
+        seen = jnp.arange(hidden.shape[1])[None, :] >= _first_seen(inputs, prompt, use_prompt)[:, None]
+        valid = jnp.concatenate([seen, inputs.tail_valid[:, 0]], axis=1)
 
         def layer_step(graph: Any, x: Array, xs: tuple) -> tuple[Array, Array]:
             weights, index = xs
