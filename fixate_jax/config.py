@@ -163,6 +163,8 @@ class OptimizerConfig:
     """Largest global gradient norm of B."""
     user_clip: float = 5.0
     """Largest global gradient norm of all z together."""
+    decay: Literal["none", "cosine"] = "none"
+    """How both rates change: not at all (the paper), or down to 0 over all planned steps by half a cosine."""
 
     def __post_init__(self) -> None:
         for name in ("basis_lr", "user_lr", "basis_weight_decay", "user_weight_decay"):

@@ -12,7 +12,7 @@ import pytest
 import fixate_jax.tuning.optimizer as optimizer_module
 from fixate_jax.config import OptimizerConfig
 from fixate_jax.prompts import PromptParams
-from fixate_jax.tuning.optimizer import make_optimizer, per_row
+from fixate_jax.tuning.optimizer import make_optimizer, per_row, rate_factor
 
 CONFIG = OptimizerConfig(basis_lr=0.03, user_lr=0.1, basis_weight_decay=0.01, user_weight_decay=0.2)
 USERS = 6
@@ -199,3 +199,10 @@ def test_parameters_are_needed_for_decay() -> None:
 
 def test_docstring_example() -> None:
     assert doctest.testmod(optimizer_module).failed == 0
+
+
+def test_cosine_decay_brings_both_rates_to_zero() -> None:
+    config = OptimizerConfig(decay="cosine")
+    factors = [float(rate_factor(config, jnp.asarray(step), 8)) for step in (0, 4, 8)]
+    np.testing.assert_allclose(factors, [1.0, 0.5, 0.0], atol=1e-6)
+    assert float(rate_factor(OptimizerConfig(), jnp.asarray(8), 8)) == 1.0

@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import tyro
@@ -24,26 +25,35 @@ from fixate_jax.statistics import over_seeds
 from fixate_jax.tuning.experiment import CONFIG_FILE, FIXATE, absolute_paths, run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = {
-    "attention": ("human_choice.yaml", {}),
-    "attn_lrp abs": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "abs"}),
-    "attn_lrp signed": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "signed"}),
-    "paper's settings": ("human_choice_paper.yaml", {}),
+VARIANTS: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "attention": ("human_choice.yaml", {}, None),
+    "attn_lrp abs": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "abs"}, None),
+    "attn_lrp signed": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "signed"}, None),
+    "paper's settings": ("human_choice_paper.yaml", {}, 6),
 }
-"""Name → preset and what of its operator is changed."""
+"""Name → preset, what of its operator is changed, and a limit on its epochs."""
 SHOWN = ["kl", "js", "cosine", "csh@1", "tgo@1", "log_loss", "auc", "accuracy"]
 COMPARED = ("kl", "accuracy", "csh@1")
 
 
-def settings(variant: str, *, data_path: Path, split: int, seeds: tuple[int, ...], swaps: int) -> RunConfig:
+def settings(
+    variant: str, *, data_path: Path, split: int, seeds: tuple[int, ...], swaps: int, ntp_baseline: bool
+) -> RunConfig:
     """Settings of one run."""
-    preset, operator = VARIANTS[variant]
+    preset, operator, epochs = VARIANTS[variant]
     config = load_config(ROOT / "configs" / preset)
     return replace(
         config,
         data=replace(config.data, path=data_path, split_seed=split),
         operator=replace(config.operator, **operator),
-        train=replace(config.train, seeds=seeds, swaps=swaps, pictures=1, ntp_baseline=variant == "attention"),
+        train=replace(
+            config.train,
+            seeds=seeds,
+            epochs=epochs or config.train.epochs,
+            swaps=swaps,
+            pictures=1,
+            ntp_baseline=ntp_baseline,
+        ),
     )
 
 
@@ -67,6 +77,7 @@ def main(
     splits: tuple[int, ...] = (0, 1, 2),
     seeds: tuple[int, ...] = (42, 123, 456),
     swaps: int = 5,
+    ntp_baseline: bool = False,
     variants: tuple[str, ...] = tuple(VARIANTS),
 ) -> None:
     """Run and pool.
@@ -77,13 +88,16 @@ def main(
         splits: seeds of the train/validation/test split.
         seeds: of the prompts.
         swaps: how many other people's prompts in the swap control.
+        ntp_baseline: also tune every prompt on the answers alone, which takes as long again.
         variants: which ones.
     """
     text, differences = [], {}
     for variant in variants:
         frames = []
         for split in splits:
-            config = settings(variant, data_path=data_path, split=split, seeds=seeds, swaps=swaps)
+            config = settings(
+                variant, data_path=data_path, split=split, seeds=seeds, swaps=swaps, ntp_baseline=ntp_baseline
+            )
             open_or_prepare(config.data)
             frame = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")
             frames.append(

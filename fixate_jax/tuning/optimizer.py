@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fixate_jax.config import OptimizerConfig
 from fixate_jax.prompts import PromptParams
@@ -106,6 +106,17 @@ def make_optimizer(config: OptimizerConfig, *, personal: bool) -> optax.Gradient
         return PromptParams(basis, users), PromptOptState(basis_state, user_state)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+
+
+def rate_factor(config: OptimizerConfig, step: Int[Array, ""], steps: int) -> Float[Array, ""]:
+    """What both rates are multiplied by in step `step` of `steps`, counted from 0; 1 without decay.
+
+    Adam's update is proportional to its rate, decoupled decay included, so that scaling the update scales the rate.
+    One count serves all users: decay follows the run, not how often a person came up.
+    """
+    if config.decay == "none":
+        return jnp.ones(())
+    return jnp.asarray(optax.cosine_decay_schedule(1.0, steps)(step))
 
 
 def _where_row(present: Bool[Array, " rows"], new: Array, old: Array) -> Array:

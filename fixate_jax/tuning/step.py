@@ -21,7 +21,7 @@ from fixate_jax.objective import (
 from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attention
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
-from fixate_jax.tuning.optimizer import make_optimizer
+from fixate_jax.tuning.optimizer import make_optimizer, rate_factor
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
@@ -141,7 +141,7 @@ def loss_and_gradient(
 
 
 def make_train_step(
-    graph: nnx.GraphDef, config: RunConfig, *, users: int
+    graph: nnx.GraphDef, config: RunConfig, *, users: int, steps: int
 ) -> Jitted[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The jitted optimizer step; the state is donated, the frozen weights are an argument.
 
@@ -149,6 +149,7 @@ def make_train_step(
         graph: the backbone's structure.
         config: the run's settings.
         users: number of rows of z.
+        steps: planned optimizer steps, over which `optimizer.decay` brings the rates down.
     """
     optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
 
@@ -158,7 +159,8 @@ def make_train_step(
         parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight)
         present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
-        prompt = optax.apply_updates(state.prompt, updates)
+        factor = rate_factor(config.optimizer, state.step, steps)
+        prompt = optax.apply_updates(state.prompt, jax.tree.map(lambda update: factor * update, updates))
         parts |= {
             "basis_gradient": optax.global_norm(gradient.basis),
             "user_gradient": optax.global_norm(gradient.coefficients),

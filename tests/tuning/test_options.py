@@ -114,7 +114,7 @@ for devices in (1, 2):
     changed = replace(config, train=replace(config.train, data_devices=devices))
     workspace = open_workspace(changed, open_or_prepare(config.data), directory=folder)
     state = workspace.replicate(loop.start_state(changed, users=2, width=workspace.backbone.width, seed=0))
-    step = make_train_step(workspace.backbone.graph, changed, users=2)
+    step = make_train_step(workspace.backbone.graph, changed, users=2, steps=10)
     plan = TrainingPlan(workspace.data, workspace.splits["train"], rows=8, seed=0, epochs=1)
     batches = training_iterator(workspace.data, plan, accumulate=2)
     for _ in range(4):

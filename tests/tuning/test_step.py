@@ -136,7 +136,7 @@ def test_no_square_array_in_the_compiled_step(long_world: World) -> None:
     seq = world.data.buckets[0].seq
     widths = {128, 384, 512, 64, 256}
     assert seq > 400 and all(abs(seq - w) > 8 for w in widths)
-    step = make_train_step(world.backbone.graph, world.config, users=len(USERS))
+    step = make_train_step(world.backbone.graph, world.config, users=len(USERS), steps=10)
     state = start_state(world.config, users=len(USERS), width=world.backbone.width, seed=0)
     batch = jax.tree.map(lambda x: x[None], world.batch())
     hlo = step.lower(state, world.backbone.params, batch).compile().as_text()
@@ -149,13 +149,13 @@ def test_no_square_array_in_the_compiled_step(long_world: World) -> None:
 
     whole = replace(world.backbone.config, decoder=config)
     graph, _ = nnx.split(nnx.eval_shape(lambda: qwen3_vl.build(whole, nnx.Rngs(0))))
-    hlo = make_train_step(graph, world.config, users=len(USERS)).lower(state, world.backbone.params, batch)
+    hlo = make_train_step(graph, world.config, users=len(USERS), steps=10).lower(state, world.backbone.params, batch)
     assert square_arrays(hlo.compile().as_text(), seq)
 
 
 def test_frozen_weights_are_arguments_and_the_state_is_donated(long_world: World) -> None:
     world = long_world
-    step = make_train_step(world.backbone.graph, world.config, users=len(USERS))
+    step = make_train_step(world.backbone.graph, world.config, users=len(USERS), steps=10)
     state = start_state(world.config, users=len(USERS), width=world.backbone.width, seed=0)
     lowered = step.lower(state, world.backbone.params, jax.tree.map(lambda x: x[None], world.batch()))
     large = [c for c in re.findall(r'dense<"0x[0-9A-F]+', lowered.as_text()) if len(c) > 20_000]
@@ -169,7 +169,7 @@ def test_frozen_weights_are_arguments_and_the_state_is_donated(long_world: World
 
 def test_only_the_prompt_moves_and_absent_users_do_not(world: World) -> None:
     users = len(USERS)
-    step = make_train_step(world.backbone.graph, world.config, users=users)
+    step = make_train_step(world.backbone.graph, world.config, users=users, steps=10)
     state = start_state(world.config, users=users, width=world.backbone.width, seed=0)
     before = jax.device_get(state.prompt)
     batch = jax.tree.map(lambda x: x[None], world.batch([0, -1]))
@@ -201,3 +201,18 @@ def test_vision_in_the_step_equals_cached_features(tmp_path: Path) -> None:
         )[0]
 
     assert float(loss(cached.batch())) == pytest.approx(float(loss(uncached.batch())), rel=1e-5)
+
+
+def test_the_last_planned_step_moves_little_under_decay(world: World) -> None:
+    users, moved = len(USERS), {}
+    batch = jax.tree.map(lambda x: x[None], world.batch([0, -1]))
+    for decay in ("none", "cosine"):
+        config = replace(world.config, optimizer=replace(world.config.optimizer, decay=decay))
+        step = make_train_step(world.backbone.graph, config, users=users, steps=10)
+        state = start_state(config, users=users, width=world.backbone.width, seed=0)._replace(step=jnp.int32(9))
+        before = jax.device_get(state.prompt)
+        after = jax.device_get(step(state, world.backbone.params, batch)[0].prompt)
+        moved[decay] = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), after, before)
+    expected = 0.5 * (1 + np.cos(np.pi * 0.9))
+    for steady, decayed in zip(moved["none"], moved["cosine"], strict=True):
+        assert steady > 0 and decayed / steady == pytest.approx(expected, rel=1e-3)
