@@ -25,13 +25,19 @@ from fixate_jax.statistics import over_seeds
 from fixate_jax.tuning.experiment import CONFIG_FILE, FIXATE, absolute_paths, run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS: dict[str, tuple[str, dict[str, Any], int | None]] = {
-    "attention": ("human_choice.yaml", {}, None),
-    "attn_lrp abs": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "abs"}, None),
-    "attn_lrp signed": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "signed"}, None),
-    "paper's settings": ("human_choice_paper.yaml", {}, 6),
+VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "attention": ("human_choice.yaml", {}),
+    "attn_lrp abs": (
+        "human_choice.yaml",
+        {"operator": {"name": "attn_lrp", "normalise": "abs"}, "objective": {"relevance": "own"}},
+    ),
+    "attn_lrp signed": (
+        "human_choice.yaml",
+        {"operator": {"name": "attn_lrp", "normalise": "signed", "eps": 0.01}, "objective": {"relevance": "own"}},
+    ),
+    "paper's settings": ("human_choice_paper.yaml", {"train": {"epochs": 6}}),
 }
-"""Name → preset, what of its operator is changed, and a limit on its epochs."""
+"""Name → preset, and what of it is changed."""
 SHOWN = ["kl", "js", "cosine", "csh@1", "tgo@1", "log_loss", "auc", "accuracy"]
 COMPARED = ("kl", "accuracy", "csh@1")
 
@@ -40,20 +46,13 @@ def settings(
     variant: str, *, data_path: Path, split: int, seeds: tuple[int, ...], swaps: int, ntp_baseline: bool
 ) -> RunConfig:
     """Settings of one run."""
-    preset, operator, epochs = VARIANTS[variant]
+    preset, changes = VARIANTS[variant]
     config = load_config(ROOT / "configs" / preset)
+    config = replace(config, **{part: replace(getattr(config, part), **fields) for part, fields in changes.items()})
     return replace(
         config,
         data=replace(config.data, path=data_path, split_seed=split),
-        operator=replace(config.operator, **operator),
-        train=replace(
-            config.train,
-            seeds=seeds,
-            epochs=epochs or config.train.epochs,
-            swaps=swaps,
-            pictures=1,
-            ntp_baseline=ntp_baseline,
-        ),
+        train=replace(config.train, seeds=seeds, swaps=swaps, pictures=1, ntp_baseline=ntp_baseline),
     )
 
 
