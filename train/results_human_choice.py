@@ -70,6 +70,28 @@ def run_variant(config: RunConfig, run: Path) -> pd.DataFrame:
     return metrics
 
 
+def pool(frames: dict[int, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of all splits together.
+
+    Seeds are no extra people, nor are splits: a session is averaged over seeds, and a person over the sessions of all
+    splits.
+
+    Args:
+        frames: split → metrics of every session, method, mode and seed.
+
+    Returns:
+        Metrics averaged over seeds, a session of each split counted by itself; and the spread of the means over runs.
+    """
+    marked = [
+        f.assign(session_id=f"{s}:" + f["session_id"], run=f"{s}/" + f["seed"].astype(str)) for s, f in frames.items()
+    ]
+    metrics = pd.concat(marked, ignore_index=True).drop(columns="seed")
+    keys = ["session_id", "user_id", "split", "method", "mode"]
+    averaged = metrics.drop(columns="run").groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+    spread = over_seeds([summarise(f.drop(columns="run")) for _, f in metrics.groupby("run")])
+    return averaged, spread
+
+
 def main(
     data_path: Path,
     out: Path = Path("runs/human-choice"),
@@ -92,24 +114,17 @@ def main(
     """
     text, differences = [], {}
     for variant in variants:
-        frames = []
+        frames = {}
         for split in splits:
             config = settings(
                 variant, data_path=data_path, split=split, seeds=seeds, swaps=swaps, ntp_baseline=ntp_baseline
             )
             open_or_prepare(config.data)
-            frame = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")
-            frames.append(
-                frame.assign(session_id=f"{split}:" + frame["session_id"], run=f"{split}/" + frame["seed"].astype(str))
-            )
-        metrics = pd.concat(frames, ignore_index=True).drop(columns="seed")
-        keys = ["session_id", "user_id", "split", "method", "mode"]
-        # Seeds are no extra people, nor are splits: a session is averaged over seeds, a person over all sessions.
-        averaged = metrics.drop(columns="run").groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+            frames[split] = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")
+        averaged, deviation = pool(frames)
         results = results_table(summarise(averaged), SHOWN)
         results = results[results["average"] == "micro"].drop(columns=["average", "users"])
         comparison = comparison_table(averaged, reference=FIXATE, names=COMPARED)
-        deviation = over_seeds([summarise(f.drop(columns="run")) for _, f in metrics.groupby("run")])
         stem = variant.replace(" ", "-").replace("'", "")
         for name, table in {"results": results, "comparison": comparison, "deviation": deviation}.items():
             table.to_csv(out / f"{stem}-{name}.csv", index=False)
