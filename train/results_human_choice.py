@@ -33,7 +33,7 @@ VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     ),
     "attn_lrp signed": (
         "human_choice.yaml",
-        {"operator": {"name": "attn_lrp", "normalise": "signed", "eps": 0.01}, "objective": {"relevance": "own"}},
+        {"operator": {"name": "attn_lrp", "normalise": "signed", "eps": 0.1}, "objective": {"relevance": "own"}},
     ),
     "paper's settings": ("human_choice_paper.yaml", {"train": {"epochs": 6}}),
 }
