@@ -23,7 +23,8 @@ def script() -> ModuleType:
 def test_every_variant_has_valid_settings_of_its_own(script: ModuleType) -> None:
     shared = {"data_path": Path("x"), "split": 2, "seeds": (7,), "swaps": 3, "ntp_baseline": False}
     found = {name: script.settings(name, **shared) for name in script.VARIANTS}
-    assert all(c.data.split_seed == 2 and c.train.seeds == (7,) and c.train.swaps == 3 for c in found.values())
+    assert all(c.data.split_seed == 2 and c.train.swaps == 3 for c in found.values())
+    assert {name for name, c in found.items() if c.train.seeds != (7,)} == {"paper's settings"}
     names = {(c.operator.name, c.operator.normalise if c.operator.name == "attn_lrp" else "") for c in found.values()}
     assert names == {("attention", ""), ("attn_lrp", "abs"), ("attn_lrp", "signed")}
     assert found["paper's settings"].objective.alignment == "weighted_kl"

@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "human_choice.yaml",
         {"operator": {"name": "attn_lrp", "normalise": "signed", "eps": 0.1}, "objective": {"relevance": "own"}},
     ),
-    "paper's settings": ("human_choice_paper.yaml", {"train": {"epochs": 6}}),
+    "paper's settings": ("human_choice_paper.yaml", {"train": {"epochs": 6, "seeds": (42,)}}),
 }
 """Name → preset, and what of it is changed."""
 SHOWN = ["kl", "js", "cosine", "csh@1", "tgo@1", "log_loss", "auc", "accuracy"]
@@ -48,12 +48,12 @@ def settings(
     """Settings of one run."""
     preset, changes = VARIANTS[variant]
     config = load_config(ROOT / "configs" / preset)
-    config = replace(config, **{part: replace(getattr(config, part), **fields) for part, fields in changes.items()})
-    return replace(
+    config = replace(
         config,
         data=replace(config.data, path=data_path, split_seed=split),
         train=replace(config.train, seeds=seeds, swaps=swaps, pictures=1, ntp_baseline=ntp_baseline),
     )
+    return replace(config, **{part: replace(getattr(config, part), **fields) for part, fields in changes.items()})
 
 
 def run_variant(config: RunConfig, run: Path) -> pd.DataFrame:
@@ -107,7 +107,7 @@ def main(
         data_path: folder of human_choice.
         out: where the runs, tables and figure go.
         splits: seeds of the train/validation/test split.
-        seeds: of the prompts.
+        seeds: of the prompts (the paper's settings run with one).
         swaps: how many other people's prompts in the swap control.
         ntp_baseline: also tune every prompt on the answers alone, which takes as long again.
         variants: which ones.
