@@ -95,6 +95,11 @@ def load_alone(how: str, directory: Path) -> None:
         # Imports and first calls are paid for before.
         warm = write_checkpoint(Path(folder) / "warm", TinySizes())
         load(warm if how != CACHE else Path(convert(BackboneConfig(path=str(warm)), Path(folder) / "cache").path))
+    for file in directory.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as content:
+                while content.read(2**24):
+                    pass  # Now it is in the system's cache.
     with PeakMemory() as memory:
         start, busy = time.perf_counter(), time.process_time()
         placed = load(directory)

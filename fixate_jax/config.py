@@ -147,6 +147,9 @@ class ObjectiveConfig:
 
     alignment: Literal["kl", "weighted_kl", "coarse_kl", "i_divergence", "none"] = "weighted_kl"
     """How slot attention is compared with gaze; none: next-token prediction alone."""
+    relevance: Literal["click", "own"] = "click"
+    """Whose answer's relevance is aligned in training: the clicked slot's label (FixATE), or what the model itself
+    would answer, as in free-running evaluation. The same for the operator attention where labels are one token."""
     gamma: float = 2.0
     """γ of the importance weights ω ∝ (g + 1e-8)^γ; 0 switches them off."""
     top_k: int = 5

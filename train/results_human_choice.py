@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import tyro
@@ -24,27 +25,35 @@ from fixate_jax.statistics import over_seeds
 from fixate_jax.tuning.experiment import CONFIG_FILE, FIXATE, absolute_paths, run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "attention": ("human_choice.yaml", {}),
-    "attn_lrp abs": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "abs"}),
-    "attn_lrp signed": ("human_choice.yaml", {"name": "attn_lrp", "normalise": "signed"}),
-    "paper's settings": ("human_choice_paper.yaml", {}),
+    "attn_lrp abs": (
+        "human_choice.yaml",
+        {"operator": {"name": "attn_lrp", "normalise": "abs"}, "objective": {"relevance": "own"}},
+    ),
+    "attn_lrp signed": (
+        "human_choice.yaml",
+        {"operator": {"name": "attn_lrp", "normalise": "signed", "eps": 0.1}, "objective": {"relevance": "own"}},
+    ),
+    "paper's settings": ("human_choice_paper.yaml", {"train": {"epochs": 6, "seeds": (42,)}}),
 }
-"""Name → preset and what of its operator is changed."""
+"""Name → preset, and what of it is changed."""
 SHOWN = ["kl", "js", "cosine", "csh@1", "tgo@1", "log_loss", "auc", "accuracy"]
 COMPARED = ("kl", "accuracy", "csh@1")
 
 
-def settings(variant: str, *, data_path: Path, split: int, seeds: tuple[int, ...], swaps: int) -> RunConfig:
+def settings(
+    variant: str, *, data_path: Path, split: int, seeds: tuple[int, ...], swaps: int, ntp_baseline: bool
+) -> RunConfig:
     """Settings of one run."""
-    preset, operator = VARIANTS[variant]
+    preset, changes = VARIANTS[variant]
     config = load_config(ROOT / "configs" / preset)
-    return replace(
+    config = replace(
         config,
         data=replace(config.data, path=data_path, split_seed=split),
-        operator=replace(config.operator, **operator),
-        train=replace(config.train, seeds=seeds, swaps=swaps, pictures=1, ntp_baseline=variant == "attention"),
+        train=replace(config.train, seeds=seeds, swaps=swaps, pictures=1, ntp_baseline=ntp_baseline),
     )
+    return replace(config, **{part: replace(getattr(config, part), **fields) for part, fields in changes.items()})
 
 
 def run_variant(config: RunConfig, run: Path) -> pd.DataFrame:
@@ -61,12 +70,35 @@ def run_variant(config: RunConfig, run: Path) -> pd.DataFrame:
     return metrics
 
 
+def pool(frames: dict[int, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of all splits together.
+
+    Seeds are no extra people, nor are splits: a session is averaged over seeds, and a person over the sessions of all
+    splits.
+
+    Args:
+        frames: split → metrics of every session, method, mode and seed.
+
+    Returns:
+        Metrics averaged over seeds, a session of each split counted by itself; and the spread of the means over runs.
+    """
+    marked = [
+        f.assign(session_id=f"{s}:" + f["session_id"], run=f"{s}/" + f["seed"].astype(str)) for s, f in frames.items()
+    ]
+    metrics = pd.concat(marked, ignore_index=True).drop(columns="seed")
+    keys = ["session_id", "user_id", "split", "method", "mode"]
+    averaged = metrics.drop(columns="run").groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+    spread = over_seeds([summarise(f.drop(columns="run")) for _, f in metrics.groupby("run")])
+    return averaged, spread
+
+
 def main(
     data_path: Path,
     out: Path = Path("runs/human-choice"),
     splits: tuple[int, ...] = (0, 1, 2),
     seeds: tuple[int, ...] = (42, 123, 456),
     swaps: int = 5,
+    ntp_baseline: bool = False,
     variants: tuple[str, ...] = tuple(VARIANTS),
 ) -> None:
     """Run and pool.
@@ -75,28 +107,24 @@ def main(
         data_path: folder of human_choice.
         out: where the runs, tables and figure go.
         splits: seeds of the train/validation/test split.
-        seeds: of the prompts.
+        seeds: of the prompts (the paper's settings run with one).
         swaps: how many other people's prompts in the swap control.
+        ntp_baseline: also tune every prompt on the answers alone, which takes as long again.
         variants: which ones.
     """
     text, differences = [], {}
     for variant in variants:
-        frames = []
+        frames = {}
         for split in splits:
-            config = settings(variant, data_path=data_path, split=split, seeds=seeds, swaps=swaps)
-            open_or_prepare(config.data)
-            frame = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")
-            frames.append(
-                frame.assign(session_id=f"{split}:" + frame["session_id"], run=f"{split}/" + frame["seed"].astype(str))
+            config = settings(
+                variant, data_path=data_path, split=split, seeds=seeds, swaps=swaps, ntp_baseline=ntp_baseline
             )
-        metrics = pd.concat(frames, ignore_index=True).drop(columns="seed")
-        keys = ["session_id", "user_id", "split", "method", "mode"]
-        # Seeds are no extra people, nor are splits: a session is averaged over seeds, a person over all sessions.
-        averaged = metrics.drop(columns="run").groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+            open_or_prepare(config.data)
+            frames[split] = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")
+        averaged, deviation = pool(frames)
         results = results_table(summarise(averaged), SHOWN)
         results = results[results["average"] == "micro"].drop(columns=["average", "users"])
         comparison = comparison_table(averaged, reference=FIXATE, names=COMPARED)
-        deviation = over_seeds([summarise(f.drop(columns="run")) for _, f in metrics.groupby("run")])
         stem = variant.replace(" ", "-").replace("'", "")
         for name, table in {"results": results, "comparison": comparison, "deviation": deviation}.items():
             table.to_csv(out / f"{stem}-{name}.csv", index=False)

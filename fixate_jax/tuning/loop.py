@@ -132,7 +132,13 @@ class _Training:
             workspace.data, workspace.splits["train"], rows=rows, seed=seed, epochs=settings.epochs
         )
         self.batches = training_iterator(workspace.data, self.plan, accumulate=settings.accumulate)
-        self.train_step = make_train_step(workspace.backbone.graph, config, users=users, steps=len(self.plan))
+        self.train_step = make_train_step(
+            workspace.backbone.graph,
+            config,
+            users=users,
+            steps=len(self.plan),
+            end_token=workspace.backbone.encoder.end_token,
+        )
         state = workspace.replicate(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
         self.state, self.best = state, jax.tree.map(jnp.copy, state.prompt)
         self.meta: dict[str, Any] = {

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fixate_jax.backbones.inputs import SequenceInputs, take_branches
+from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
 from fixate_jax.config import RunConfig
 from fixate_jax.objective import (
     alignment_loss,
@@ -90,18 +90,47 @@ def _pick(x: Array, slot: Int[Array, "batch chosen"]) -> Array:
     return jax.vmap(lambda row, s: row[s])(x, slot)
 
 
+def _branches_of(prefix: Prefix, slots: Int[Array, "batch chosen"]) -> Prefix:
+    """The prefix with the branches of some slots' labels, from one that has all of them, or one for all."""
+    branches = slots if prefix.hidden.shape[1] > 1 else jnp.zeros_like(slots)
+    return prefix._replace(
+        hidden=_pick(prefix.hidden, branches),
+        angles=_pick(prefix.angles, branches),
+        tail_valid=_pick(prefix.tail_valid, branches),
+    )
+
+
+def _own_answer(model: Any, prefix: Prefix, batch: Batch, end_token: int) -> Int[Array, " batch"]:
+    """Slot with the most probable label; nothing is differentiated through the choice."""
+    logits = jax.lax.stop_gradient(model.tail(prefix).logits)
+    return jnp.argmax(candidate_log_probs(logits, batch, end_token), axis=-1)
+
+
 def session_losses(
-    prompt: PromptParams, model: Any, batch: Batch, config: RunConfig, attention_weight: Float[Array, ""]
+    prompt: PromptParams,
+    model: Any,
+    batch: Batch,
+    config: RunConfig,
+    attention_weight: Float[Array, ""],
+    *,
+    end_token: int = 0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The objective on one micro-batch: prefill, tail, relevance, slots, loss.
+
+    The relevance that is aligned is that of the clicked slot's label (FixATE) or of the model's own answer, as
+    ``objective.relevance`` says; `end_token` is needed for the latter where a label begins another one.
 
     Returns:
         The loss and its parts, each a mean over the real sessions.
     """
-    click = batch.click[:, None]
-    ids, mask = _pick(batch.answer_ids, click), _pick(batch.answer_mask, click)
-    inputs = take_branches(with_features(model, batch), click)
+    chosen, inputs = batch.click[:, None], with_features(model, batch)
+    own = config.objective.alignment != "none" and config.objective.relevance == "own"
+    inputs = inputs if own else take_branches(inputs, chosen)
     prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
+    if own:
+        chosen = jnp.stack([batch.click, _own_answer(model, prefix, batch, end_token)], axis=1)
+        prefix = _branches_of(prefix, chosen)
+    ids, mask = _pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen)
     alignment = None
     if config.objective.alignment == "none":
         logits = model.tail(prefix).logits
@@ -109,7 +138,7 @@ def session_losses(
         operator = get_operator(config.operator.name)
         logits, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
         tokens = gather_visual(relevance, inputs.visual_position)
-        attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)[:, 0]
+        attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)[:, -1]
         alignment = alignment_loss(config.objective, batch.gaze, attention, batch.slot_mask, batch.weight)
     return total_loss(
         config.objective,
@@ -121,27 +150,35 @@ def session_losses(
 
 
 def loss_and_gradient(
-    prompt: PromptParams, model: Any, batch: Batch, config: RunConfig, attention_weight: Float[Array, ""]
+    prompt: PromptParams,
+    model: Any,
+    batch: Batch,
+    config: RunConfig,
+    attention_weight: Float[Array, ""],
+    *,
+    end_token: int = 0,
 ) -> tuple[dict[str, Float[Array, ""]], PromptParams]:
     """Loss parts and gradient over the micro-batches of an optimizer step, as one mean over their real sessions."""
     total = jnp.maximum(batch.weight.sum(), 1.0)
 
     def one(carry: Any, micro: Batch) -> tuple[Any, None]:
         (_, parts), gradient = jax.value_and_grad(session_losses, has_aux=True)(
-            prompt, model, micro, config, attention_weight
+            prompt, model, micro, config, attention_weight, end_token=end_token
         )
         share = micro.weight.sum() / total
         return jax.tree.map(lambda c, x: c + share * x, carry, (parts, gradient)), None
 
     first = jax.tree.map(lambda x: x[0], batch)
-    shapes = jax.eval_shape(lambda p: session_losses(p, model, first, config, attention_weight)[1], prompt)
+    shapes = jax.eval_shape(
+        lambda p: session_losses(p, model, first, config, attention_weight, end_token=end_token)[1], prompt
+    )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, prompt))
     (parts, gradient), _ = jax.lax.scan(one, zeros, batch)
     return parts, gradient
 
 
 def make_train_step(
-    graph: nnx.GraphDef, config: RunConfig, *, users: int, steps: int
+    graph: nnx.GraphDef, config: RunConfig, *, users: int, steps: int, end_token: int = 0
 ) -> Jitted[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The jitted optimizer step; the state is donated, the frozen weights are an argument.
 
@@ -150,13 +187,14 @@ def make_train_step(
         config: the run's settings.
         users: number of rows of z.
         steps: planned optimizer steps, over which `optimizer.decay` brings the rates down.
+        end_token: of the tokenizer; needed where ``objective.relevance`` is "own" and a label begins another one.
     """
     optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
 
     def step(state: TrainState, params: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         model = nnx.merge(graph, params)
         weight = attention_weight_schedule(config.objective, state.step)
-        parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight)
+        parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
         present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
         factor = rate_factor(config.optimizer, state.step, steps)
@@ -204,12 +242,7 @@ def evaluate_batch(
     answer = jnp.argmax(log_probs, axis=-1)
     chosen = jnp.stack([batch.click, answer], axis=1)
     ids, mask = _pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen)
-    branches = chosen if inputs.tail_ids.shape[1] > 1 else jnp.zeros_like(chosen)
-    prefix = prefix._replace(
-        hidden=_pick(prefix.hidden, branches),
-        angles=_pick(prefix.angles, branches),
-        tail_valid=_pick(prefix.tail_valid, branches),
-    )
+    prefix = _branches_of(prefix, chosen)
     operator = get_operator(config.operator.name)
     _, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
     tokens = gather_visual(relevance, inputs.visual_position)

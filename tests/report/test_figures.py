@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fixate_jax.errors import DataError
-from fixate_jax.report.figures import page_figure, training_curves, user_improvement
+from fixate_jax.report.figures import method_differences, page_figure, training_curves, user_improvement
 
 BOXES = np.array([[0.05, 0.1, 0.45, 0.9], [0.55, 0.1, 0.95, 0.9]])
 
@@ -108,3 +108,23 @@ def test_drawing_never_touches_pyplot():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_method_differences_colours_people_by_who_gains(tmp_path):
+    def means(gain: float) -> pd.DataFrame:
+        rows = [("fixate", f"u{i}", 0.5 - gain) for i in range(8)] + [("mean", f"u{i}", 0.5) for i in range(8)]
+        return pd.DataFrame([{"method": m, "mode": "FR", "user_id": u, "kl": k, "accuracy": 1 - k} for m, u, k in rows])
+
+    def through(value: int) -> int:
+        return round(0.75 * value + 0.25 * 255)
+
+    blue, orange = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+    for gain, there, absent in ((0.2, blue, orange), (-0.2, orange, blue)):
+        path = tmp_path / f"{gain}.png"
+        against = {"kl": "mean", "accuracy": "mean"}
+        image = pixels(
+            method_differences(path, {"a": means(gain), "b": means(gain)}, reference="fixate", against=against)
+        )
+        # Points are drawn a little transparent, over white.
+        shares = [share_of(image, (through(r), through(g), through(b))) for r, g, b in (there, absent)]
+        assert shares[0] > 0 and shares[1] == 0

@@ -216,3 +216,23 @@ def test_the_last_planned_step_moves_little_under_decay(world: World) -> None:
     expected = 0.5 * (1 + np.cos(np.pi * 0.9))
     for steady, decayed in zip(moved["none"], moved["cosine"], strict=True):
         assert steady > 0 and decayed / steady == pytest.approx(expected, rel=1e-3)
+
+
+def test_own_relevance_aligns_what_free_running_evaluation_measures(world: World) -> None:
+    """Alignment is that of a click on the model's own answer, next-token prediction that of the true click."""
+    batch, prompt, end = world.batch(), world.prompt(), world.backbone.encoder.end_token
+    model = world.backbone.merge(world.backbone.params)
+    own = replace(world.config, objective=replace(world.config.objective, relevance="own"))
+
+    def parts(config: RunConfig, batch: Any) -> dict[str, float]:
+        found = jax.jit(lambda b: session_losses(prompt, model, b, config, jnp.float32(0.5), end_token=end)[1])(batch)
+        return {name: float(value) for name, value in found.items()}
+
+    evaluate = make_evaluate(world.backbone.graph, world.config, end)
+    answer = evaluate(soft_prompt(prompt, batch.user), True, world.backbone.params, batch).answer.astype(jnp.int32)
+    assert (answer != batch.click).any()
+    found, told = parts(own, batch), parts(world.config, batch._replace(click=answer))
+    clicked = parts(world.config, batch)
+    assert found["alignment"] == pytest.approx(told["alignment"], rel=1e-5)
+    assert abs(found["alignment"] - clicked["alignment"]) > 1e-4 * clicked["alignment"]
+    assert found["next_token"] == pytest.approx(clicked["next_token"], rel=1e-5)
