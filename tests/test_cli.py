@@ -17,7 +17,8 @@ from fixate_jax.tuning import experiment
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
 RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
-PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if str(path) != RECIPE)
+RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
+PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
 COMMANDS = "prepare, train, evaluate, probe, verify, convert, analyze, pretrain-tiny, read"
 
 
@@ -104,6 +105,12 @@ def test_a_recipes_values_are_the_defaults_of_the_flags() -> None:
     assert command.settings == replace(load_settings(RECIPE, Recipe), steps=7, matched=False)
     assert (command.recipe, command.run_dir, command.until) == (Path(RECIPE), Path("here"), None)
     assert load_settings(RECIPE, Recipe).steps != 7
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_parses(recipe: Path) -> None:
+    command = cli.parse(["pretrain-tiny", str(recipe), "--run", "here"])
+    assert isinstance(command, cli.PretrainTiny) and command.settings == load_settings(recipe, Recipe)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)

@@ -51,7 +51,8 @@ def settings(directory: Path, **fields: Any) -> BackboneConfig:
 
 
 def equal(first: Backbone, second: Backbone) -> None:
-    assert jax.tree.structure(first.params) == jax.tree.structure(second.params)
+    structures: list[Any] = [jax.tree.structure(backbone.params) for backbone in (first, second)]
+    assert structures[0] == structures[1]
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)

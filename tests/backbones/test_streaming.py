@@ -55,9 +55,9 @@ def test_a_part_is_cut_cast_and_joined_and_nothing_else_is_read(index: Any, dtyp
 
 def test_scalars_and_rows_that_are_not_stacked() -> None:
     with ThreadPoolExecutor(1) as pool:
-        one = StackedSource([[np.float32(3)[...]]], (), np.float32, pool)
+        one = StackedSource([[np.array(3, np.float32)]], (), np.float32, pool)
         np.testing.assert_array_equal(one.place(None), 3)
-        stacked = StackedSource([[np.float32(i)[...]] for i in range(3)], (3,), np.float32, pool)
+        stacked = StackedSource([[np.array(i, np.float32)] for i in range(3)], (3,), np.float32, pool)
         np.testing.assert_array_equal(stacked.place(None), [0, 1, 2])
         row = StackedSource([[random(4, 5), random(4, 2)]], (4, 7), np.float32, pool)
         np.testing.assert_array_equal(row.place(None), np.concatenate([random(4, 5), random(4, 2)], axis=1))
@@ -165,7 +165,8 @@ def test_matrices_are_cut_along_the_longer_side_that_fits(axes: dict[str, int], 
         [(path, nnx.Param(jax.ShapeDtypeStruct(s, jnp.float32))) for path, s in shapes.items()]
     )
     found = shardings(abstract, AbstractMesh(tuple(axes.values()), tuple(axes)))
-    for path, place in zip((p for p, _ in nnx.to_flat_state(abstract)), jax.tree.leaves(found), strict=True):
+    paths: list[Any] = [path for path, _ in nnx.to_flat_state(abstract)]
+    for path, place in zip(paths, jax.tree.leaves(found), strict=True):
         side = 0 if path == ("embed", "embedding") else longer.get(path[1:2])
         wanted = [None if i != side or spec is None else spec for i in range(len(shapes[path]))]
         assert place.spec == PartitionSpec(*wanted), path
