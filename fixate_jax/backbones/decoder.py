@@ -247,8 +247,13 @@ class Decoder(nnx.Module):
         batch, branch, tail = inputs.tail_ids.shape
         seq = inputs.token_ids.shape[1]
         first = _first_seen(inputs, prompt, use_prompt)
-        inputs = _padding_last(inputs, first)
-        valid = jnp.arange(seq)[None, :] < seq - first[:, None]
+        turned = config.attention != "blocked"
+        if turned:
+            inputs = _padding_last(inputs, first)
+            valid = jnp.arange(seq)[None, :] < seq - first[:, None]
+        else:
+            valid = jnp.arange(seq)[None, :] >= first[:, None]
+        mask = None if turned else valid
         hidden, deep = self._prefix_start(inputs, prompt)
         prefix_angles, tail_angles = self.angles(inputs.positions), self.angles(inputs.tail_positions)
         flat = jax.tree.map(
@@ -265,7 +270,9 @@ class Decoder(nnx.Module):
             layer = nnx.merge(graph, weights)
             query, tail_query = split(layer.query(x, flat[1]))
             (key, tail_key), (value, tail_value) = map(split, layer.key_value(x, flat[1]))
-            attended = prefill_attention(query, key, value, how=config.attention, block=config.attention_block)
+            attended = prefill_attention(
+                query, key, value, how=config.attention, block=config.attention_block, valid=mask
+            )
             tail_attended, _ = tail_attention(tail_query, key, value, valid, tail_key, tail_value, inputs.tail_valid)
             attended = jnp.concatenate(
                 [attended, tail_attended.reshape(batch, branch * tail, *attended.shape[2:])], axis=1
@@ -277,14 +284,17 @@ class Decoder(nnx.Module):
             body = _rematerialised(partial(lower, graph), config.remat)
             x, _ = jax.lax.scan(body, x, (weights, indices), unroll=config.unroll)
         hidden, tail_hidden = split(x)
-        back = partial(_turned, by=-first)
-        key, value = map(jax.vmap(back), self._tapped_keys_values(hidden, deep, prefix_angles))
-        return Prefix(key, value, back(valid), tail_hidden, tail_angles, inputs.tail_valid)
+        key, value = self._tapped_keys_values(hidden, deep, mask, prefix_angles)
+        if turned:
+            back = partial(_turned, by=-first)
+            key, value, valid = jax.vmap(back)(key), jax.vmap(back)(value), back(valid)
+        return Prefix(key, value, valid, tail_hidden, tail_angles, inputs.tail_valid)
 
     def _tapped_keys_values(
         self,
         hidden: Float[Array, "batch seq width"],
         deep: Float[Array, "levels batch seq width"],
+        mask: Bool[Array, "batch seq"] | None,
         angles: Float[Array, "batch seq half"],
     ) -> tuple[Float[Array, "tapped batch seq kv head"], Float[Array, "tapped batch seq kv head"]]:
         """Keys and values of the prefix in the tapped layers; the last layer computes nothing else."""
@@ -296,7 +306,7 @@ class Decoder(nnx.Module):
             layer = nnx.merge(graph, weights)
             key, value = layer.key_value(x, angles)
             attended = prefill_attention(
-                layer.query(x, angles), key, value, how=config.attention, block=config.attention_block
+                layer.query(x, angles), key, value, how=config.attention, block=config.attention_block, valid=mask
             )
             return self._add_deepstack(layer.finish(x, attended), deep, index), (key, value)
 

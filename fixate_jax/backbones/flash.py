@@ -4,7 +4,8 @@ On an NVIDIA GPU that is cuDNN's flash attention (bfloat16 and float16), on a TP
 (splash attention; float32 and bfloat16), elsewhere row blocks of our own. The kernel is chosen when a program is
 lowered for a platform, so that a program exported for a TPU on a machine without one holds the TPU's kernel.
 
-Kernels see no mask but the causal one: the decoder turns its sequences so that padding comes last.
+Kernels see no mask but the causal one: the decoder turns its sequences so that padding comes last, unless row blocks
+are asked for.
 They have first-order gradients only, which is all that the prefix needs.
 """
 
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fixate_jax.backbones.attention import blocked_attention
 
@@ -120,6 +121,7 @@ def prefill_attention(
     *,
     how: Attention,
     block: int,
+    valid: Bool[Array, "batch seq"] | None = None,
 ) -> Float[Array, "batch seq heads width"]:
     """Causal softmax attention of whole sequences; differentiable once.
 
@@ -130,11 +132,12 @@ def prefill_attention(
         how: ``"auto"`` takes the platform's kernel where there is one that takes these shapes and this type;
             ``"blocked"`` never does.
         block: rows of scores that :func:`blocked_attention` holds at a time.
+        valid: False where nobody may look, for ``"blocked"`` alone (None: causality hides all that is to be hidden).
 
     Returns:
         The attended values, heads unmerged, in the type of ``value``.
     """
-    ours = partial(blocked_attention, valid=None, causal=True, block=block)
+    ours = partial(blocked_attention, valid=valid, causal=True, block=block)
     kernels: dict[str, Any] = {}
     # Below that a kernel would mostly work on padding.
     if how == "auto" and query.shape[1] >= LANES:

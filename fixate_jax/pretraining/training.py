@@ -212,7 +212,8 @@ class Pretraining:
         self.recipe, self.directory = recipe, directory
         _claim(directory, recipe)
         start = write_model(directory / "start", sizes_of(recipe), first_tensors(recipe))
-        settings = BackboneConfig(path=str(start), tapped_layers=recipe.layers, unroll=True)
+        # Row blocks everywhere, so that the weights' bits do not depend on which kernel a platform has.
+        settings = BackboneConfig(path=str(start), tapped_layers=recipe.layers, unroll=True, attention="blocked")
         self.backbone = load_backbone(settings)
         self.packer = make_packer(self.backbone, page_width=recipe.page_width, seq=recipe.seq, tail=recipe.tail)
         self.optimizer = make_optimizer(recipe, self.backbone.params)
