@@ -15,6 +15,7 @@ import pytest
 
 from fixate_jax.backbones import load_backbone
 from fixate_jax.backbones.decoder import Remat
+from fixate_jax.backbones.flash import Attention
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.tuning import loop
@@ -43,11 +44,16 @@ def loss_and_gradient(directory: Path, backbone: BackboneConfig) -> tuple[float,
     return float(loss), np.asarray(gradient.basis, np.float32)
 
 
-def test_rematerialisation_and_block_size_change_nothing_but_speed_and_memory(tmp_path: Path) -> None:
-    ways: tuple[tuple[Remat, int], ...] = (("dots", 48), ("full", 48), ("none", 512))
+def test_rematerialisation_blocks_and_place_of_padding_change_nothing_but_speed_and_memory(tmp_path: Path) -> None:
+    ways: tuple[tuple[Remat, int, Attention], ...] = (
+        ("dots", 48, "auto"),
+        ("full", 48, "auto"),
+        ("none", 512, "auto"),
+        ("dots", 48, "blocked"),
+    )
     results = [
-        loss_and_gradient(tmp_path, replace(CONFIG.backbone, remat=remat, attention_block=block))
-        for remat, block in ways
+        loss_and_gradient(tmp_path, replace(CONFIG.backbone, remat=remat, attention_block=block, attention=attention))
+        for remat, block, attention in ways
     ]
     for loss, gradient in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-5)
