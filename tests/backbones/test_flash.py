@@ -113,7 +113,7 @@ def test_left_padding_behind_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None
     inputs = left_padded(seq, (0, 61), soft)
     graph, params = nnx.split(Decoder(CONFIG, nnx.Rngs(0)))
     prompt = jnp.asarray(np.random.default_rng(1).standard_normal((2, soft, CONFIG.width)), jnp.float32)
-    monkeypatch.setattr(decoder, "prefill_attention", lambda *arrays, how, block: INTERPRETED(*arrays))
+    monkeypatch.setattr(decoder, "prefill_attention", lambda *arrays, how, block, valid: INTERPRETED(*arrays))
 
     def fast(prompt: jax.Array, use_prompt: jax.Array) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, params)
