@@ -29,6 +29,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 EMBEDDED: dict[str, Callable[[Path], Path]] = {
     "tiny-qwen3-vl": lambda work: SHIPPED / "tiny-qwen3-vl",
+    "tiny-internvl": lambda work: SHIPPED / "tiny-internvl",
     "tiny-random": lambda work: tiny_random.write_tiny_random(work / "tiny-random"),
 }
 """Backbones that need no download, by name → function from a run's directory to the model's."""

@@ -129,7 +129,9 @@ def test_index_without_a_map(directory: Path) -> None:
 
 def test_not_a_directory(tmp_path: Path) -> None:
     refused(
-        tmp_path / "nothing", "nothing", "neither a directory nor an embedded backbone (tiny-qwen3-vl, tiny-random)"
+        tmp_path / "nothing",
+        "nothing",
+        "neither a directory nor an embedded backbone (tiny-qwen3-vl, tiny-internvl, tiny-random)",
     )
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", str(tmp_path / "empty" / "config.json"), "not found")
