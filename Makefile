@@ -15,6 +15,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
 DATA ?= ../shared/data/human_choice
+# make demo BACKBONE=tiny-internvl, likewise make results
+BACKBONE ?= tiny-qwen3-vl
+SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 
 # Linux: keep freed memory and use huge pages. XLA on CPU takes and returns its buffers at every step, and with a small
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
@@ -36,7 +39,7 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(BIN)/fixate train configs/demo.yaml --run runs/demo
+	$(BIN)/fixate train configs/demo.yaml --backbone.path $(BACKBONE) --run runs/demo$(SUFFIX)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -57,7 +60,7 @@ bench-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.real_size
 
 results: $(VENV)/.installed
-	$(BIN)/python train/results_human_choice.py --data-path $(DATA)
+	$(BIN)/python train/results_human_choice.py --data-path $(DATA) --backbone $(BACKBONE) --out runs/human-choice$(SUFFIX)
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
