@@ -120,11 +120,17 @@ class OperatorConfig:
     """How relevance of the page's tokens is read off the model."""
 
     name: str = "attn_lrp"
-    """A key of the registry in fixate_jax.probing: attn_lrp, attention."""
+    """A key of the registry in fixate_jax.probing: attn_lrp, attention, attention_gradient, rollout, glimpse."""
     normalise: Literal["signed", "abs"] = "signed"
     """attn_lrp: divide rows by their signed sum (the paper) or by the sum of magnitudes (stable)."""
     grad_scale: float = 0.1
     """c in G = c · ∂ℓ/∂A."""
+    stop_gradient: bool = False
+    """attn_lrp, attention_gradient, glimpse: take G for a constant where the loss is differentiated, which saves the
+    second order."""
+    masked_gradients: bool = True
+    """glimpse: count G also where causality masks attention in the sums that weigh heads and layers, as the published
+    code does."""
     layer_weights: tuple[float, ...] | None = None
     """Weights of the tapped layers, lowest first (None: w_l = l / Σl, the paper's)."""
     eps: float = 1e-4

@@ -12,7 +12,8 @@ from flax import nnx
 
 from fixate_jax import flops
 from fixate_jax.backbones import attention, internvl_pages, internvl_vision, qwen3_vl_vision
-from fixate_jax.backbones.decoder import Decoder, DecoderConfig
+from fixate_jax.backbones.decoder import Decoder
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.inputs import SequenceInputs
 from fixate_jax.backbones.internvl_config import InternVLConfig
 from fixate_jax.backbones.internvl_config import VisionConfig as InternVisionConfig

@@ -94,16 +94,16 @@ def tail_attention(
     key: Float[Array, "batch branch tail kv width"],
     value: Float[Array, "batch branch tail kv width"],
     valid: Bool[Array, "batch branch tail"],
-    tap: Float[Array, "batch branch heads keys"] | None = None,
-) -> tuple[Float[Array, "batch branch tail heads width"], Float[Array, "batch branch heads keys"]]:
+    tap: Float[Array, "batch branch heads tail keys"] | None = None,
+) -> tuple[Float[Array, "batch branch tail heads width"], Float[Array, "batch branch heads tail keys"]]:
     """Attention of the few last positions over a shared prefix and over themselves.
 
     Branches are alternative continuations of one prefix; they see the prefix and their own positions only.
-    ``tap`` is added to the last position's post-softmax row, so that the gradient with respect to a zero tap is
-    ∂ℓ/∂A of that row, A being used in the product with the values.
+    ``tap`` is added after the softmax, so that the gradient with respect to a zero tap is ∂ℓ/∂A, A being used in the
+    product with the values.
 
     Returns:
-        Attended values, and the last position's row A[src, :] (before the tap), keys being prefix then tail.
+        Attended values, and the tail's rows of A (before the tap), keys being prefix then tail.
     """
     kv, seq, tail = key.shape[-2], prefix_key.shape[1], query.shape[2]
     grouped = _group_heads(query, kv)
@@ -119,11 +119,10 @@ def tail_attention(
         axis=-1,
     )
     weights = jax.nn.softmax(scores, axis=-1)
-    row = weights[..., -1, :].reshape(*weights.shape[:2], -1, weights.shape[-1])
+    rows = weights.reshape(*weights.shape[:2], -1, *weights.shape[-2:])
     if tap is not None:
-        tapped = weights[..., -1:, :] + tap.reshape(*weights.shape[:4], 1, weights.shape[-1])
-        weights = jnp.concatenate([weights[..., :-1, :], tapped], axis=-2)
+        weights = weights + tap.reshape(weights.shape)
     weights = weights.astype(value.dtype)
     out = jnp.einsum("bchgts,bshd->bcthgd", weights[..., :seq], prefix_value, preferred_element_type=precise(value))
     out += jnp.einsum("bchgtu,bcuhd->bcthgd", weights[..., seq:], value, preferred_element_type=precise(value))
-    return out.astype(value.dtype).reshape(query.shape), row
+    return out.astype(value.dtype).reshape(query.shape), rows

@@ -5,13 +5,21 @@ from collections.abc import Callable
 from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing.attention_row import attention_row
-from fixate_jax.probing.attn_lrp import attn_lrp
+from fixate_jax.probing.attn_lrp import attention_gradient, attn_lrp
+from fixate_jax.probing.glimpse import glimpse
+from fixate_jax.probing.rollout import rollout
 from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, token_centres
 from fixate_jax.probing.trace import Probe, Trace
 
 Operator = Callable[[Trace, OperatorConfig], Probe]
 
-OPERATORS: dict[str, Operator] = {"attn_lrp": attn_lrp, "attention": attention_row}
+OPERATORS: dict[str, Operator] = {
+    "attn_lrp": attn_lrp,
+    "attention": attention_row,
+    "attention_gradient": attention_gradient,
+    "rollout": rollout,
+    "glimpse": glimpse,
+}
 """Every operator by name; a new one is a file and a line here."""
 
 

@@ -29,10 +29,19 @@ def assign_slots(boxes: Float[np.ndarray, "slots 4"], rows: int, columns: int) -
 
 
 def gather_visual(
-    relevance: Float[Array, "batch branch keys"], visual_position: Int[Array, "batch visual"]
+    relevance: Float[Array, "batch branch keys"],
+    visual_position: Int[Array, "batch visual"],
+    moved: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch branch visual"]:
-    """|R[src, j]| of each visual token j, from the relevance of all positions."""
-    position = jnp.broadcast_to(visual_position[:, None], (*relevance.shape[:2], visual_position.shape[1]))
+    """|R[src, j]| of each visual token j, from the relevance of all positions.
+
+    Args:
+        relevance: of an operator's :class:`Probe`.
+        visual_position: where each visual token stands in the prefix that was put together on the host (0: none).
+        moved: by how many places the model moved each prefix (None: by none).
+    """
+    position = visual_position if moved is None else jnp.maximum(visual_position - moved[:, None], 0)
+    position = jnp.broadcast_to(position[:, None], (*relevance.shape[:2], position.shape[1]))
     return jnp.abs(jnp.take_along_axis(relevance, position, axis=-1))
 
 

@@ -12,8 +12,10 @@ class Trace(NamedTuple):
     """A model stopped just before its tapped layers.
 
     Attributes:
-        model: the backbone; ``model.tail(prefix, taps)`` finishes the forward pass.
-        prefix: state of the sequence below and beside the tail.
+        model: the backbone; ``model.tail(prefix, taps)`` finishes the forward pass, and ``model.decoder`` holds the
+            steps of the prefill.
+        prefix: state of the sequence below and beside the tail; ``prefix.below`` is the whole sequence as it enters
+            the first tapped layer, ``prefix.start`` its embeddings.
         target: from the tail's logits to ℓ, the value whose relevance is asked for, per sequence and branch.
     """
 
@@ -27,7 +29,8 @@ class Probe(NamedTuple):
 
     Attributes:
         logits: the tail's logits, from the same forward pass.
-        relevance: row ``src`` of the operator's R over prefix and tail positions, sign and all.
+        relevance: row ``src`` of the operator's R over prefix and tail positions (the prefix in the order of
+            ``Stream``), sign and all.
     """
 
     logits: Float[Array, "batch branch tail vocab"]

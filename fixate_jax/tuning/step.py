@@ -92,12 +92,7 @@ def _pick(x: Array, slot: Int[Array, "batch chosen"]) -> Array:
 
 def _branches_of(prefix: Prefix, slots: Int[Array, "batch chosen"]) -> Prefix:
     """The prefix with the branches of some slots' labels, from one that has all of them, or one for all."""
-    branches = slots if prefix.hidden.shape[1] > 1 else jnp.zeros_like(slots)
-    return prefix._replace(
-        hidden=_pick(prefix.hidden, branches),
-        angles=_pick(prefix.angles, branches),
-        tail_valid=_pick(prefix.tail_valid, branches),
-    )
+    return prefix.take_branches(slots if prefix.start.tail_hidden.shape[1] > 1 else jnp.zeros_like(slots))
 
 
 def _own_answer(model: Any, prefix: Prefix, batch: Batch, end_token: int) -> Int[Array, " batch"]:
@@ -137,7 +132,7 @@ def session_losses(
     else:
         operator = get_operator(config.operator.name)
         logits, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
-        tokens = gather_visual(relevance, inputs.visual_position)
+        tokens = gather_visual(relevance, inputs.visual_position, prefix.start.moved)
         attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)[:, -1]
         alignment = alignment_loss(config.objective, batch.gaze, attention, batch.slot_mask, batch.weight)
     return total_loss(
@@ -245,7 +240,7 @@ def evaluate_batch(
     prefix = _branches_of(prefix, chosen)
     operator = get_operator(config.operator.name)
     _, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
-    tokens = gather_visual(relevance, inputs.visual_position)
+    tokens = gather_visual(relevance, inputs.visual_position, prefix.start.moved)
     attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)
     return Evaluation(log_probs, answer, attention[:, 0], attention[:, 1], tokens[:, 0], tokens[:, 1])
 

@@ -15,7 +15,8 @@ from flax import nnx
 
 from fixate_jax.backbones import decoder
 from fixate_jax.backbones.attention import blocked_attention
-from fixate_jax.backbones.decoder import Decoder, DecoderConfig
+from fixate_jax.backbones.decoder import Decoder
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.flash import prefill_attention, splash_attention
 from fixate_jax.backbones.inputs import SequenceInputs
 

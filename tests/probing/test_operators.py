@@ -27,6 +27,10 @@ OPERATORS = {
     "attention": OperatorConfig(name="attention"),
     "attn_lrp signed": OperatorConfig(name="attn_lrp", normalise="signed"),
     "attn_lrp abs": OperatorConfig(name="attn_lrp", normalise="abs", grad_scale=1.0),
+    "attention_gradient": OperatorConfig(name="attention_gradient"),
+    "rollout": OperatorConfig(name="rollout"),
+    "glimpse": OperatorConfig(name="glimpse"),
+    "glimpse, masked left out": OperatorConfig(name="glimpse", masked_gradients=False, grad_scale=1.0),
 }
 SEEDS = (0, 1, 2)
 Values = tuple[jax.Array, dict[str, dict[str, jax.Array]]]
@@ -58,6 +62,24 @@ def losses(
     )
 
 
+def by_definition(config: OperatorConfig, matrices: list, gradients: list, valid: jax.Array) -> jax.Array:
+    """R of an operator, whole."""
+    scale, eps = config.grad_scale, config.eps
+    match config.name:
+        case "attention":
+            return whole_matrix.attention(matrices, gradients)
+        case "attn_lrp":
+            return whole_matrix.attn_lrp(matrices, gradients, how=config.normalise, scale=scale, eps=eps)
+        case "attention_gradient":
+            return whole_matrix.attention_gradient(matrices, gradients, scale=scale)
+        case "rollout":
+            return whole_matrix.rollout(matrices)
+        case _:
+            return whole_matrix.glimpse(
+                matrices, gradients, scale=scale, eps=eps, valid=valid, masked=config.masked_gradients
+            )
+
+
 def definition(world: World, backbone: Backbone, params: Any, prompt: PromptParams, batch: Batch) -> Values:
     """Per operator the loss, and token relevance and slot attention for the true answer, by whole matrices."""
     rows = jnp.arange(len(batch.click))
@@ -66,14 +88,11 @@ def definition(world: World, backbone: Backbone, params: Any, prompt: PromptPara
     logits, matrices, gradients = whole_matrix.tapped_matrices(
         backbone, params, inputs, soft_prompt(prompt, batch.user), ids, mask
     )
+    valid = jnp.arange(inputs.token_ids.shape[1]) >= inputs.start[:, None]
+    valid = jnp.concatenate([valid, inputs.tail_valid[:, 0]], axis=1)
     loss, values = {}, {}
     for name, config in OPERATORS.items():
-        if config.name == "attention":
-            relevance = whole_matrix.attention(matrices, gradients)
-        else:
-            relevance = whole_matrix.attn_lrp(
-                matrices, gradients, how=config.normalise, scale=config.grad_scale, eps=config.eps
-            )
+        relevance = by_definition(config, matrices, gradients, valid)
         tokens = jnp.abs(jnp.take_along_axis(relevance[:, -1], inputs.visual_position, axis=-1))
         mass = jnp.einsum("bnv,bv->bn", batch.slot_matrix, tokens)
         attention = mass / (mass.sum(-1, keepdims=True) + config.eps)
@@ -92,7 +111,7 @@ def fast(world: World, backbone: Backbone, params: Any, prompt: PromptParams, ba
     loss, values = {}, {}
     for name, config in OPERATORS.items():
         probe = get_operator(config.name)(Trace(model, prefix, target_logit(ids, mask)), config)
-        tokens = gather_visual(probe.relevance, inputs.visual_position)
+        tokens = gather_visual(probe.relevance, inputs.visual_position, prefix.start.moved)
         attention = slot_attention(tokens, batch.slot_matrix, config.eps)[:, 0]
         loss[name] = losses(probe.logits[:, 0], attention, ids[:, 0], mask[:, 0], prompt, batch)
         values[name] = {"tokens": tokens[:, 0] * (batch.slot_matrix.sum(1) > 0), "slots": attention}
