@@ -13,8 +13,8 @@ import numpy as np
 
 from fixate_jax.backbones.checkpoint import Rule, Transform, flatten_transpose, keep, read_json, tensor_names, transpose
 from fixate_jax.backbones.config_json import Section
-from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.internvl_config import InternVLConfig, VisionConfig
 from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.config import BackboneConfig

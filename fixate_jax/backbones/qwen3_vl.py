@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from fixate_jax.backbones.checkpoint import Rule, flatten_transpose, keep, transpose
 from fixate_jax.backbones.config_json import Section, read_config_json
 from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder, rope_settings
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.family import ChatTurn, template_chat
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
 from fixate_jax.backbones.layers import ACTIVATIONS
