@@ -1,4 +1,4 @@
-"""The backbone that comes with the library: small, documented, and it reads what its card says."""
+"""The backbones that come with the library: small, documented, and they read what their cards say."""
 
 import json
 from pathlib import Path
@@ -16,26 +16,31 @@ from fixate_jax.pretraining.card import POINTING_FILE, READING_FILE, read_detail
 from fixate_jax.pretraining.recipe import Recipe
 from fixate_jax.settings import load_settings
 
-NAME = "tiny-qwen3-vl"
-MODEL = SHIPPED / NAME
-RECIPE = Path(__file__).parents[1] / "configs" / "pretrain_tiny.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = {"tiny-qwen3-vl": "pretrain_tiny.yaml", "tiny-internvl": "pretrain_tiny_internvl.yaml"}
 PAGES = 48
 SEED = 20_260_722
 """Neither the recipe's nor the card's."""
 
-pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason=f"no weights are in this copy ({MODEL} is no folder)")
+
+@pytest.fixture(scope="module", params=RECIPES)
+def model(request: pytest.FixtureRequest) -> Path:
+    directory = SHIPPED / request.param
+    if not directory.is_dir():
+        pytest.skip(f"no weights are in this copy ({directory} is no folder)")
+    return directory
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    layers = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))["text_config"]["num_hidden_layers"]
-    return load_backbone(BackboneConfig(path=NAME, tapped_layers=layers))
+def backbone(model: Path) -> Backbone:
+    layers = json.loads((model / "config.json").read_text(encoding="utf-8"))["text_config"]["num_hidden_layers"]
+    return load_backbone(BackboneConfig(path=model.name, tapped_layers=layers))
 
 
 @pytest.fixture(scope="module")
-def pointing() -> pd.DataFrame:
+def pointing(model: Path) -> pd.DataFrame:
     """The card's table, to know which operator and layer to look at: all of them take a minute to compile."""
-    table = pd.read_csv(MODEL / POINTING_FILE)
+    table = pd.read_csv(model / POINTING_FILE)
     return table.loc[table.groupby("page")["find: top"].idxmax()]
 
 
@@ -49,18 +54,18 @@ def examined(backbone: Backbone, pointing: pd.DataFrame) -> pd.DataFrame:
         return reading.examine(backbone, pages=PAGES, seed=SEED)
 
 
-def test_it_is_small_and_says_how_it_was_made(backbone: Backbone) -> None:
-    files = [path for path in MODEL.rglob("*") if path.is_file()]
+def test_it_is_small_and_says_how_it_was_made(model: Path, backbone: Backbone) -> None:
+    files = [path for path in model.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 5e6
     names = {path.name for path in files}
     assert {"README.md", "recipe.json", READING_FILE, POINTING_FILE, "curves.png", "model.safetensors"} <= names
-    details = read_details(MODEL)
-    assert Recipe(**details["recipe"]) == load_settings(RECIPE, Recipe)
-    steps = details["recipe"]["steps"]
-    assert set(details["fingerprints"]) == {str(steps), str(load_settings(RECIPE, Recipe).early)}
-    card = (MODEL / "README.md").read_text(encoding="utf-8")
+    details, recipe = read_details(model), load_settings(CONFIGS / RECIPES[model.name], Recipe)
+    assert Recipe(**details["recipe"]) == recipe
+    assert set(details["fingerprints"]) == {str(recipe.steps), str(recipe.early)}
+    card = (model / "README.md").read_text(encoding="utf-8")
     parameters = sum(int(np.prod(leaf[...].shape)) for _, leaf in nnx.to_flat_state(backbone.params))
-    assert f"{parameters:,} parameters" in card and f"{steps:,} steps" in card
+    assert f"{parameters:,} parameters" in card and f"{recipe.steps:,} steps" in card
+    assert f"fixate pretrain-tiny configs/{RECIPES[model.name]}" in card
     assert "license: apache-2.0" in card
 
 
@@ -68,7 +73,7 @@ def test_its_vision_tower_does_not_attend(backbone: Backbone) -> None:
     projections = 0
     for path, leaf in nnx.to_flat_state(backbone.params):
         name = ".".join(map(str, path))
-        if name.startswith("vision.stacks") and ".proj." in name:
+        if name.startswith(("vision.stacks.", "vision.layers.")) and ".proj." in name:
             assert not np.asarray(leaf[...]).any(), name
             projections += 1
         elif name.endswith("kernel"):

@@ -1,4 +1,4 @@
-"""Make the tiny backbone that comes with the library, from nothing: pretrain, examine, publish into the package.
+"""Make a tiny backbone that comes with the library, from nothing: pretrain, examine, publish into the package.
 
     python train/pretrain_tiny.py
     python train/pretrain_tiny.py --recipe configs/pretrain_tiny_internvl.yaml --run runs/tiny-internvl

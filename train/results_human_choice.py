@@ -1,6 +1,7 @@
 """The table of docs/results/human_choice.md: every variant on every split, pooled over splits and seeds.
 
     python train/results_human_choice.py --data-path path/to/human_choice
+    python train/results_human_choice.py --data-path path/to/human_choice --backbone tiny-internvl --out runs/internvl
 
 Finished runs are not repeated, so it can be given again after an interruption. Choose settings on the validation split
 before; this script looks at the test split.
@@ -43,14 +44,22 @@ COMPARED = ("kl", "accuracy", "csh@1")
 
 
 def settings(
-    variant: str, *, data_path: Path, split: int, seeds: tuple[int, ...], swaps: int, ntp_baseline: bool
+    variant: str,
+    *,
+    data_path: Path,
+    split: int,
+    seeds: tuple[int, ...],
+    swaps: int,
+    ntp_baseline: bool,
+    backbone: str | None = None,
 ) -> RunConfig:
-    """Settings of one run."""
+    """Settings of one run, on the preset's backbone where none is named."""
     preset, changes = VARIANTS[variant]
     config = load_config(ROOT / "configs" / preset)
     config = replace(
         config,
         data=replace(config.data, path=data_path, split_seed=split),
+        backbone=replace(config.backbone, path=config.backbone.path if backbone is None else backbone),
         train=replace(config.train, seeds=seeds, swaps=swaps, pictures=1, ntp_baseline=ntp_baseline),
     )
     return replace(config, **{part: replace(getattr(config, part), **fields) for part, fields in changes.items()})
@@ -100,6 +109,7 @@ def main(
     swaps: int = 5,
     ntp_baseline: bool = False,
     variants: tuple[str, ...] = tuple(VARIANTS),
+    backbone: str | None = None,
 ) -> None:
     """Run and pool.
 
@@ -111,13 +121,21 @@ def main(
         swaps: how many other people's prompts in the swap control.
         ntp_baseline: also tune every prompt on the answers alone, which takes as long again.
         variants: which ones.
+        backbone: directory, repository on the Hub or embedded name instead of the presets'. Runs on another one need
+            another `out`.
     """
     text, differences = [], {}
     for variant in variants:
         frames = {}
         for split in splits:
             config = settings(
-                variant, data_path=data_path, split=split, seeds=seeds, swaps=swaps, ntp_baseline=ntp_baseline
+                variant,
+                data_path=data_path,
+                split=split,
+                seeds=seeds,
+                swaps=swaps,
+                ntp_baseline=ntp_baseline,
+                backbone=backbone,
             )
             open_or_prepare(config.data)
             frames[split] = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")

@@ -1,4 +1,4 @@
-"""Why AttnLRP as published resists steering on small models: its row sums, its gradient, and what other divisors change.
+"""Why AttnLRP as published resists steering on small models: its rows, its gradient, and what other divisors change.
 
     python train/study_attn_lrp.py --backbones tiny-qwen3-vl tiny-internvl
 

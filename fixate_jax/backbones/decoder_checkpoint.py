@@ -1,11 +1,12 @@
 """The Qwen3 decoder's share of a checkpoint, the same in every family: its settings and its tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from fixate_jax.backbones.checkpoint import Rule, keep, transpose
+from fixate_jax.backbones.checkpoint import Rule, keep, tensor_names, transpose
 from fixate_jax.backbones.config_json import Section
 from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.config import BackboneConfig
@@ -55,6 +56,29 @@ def read_decoder(
         remat=settings.remat,
         unroll=settings.unroll,
     )
+
+
+def known_tensors(directory: Path) -> set[str]:
+    """Names of the checkpoint's tensors; none where it cannot be read, which is for the loader to say."""
+    try:
+        return tensor_names(directory)
+    except CheckpointError:
+        return set()
+
+
+def is_tied(stated: bool, tensors: Collection[str], heads: Collection[str]) -> bool:
+    """Whether the output head is the embedding: as ``config.json`` states, but a head that is there counts.
+
+    transformers 5 saves models that it wrongly believes to be tied with a true ``tie_word_embeddings`` and with their
+    own heads. It does not tie a head that differs from the embedding when it loads one, and one that does not differ
+    gives the same numbers either way.
+
+    Args:
+        stated: what ``config.json`` says.
+        tensors: names of the checkpoint's tensors.
+        heads: names that an output head may have.
+    """
+    return stated and not any(head in tensors for head in heads)
 
 
 def rope_settings(text: Section) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class InternVLConfig:
     limits in the image processor's file.)"""
     system_message: str | None = None
     """Original layout: what the conversation template starts with."""
-    template: str | None = None
+    template: str = "internvl2_5"
     """Original layout: name of the conversation template."""
 
     @property

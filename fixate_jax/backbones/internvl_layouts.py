@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fixate_jax.backbones.checkpoint import Rule, Transform, flatten_transpose, keep, read_json, tensor_names, transpose
+from fixate_jax.backbones.checkpoint import Rule, Transform, flatten_transpose, keep, read_json, transpose
 from fixate_jax.backbones.config_json import Section
-from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder
-from fixate_jax.backbones.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder_checkpoint import decoder_rules, is_tied, known_tensors, read_decoder
 from fixate_jax.backbones.internvl_config import InternVLConfig, VisionConfig
+from fixate_jax.backbones.internvl_pages import SYSTEM_MESSAGES
 from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError
@@ -37,7 +37,7 @@ def read_transformers(root: Section, settings: BackboneConfig) -> InternVLConfig
     root.one_of("vision_feature_select_strategy", ("default",), "default")
     vision.one_of("use_absolute_position_embeddings", (True,), True)
     vision.one_of("use_mean_pooling", (True,), True)
-    names = _tensor_names(root.path.parent)
+    names = known_tensors(root.path.parent)
     prefix = "model." if any(name.startswith("model.vision_tower.") for name in names) else ""
     tied = root.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     tower = VisionConfig(
@@ -48,7 +48,7 @@ def read_transformers(root: Section, settings: BackboneConfig) -> InternVLConfig
         **_vision_shape(vision, settings),
     )
     config = InternVLConfig(
-        decoder=_read_decoder(text, settings, tied, names),
+        decoder=read_decoder(text, settings, tied=is_tied(tied, names, _HEADS)),
         vision=tower,
         image_token=root.need("image_token_id"),
         downsample=root.get("downsample_ratio", 0.5),
@@ -86,7 +86,7 @@ def read_original(root: Section, settings: BackboneConfig) -> InternVLConfig:
         **_vision_shape(vision, settings),
     )
     config = InternVLConfig(
-        decoder=_read_decoder(text, settings, tied, _tensor_names(root.path.parent)),
+        decoder=read_decoder(text, settings, tied=is_tied(tied, known_tensors(root.path.parent), _HEADS)),
         vision=tower,
         image_token=_image_token(root.path.parent),
         downsample=root.get("downsample_ratio", 0.5),
@@ -96,23 +96,9 @@ def read_original(root: Section, settings: BackboneConfig) -> InternVLConfig:
         min_tiles=root.get("min_dynamic_patch", 1) if dynamic else 1,
         max_tiles=root.get("max_dynamic_patch", 6) if dynamic else 1,
         system_message=root.get("system_message"),
-        template=root.get("template"),
+        template=root.one_of("template", tuple(SYSTEM_MESSAGES), None),
     )
     return _checked(config, root.path)
-
-
-def _tensor_names(directory: Path) -> set[str]:
-    """Names of the checkpoint's tensors; none where it cannot be read, which is for the loader to say."""
-    try:
-        return tensor_names(directory)
-    except CheckpointError:
-        return set()
-
-
-def _read_decoder(text: Section, settings: BackboneConfig, tied: bool, names: set[str]) -> DecoderConfig:
-    # A model of which transformers 5 only *believes* that it is tied is saved with a true tie_word_embeddings and with
-    # its own head, so a head that is there counts.
-    return read_decoder(text, settings, tied=tied and names.isdisjoint(("lm_head.weight", _HEAD)))
 
 
 def _vision_shape(vision: Section, settings: BackboneConfig) -> dict[str, Any]:
@@ -241,6 +227,7 @@ _ORIGINAL = _Names(
     },
 )
 _HEAD = "language_model.lm_head.weight"
+_HEADS = (_HEAD, "lm_head.weight")
 
 
 def rules(config: InternVLConfig) -> list[Rule]:

@@ -147,19 +147,12 @@ def chat_text(tokenizer: Any, turns: Sequence[ChatTurn], config: InternVLConfig)
 
     In the transformers layout this is the checkpoint's chat template, in the original layout the conversation that
     InternVL's own code writes and was trained with, whatever template the tokenizer may carry.
-
-    Raises:
-        CheckpointError: when the original layout names a conversation that we do not know.
     """
     text = _conversation(turns, config) if config.layout == "original" else template_chat(tokenizer, turns)
     return text.replace(config.image_word, f"{config.image_start}{config.image_word}{config.image_end}")
 
 
 def _conversation(turns: Sequence[ChatTurn], config: InternVLConfig) -> str:
-    if config.template not in SYSTEM_MESSAGES:
-        raise CheckpointError(
-            f"config.json: template {config.template!r} is not supported; {', '.join(SYSTEM_MESSAGES)} is"
-        )
     default = SYSTEM_MESSAGES[config.template] if config.system_message is None else config.system_message
     turns = turns if turns[0].role == "system" else [ChatTurn("system", default), *turns]
     said = ((turn.role, f"{config.image_word}\n" if turn.image else "", turn.text) for turn in turns)

@@ -29,6 +29,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 EMBEDDED: dict[str, Callable[[Path], Path]] = {
     "tiny-qwen3-vl": lambda work: SHIPPED / "tiny-qwen3-vl",
+    "tiny-internvl": lambda work: SHIPPED / "tiny-internvl",
     "tiny-random": lambda work: tiny_random.write_tiny_random(work / "tiny-random"),
 }
 """Backbones that need no download, by name → function from a run's directory to the model's."""
@@ -160,10 +161,14 @@ def load_backbone(
 
     Raises:
         CheckpointError: naming the file, field or tensor that is wrong.
+        ConfigError: naming a setting that this family does not have.
     """
     directory = resolve(settings.path, work=work, revision=settings.revision)
     family = family_of(directory)
     config = family.read_config(directory, settings)
+    # What can be wrong with settings and small files is found before gigabytes are read.
+    page_processor = family.page_processor(directory, settings, config)
+    encoder = SessionEncoder(directory, family, config, instruction_role=settings.instruction_role)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
     places = None if mesh is None else sharding(abstract, mesh)
     if is_cache(directory):
@@ -181,8 +186,8 @@ def load_backbone(
         graph=graph,
         params=params,
         family=family,
-        page_processor=family.page_processor(directory, settings, config),
-        encoder=SessionEncoder(directory, family, config, instruction_role=settings.instruction_role),
+        page_processor=page_processor,
+        encoder=encoder,
         directory=directory,
         settings=settings,
     )

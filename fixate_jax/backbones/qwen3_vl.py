@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fixate_jax.backbones.checkpoint import Rule, flatten_transpose, keep, transpose
 from fixate_jax.backbones.config_json import Section, read_config_json
 from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder, rope_settings
+from fixate_jax.backbones.decoder_checkpoint import decoder_rules, is_tied, known_tensors, read_decoder, rope_settings
 from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.family import ChatTurn, template_chat
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
@@ -23,6 +23,8 @@ from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "qwen3_vl"
+HEAD = "lm_head.weight"
+"""The output head's tensor, where it is not the embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +77,11 @@ def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:
     root.one_of("model_type", (MODEL_TYPE,), None)
     text, vision = root.section("text_config"), root.section("vision_config")
     deepstack = tuple(vision.need("deepstack_visual_indexes"))
+    tied = root.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     decoder = read_decoder(
         text,
         settings,
-        tied=root.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
+        tied=is_tied(tied, known_tensors(directory), (HEAD,)),
         mrope_section=_mrope_section(text),
         deepstack_levels=len(deepstack) if settings.deepstack else 0,
     )
@@ -150,7 +153,7 @@ _MERGER = [
 
 def rules(config: Qwen3VLConfig) -> list[Rule]:
     """The mapping of a whole Qwen3-VL checkpoint."""
-    table = list(decoder_rules(config.decoder, "model.language_model.", "lm_head.weight"))
+    table = list(decoder_rules(config.decoder, "model.language_model.", HEAD))
     visual = "model.visual."
     table += [
         Rule("vision.patch_embed.kernel", f"{visual}patch_embed.proj.weight", flatten_transpose),
@@ -174,8 +177,9 @@ def rules(config: Qwen3VLConfig) -> list[Rule]:
 
 
 def ignored_tensor(config: Qwen3VLConfig, name: str) -> bool:
-    """Whether a checkpoint may hold this tensor without our using it."""
-    return config.decoder.tied and name == "lm_head.weight"
+    """Whether a checkpoint may hold this tensor without our using it: none may."""
+    del config, name
+    return False
 
 
 def build(config: Qwen3VLConfig, rngs: nnx.Rngs) -> Qwen3VL:

@@ -220,6 +220,8 @@ GPT_OSS = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}
         (lambda c: c.update(ps_version="v1"), ("ps_version 'v1'", "'v2'")),
         (lambda c: c.pop("ps_version"), ("ps_version 'v1'", "'v2'")),
         (lambda c: c.update(force_image_size=64), ("force_image_size 64", "32")),
+        (lambda c: c.update(template="Hermes-2"), ("template 'Hermes-2' is not supported", "'internvl2_5'")),
+        (lambda c: c.pop("template"), ("template None is not supported", "'internvl2_5'")),
         (lambda c: c["vision_config"].update(num_attention_heads=5), ("no multiple of num_attention_heads 5",)),
         (lambda c: c["vision_config"].update(norm_type="group_norm"), ("vision_config.norm_type 'group_norm'",)),
         (lambda c: c["vision_config"].update(hidden_act="relu"), ("vision_config.hidden_act 'relu'",)),

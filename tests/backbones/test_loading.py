@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fixate_jax.backbones import load_backbone, resolve
+from fixate_jax.backbones import load_backbone, loading, resolve
 from fixate_jax.backbones.checkpoint import INDEX_FILE, SINGLE_FILE
+from fixate_jax.backbones.convert import convert
 from fixate_jax.backbones.loading import FAMILIES, family_of
 from fixate_jax.backbones.qwen3_vl import read_config
 from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig
-from fixate_jax.errors import CheckpointError
+from fixate_jax.errors import CheckpointError, ConfigError
 
 SIZES = TinySizes(width=32, ff=48, layers=3, heads=2, kv_heads=1, head_dim=16, vision_width=32, vision_ff=48)
 Q_NORM = "model.language_model.layers.1.self_attn.q_norm.weight"
@@ -128,7 +129,9 @@ def test_index_without_a_map(directory: Path) -> None:
 
 def test_not_a_directory(tmp_path: Path) -> None:
     refused(
-        tmp_path / "nothing", "nothing", "neither a directory nor an embedded backbone (tiny-qwen3-vl, tiny-random)"
+        tmp_path / "nothing",
+        "nothing",
+        "neither a directory nor an embedded backbone (tiny-qwen3-vl, tiny-internvl, tiny-random)",
     )
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", str(tmp_path / "empty" / "config.json"), "not found")
@@ -181,6 +184,24 @@ def test_missing_companion_files(directory: Path, name: str, message: str) -> No
     refused(directory, str(directory), message)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "cache"])
+def test_small_files_and_settings_are_looked_at_before_the_weights(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    if form == "cache":
+        settings = convert(BackboneConfig(path=str(directory), tapped_layers=2), tmp_path / "cache")
+        directory = Path(settings.path)
+    for name in ("load_parameters", "read_cache"):
+        monkeypatch.setattr(loading, name, lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ConfigError, match=r"backbone\.max_tiles is not for Qwen3-VL"):
+        load(directory, max_tiles=2)
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+    refused(directory, str(directory), "no usable tokenizer")
+    (directory / "preprocessor_config.json").unlink()
+    refused(directory, str(directory), "no usable image processor")
+
+
 def test_old_rope_spelling_equals_new(directory: Path) -> None:
     new = read_config(directory, BackboneConfig())
 
@@ -198,16 +219,29 @@ def test_old_rope_spelling_equals_new(directory: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_top_level_tie_wins(tmp_path: Path, tied: bool) -> None:
     directory = write_tiny_random(tmp_path / "model", sizes=TinySizes(tied=tied))
+    (directory / SINGLE_FILE).unlink()
     change_json(directory, lambda c: c["text_config"].update(tie_word_embeddings=not tied))
     assert read_config(directory, BackboneConfig()).decoder.tied is tied
     change_json(directory, lambda c: c.pop("tie_word_embeddings"))
     assert read_config(directory, BackboneConfig()).decoder.tied is not tied
 
 
-def test_a_tied_checkpoint_may_hold_its_head_twice(directory: Path) -> None:
-    plain = load(directory)
-    change_weights(directory, lambda t: t.update({"lm_head.weight": t["model.language_model.embed_tokens.weight"]}))
-    equal(load(directory), plain)
+@pytest.mark.parametrize("other", [0.0, 1.0], ids=["as the embedding", "another"])
+def test_a_head_that_is_there_counts(directory: Path, other: float) -> None:
+    """config.json says tied all the same; transformers too keeps a head that differs from the embedding."""
+    embedding = load_file(directory / SINGLE_FILE)["model.language_model.embed_tokens.weight"]
+    assert load(directory).config.decoder.tied
+    change_weights(directory, lambda t: t.update({"lm_head.weight": embedding + other}))
+    backbone = load(directory)
+    assert not backbone.config.decoder.tied
+    np.testing.assert_array_equal(backbone.params["decoder"]["head"]["kernel"][...], (embedding + other).T)
+    np.testing.assert_array_equal(backbone.params["decoder"]["embed"]["embedding"][...], embedding)
+    pytest.importorskip("torch")
+    import transformers
+
+    theirs = transformers.Qwen3VLForConditionalGeneration.from_pretrained(directory)
+    np.testing.assert_array_equal(theirs.lm_head.weight.detach().numpy(), embedding + other)
+    np.testing.assert_array_equal(theirs.get_input_embeddings().weight.detach().numpy(), embedding)
 
 
 def test_sharded_equals_single(directory: Path) -> None:
