@@ -8,6 +8,7 @@ python -m benchmarks.operators --memory         only how memory grows with the l
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,8 @@ def step_table(case: Case, pairs: int) -> Table:
     steps = {NTP: functions(case)[NTP], **{name: step_with(case, name) for name in OPERATORS}}
     steps[WHOLE] = whole_matrix_step(case)
     arguments = (case.prompt, case.backbone.params, case.cached)
-    calls, memory = {}, {}
+    calls: dict[str, Callable[[], Any]] = {}
+    memory = {}
     for name, step in track(list(steps.items()), "Compiling"):
         compiled = step.lower(*arguments).compile()
         memory[name] = compiled.memory_analysis().temp_size_in_bytes / 1e6

@@ -16,6 +16,7 @@ Tables go to the output directory as they are made; a variant that is there is n
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,11 +247,9 @@ def study(config: RunConfig, out: Path, *, sessions: int, steps: int) -> dict[st
     }
     for name in names:
         tables["gradient"][name] = kept_or_made(
-            out / f"gradient-{slug[name]}.json", lambda name=name: found.gradient(name, batch)
+            out / f"gradient-{slug[name]}.json", partial(found.gradient, name, batch)
         )
-        tables["steering"][name] = kept_or_made(
-            out / f"steering-{slug[name]}.json", lambda name=name: found.steer(name, steps)
-        )
+        tables["steering"][name] = kept_or_made(out / f"steering-{slug[name]}.json", partial(found.steer, name, steps))
     return {
         kind: pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant").reset_index()
         for kind, rows in tables.items()

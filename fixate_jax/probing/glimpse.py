@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from fixate_jax.backbones.attention import precise
 from fixate_jax.backbones.decoder_layer import Rules
+from fixate_jax.backbones.inputs import Stream
 from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.row_blocks import add_blocks, attention_rows, grouped, widen
 from fixate_jax.probing.trace import Probe, Trace
@@ -75,9 +76,8 @@ def glimpse(trace: Trace, config: OperatorConfig) -> Probe:
     counted = _counted_in_tail(below.valid, below.tail_valid, rows.shape, config.masked_gradients)
     sums = _tail_sums(rows, gradient, counted)
     if layers is not None:
-        one = partial(_prefix_sums, valid=below.valid, tail_valid=below.tail_valid, block=block)
-        one = jax.checkpoint(partial(one, masked=config.masked_gradients))
-        more = jax.lax.map(one, layers)
+        one = partial(_prefix_sums, below=below, block=block, masked=config.masked_gradients)
+        more = jax.lax.map(jax.checkpoint(one), layers)
         sums = jax.tree.map(lambda all_, part: all_.at[:-1].add(part), sums, more)
     heads = jax.nn.softmax(sums.weighted / (sums.positive + config.eps) / HEAD_TEMPERATURE, axis=-1)
     depth = jax.nn.softmax(DEPTH_RATE * jnp.arange(1, len(rows) + 1, dtype=rows.dtype))
@@ -160,12 +160,12 @@ def _block_gradient(
 def _prefix_sums(
     layer: PrefixLayer,
     *,
-    valid: Bool[Array, "batch seq"],
-    tail_valid: Bool[Array, "batch branch tail"],
+    below: Stream,
     block: int,
     masked: bool,
 ) -> Sums:
     """One layer's sums over the rows of the prefix."""
+    valid, tail_valid = below.valid, below.tail_valid
     seq, kv = layer.key.shape[1], layer.key.shape[2]
 
     def one(first: int, last: int) -> Sums:
