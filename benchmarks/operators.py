@@ -8,7 +8,7 @@ python -m benchmarks.operators --memory         only how memory grows with the l
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,10 +106,11 @@ def memory_table(case: Case) -> Table:
     return table
 
 
-def step_table(case: Case, pairs: int) -> Table:
-    """Seconds and memory of every operator's step as ratios to the plain step."""
-    steps = {NTP: functions(case)[NTP], **{name: step_with(case, name) for name in OPERATORS}}
-    steps[WHOLE] = whole_matrix_step(case)
+def step_table(case: Case, pairs: int, names: Sequence[str]) -> Table:
+    """Seconds and memory of some operators' steps as ratios to the plain step."""
+    steps = {NTP: functions(case)[NTP]}
+    for name in names:
+        steps[name] = whole_matrix_step(case) if name == WHOLE else step_with(case, name)
     arguments = (case.prompt, case.backbone.params, case.cached)
     calls: dict[str, Callable[[], Any]] = {}
     memory = {}
@@ -132,6 +133,7 @@ def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20, help="interleaved rounds")
+    parser.add_argument("--operators", nargs="+", default=[*OPERATORS, WHOLE], help="which ones")
     parser.add_argument("--memory", action="store_true", help="only how memory grows")
     arguments = parser.parse_args()
     console = Console()
@@ -140,7 +142,7 @@ def main() -> None:
         seq = case.cached.inputs.token_ids.shape[1] + case.cached.inputs.tail_ids.shape[2]
         console.print(f"batch {BATCH}, {seq} positions, AttnLRP by magnitudes, {jax.devices()[0].device_kind}")
         if not arguments.memory:
-            console.print(step_table(case, arguments.pairs))
+            console.print(step_table(case, arguments.pairs, arguments.operators))
         console.print(memory_table(case))
 
 

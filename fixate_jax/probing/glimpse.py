@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float
 from fixate_jax.backbones.attention import precise
 from fixate_jax.backbones.decoder_layer import Rules
 from fixate_jax.backbones.inputs import Stream
+from fixate_jax.backbones.row_blocks import add_blocks, rows_of
 from fixate_jax.config import OperatorConfig
-from fixate_jax.probing.row_blocks import add_blocks, attention_rows, grouped, widen
+from fixate_jax.probing.row_blocks import attention_rows, grouped, widen
 from fixate_jax.probing.trace import Probe, Trace
 
 HEAD_TEMPERATURE = 0.5
@@ -168,17 +169,17 @@ def _prefix_sums(
     valid, tail_valid = below.valid, below.tail_valid
     seq, kv = layer.key.shape[1], layer.key.shape[2]
 
-    def one(first: int, last: int) -> Sums:
-        columns = seq if masked else last
-        cotangent = layer.cotangent[:, :, first:last]
+    def one(first: Any, size: int, keys: int) -> Sums:
+        columns = seq if masked else keys
+        cotangent = rows_of(layer.cotangent, first, size, axis=2)
         gradient = _block_gradient(cotangent, layer.value[:, :columns])
         seen = valid[:, None, None, None, :columns]
         if not masked:
-            seen = seen & (jnp.arange(columns) <= jnp.arange(first, last)[:, None])
+            seen = seen & (jnp.arange(columns) <= (first + jnp.arange(size))[:, None])
         gradient = jnp.where(seen, gradient, 0)
-        rows = attention_rows(layer.query[:, first:last], layer.key[:, :last], valid[:, :last], first)
+        rows = attention_rows(rows_of(layer.query, first, size), layer.key[:, :keys], valid[:, :keys], first)
         parts = Sums(
-            jax.nn.relu(gradient[..., :last] * rows[:, None]).sum((-1, -2)),
+            jax.nn.relu(gradient[..., :keys] * rows[:, None]).sum((-1, -2)),
             jax.nn.relu(gradient).sum((-1, -2)),
             jnp.abs(gradient.sum(2)).sum((-1, -2)),
         )
@@ -192,7 +193,7 @@ def _prefix_sums(
             size=parts.size + jnp.abs(beyond.sum(2)).sum((-1, -2)),
         )
 
-    return add_blocks(seq, block, one)
+    return add_blocks(one, seq, block)
 
 
 def _push_down(
@@ -209,12 +210,12 @@ def _push_down(
     """v + α v E for one layer."""
     seq, tail = layer.key.shape[1], tail_fused.shape[-2]
 
-    def one(first: int, last: int) -> Float[Array, "batch branch keys"]:
-        gradient = _block_gradient(layer.cotangent[:, :, first:last], layer.value[:, :last])
-        rows = attention_rows(layer.query[:, first:last], layer.key[:, :last], valid[:, :last], first)
+    def one(first: Any, size: int, keys: int) -> Float[Array, "batch branch keys"]:
+        gradient = _block_gradient(rows_of(layer.cotangent, first, size, axis=2), layer.value[:, :keys])
+        rows = attention_rows(rows_of(layer.query, first, size), layer.key[:, :keys], valid[:, :keys], first)
         fused = jnp.einsum("bch,bchqk->bcqk", heads, jax.nn.relu(gradient * rows[:, None]))
-        share = vector[..., first:last] / (fused.sum(-1) + eps)
+        share = rows_of(vector, first, size, axis=2) / (fused.sum(-1) + eps)
         return widen(jnp.einsum("bcq,bcqk->bck", share, fused), vector.shape[-1])
 
-    pushed = add_blocks(seq, block, one) + jnp.einsum("bct,bctk->bck", vector[..., -tail:], tail_fused)
+    pushed = add_blocks(one, seq, block) + jnp.einsum("bct,bctk->bck", vector[..., -tail:], tail_fused)
     return vector + alpha[..., None] * pushed

@@ -1,14 +1,16 @@
 """Attention Rollout."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fixate_jax.backbones.attention import precise
+from fixate_jax.backbones.row_blocks import add_blocks, rows_of
 from fixate_jax.config import OperatorConfig
-from fixate_jax.probing.row_blocks import add_blocks, attention_rows, widen
+from fixate_jax.probing.row_blocks import attention_rows, widen
 from fixate_jax.probing.trace import Probe, Trace
 
 
@@ -27,13 +29,13 @@ def rollout(trace: Trace, config: OperatorConfig) -> Probe:
     """
     del config
     decoder, below = trace.model.decoder, trace.prefix.below
-    out = trace.model.tail(trace.prefix)
+    rows = decoder.whole_rows(below)
+    out = trace.model.tail(trace.prefix._replace(key=rows.key, value=rows.value))
     means = out.rows.mean(3)
     source = jnp.zeros(means.shape[1:4], precise(means)).at[..., -1].set(1)
     vector = jnp.zeros(means.shape[1:3] + means.shape[4:], means.dtype)
     vector = _through_tail(vector, source, means[-1])
     if len(means) > 1:
-        rows = decoder.whole_rows(below)
         down = jax.checkpoint(partial(_through_layer, valid=below.valid, block=decoder.config.attention_block))
         xs = (rows.query, rows.key[:-1], means[:-1])
         vector, _ = jax.lax.scan(lambda v, x: (down(v, *x), None), vector, xs, reverse=True)
@@ -62,9 +64,9 @@ def _through_layer(
     """v Â for a layer in which the prefix attends too."""
     seq = valid.shape[1]
 
-    def one(first: int, last: int) -> Float[Array, "batch branch keys"]:
-        rows = attention_rows(query[:, first:last], key[:, :last], valid[:, :last], first).mean(1)
-        return widen(jnp.einsum("bcq,bqk->bck", vector[..., first:last], rows), vector.shape[-1])
+    def one(first: Any, size: int, keys: int) -> Float[Array, "batch branch keys"]:
+        rows = attention_rows(rows_of(query, first, size), key[:, :keys], valid[:, :keys], first).mean(1)
+        return widen(jnp.einsum("bcq,bqk->bck", rows_of(vector, first, size, axis=2), rows), vector.shape[-1])
 
-    prefix = 0.5 * (vector.at[..., seq:].set(0) + add_blocks(seq, block, one))
+    prefix = 0.5 * (vector.at[..., seq:].set(0) + add_blocks(one, seq, block))
     return _through_tail(prefix, vector[..., seq:], means)
