@@ -62,7 +62,8 @@ def times_gradient(values: Embeddings, gradient: Embeddings) -> Float[Array, "ba
     """Σ value · gradient at every position, over the width and over all levels of a page token."""
     kind = precise(values.hidden)
     prefix = jnp.einsum("bsd,cbsd->bcs", values.hidden, gradient.hidden, preferred_element_type=kind)
-    prefix += jnp.einsum("lbsd,clbsd->bcs", values.deep, gradient.deep, preferred_element_type=kind)
+    if len(values.deep):
+        prefix += jnp.einsum("lbsd,clbsd->bcs", values.deep, gradient.deep, preferred_element_type=kind)
     # A branch's tail matters to that branch alone.
     tail = jnp.einsum("bctd,cbctd->bct", values.tail_hidden, gradient.tail_hidden, preferred_element_type=kind)
     return jnp.concatenate([prefix, tail], axis=-1)

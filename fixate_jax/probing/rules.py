@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from fixate_jax.backbones.attention import precise
 from fixate_jax.backbones.decoder_layer import Rules
+from fixate_jax.backbones.layers import ACTIVATIONS
 
 HALF = 0.5
 QUARTER = 0.25
@@ -57,6 +58,48 @@ def _rms_norm_back(eps: float, gain: Array, cotangent: Array) -> tuple[Array, No
 held_rms_norm.defvjp(_rms_norm, _rms_norm_back)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def held_layer_norm(
+    x: Float[Array, "*dims width"], scale: Float[Array, " width"], bias: Float[Array, " width"], eps: float
+) -> Float[Array, "*dims width"]:
+    """LayerNorm y = (x − mean x) · g(x) + bias, g being a constant to the gradient: the identity rule."""
+    return _layer_norm(x, scale, bias, eps)[0]
+
+
+def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Array]:
+    wide = x.astype(precise(x))
+    centred = wide - wide.mean(-1, keepdims=True)
+    gain = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps) * scale
+    return (centred * gain + bias).astype(x.dtype), gain
+
+
+def _layer_norm_back(eps: float, gain: Array, cotangent: Array) -> tuple[Array, None, None]:
+    centred = cotangent * gain
+    return (centred - centred.mean(-1, keepdims=True)).astype(cotangent.dtype), None, None
+
+
+held_layer_norm.defvjp(_layer_norm, _layer_norm_back)
+
+
+GAINS = {
+    "gelu": lambda x: 0.5 * jax.lax.erfc(-x * 0.5**0.5),
+    "gelu_pytorch_tanh": lambda x: 0.5 * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    "silu": jax.nn.sigmoid,
+}
+"""What each of :data:`fixate_jax.backbones.layers.ACTIVATIONS` multiplies its input by."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def held_activation(x: Float[Array, "*dims"], name: str) -> Float[Array, "*dims"]:
+    """An activation x · g(x), g being a constant to the gradient: the identity rule."""
+    return ACTIVATIONS[name](x)
+
+
+held_activation.defvjp(
+    lambda x, name: (ACTIVATIONS[name](x), GAINS[name](x)), lambda name, gain, cotangent: (cotangent * gain,)
+)
+
+
 @jax.custom_vjp
 def held_gated(gate: Float[Array, "*dims"], up: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     """silu(gate) · up: the identity rule on silu(x) = x · σ(x), the uniform rule on the product."""
@@ -69,7 +112,7 @@ def _gated(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _gated_back(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     gate, up = saved
-    gain = jax.nn.sigmoid(gate)
+    gain = GAINS["silu"](gate)
     half = HALF * cotangent
     return half * gain * up, half * gate * gain
 
@@ -88,9 +131,15 @@ class LrpRules(TwiceRules):
     - Linear maps, residuals and rotations as they are.
     """
 
-    def norm(self, module: nnx.RMSNorm, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
+    def norm(self, module: nnx.RMSNorm | nnx.LayerNorm, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
         """Identity rule."""
+        if isinstance(module, nnx.LayerNorm):
+            return held_layer_norm(x, module.scale[...], module.bias[...], module.epsilon)
         return held_rms_norm(x, module.scale[...], module.epsilon)
+
+    def activation(self, name: str, x: Float[Array, "*dims ff"]) -> Float[Array, "*dims ff"]:
+        """Identity rule."""
+        return held_activation(x, name)
 
     def gated(self, gate: Float[Array, "*dims ff"], up: Float[Array, "*dims ff"]) -> Float[Array, "*dims ff"]:
         """Identity rule on the activation, half of the product for either side."""

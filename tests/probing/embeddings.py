@@ -33,7 +33,8 @@ def answers(batch: Batch) -> tuple[Any, jax.Array, jax.Array]:
 
 def loss_of(relevance: jax.Array, logits: jax.Array, ids: jax.Array, mask: jax.Array, batch: Batch) -> jax.Array:
     """Something that depends on the slots' share of relevance and on the answers' probability, for all branches."""
-    position = jnp.broadcast_to(batch.inputs.visual_position[:, None], (*relevance.shape[:2], batch.slot_matrix.shape[2]))
+    position = batch.inputs.visual_position[:, None]
+    position = jnp.broadcast_to(position, (*relevance.shape[:2], position.shape[2]))
     tokens = jnp.abs(jnp.take_along_axis(relevance, position, axis=-1))
     share = slot_attention(tokens, batch.slot_matrix, 1e-4)
     each = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), ids[..., None], axis=-1)[..., 0]
@@ -51,7 +52,11 @@ def trace_of(backbone: Backbone, params: Any, prompt: PromptParams, batch: Batch
     """The stopped model on the chosen answers."""
     model = backbone.merge(params)
     inputs, ids, mask = answers(batch)
-    return Trace(model, model.prefill(inputs, soft_prompt(prompt, batch.user)), target_logit(ids, mask))
+    prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
+    if inputs.tail_ids.shape[1] < ids.shape[1]:
+        # Labels of one token share their tail.
+        prefix = prefix.take_branches(jnp.zeros(ids.shape[:2], int))
+    return Trace(model, prefix, target_logit(ids, mask))
 
 
 def fast(backbone: Backbone, config: OperatorConfig) -> Loss:
@@ -68,20 +73,21 @@ def fast(backbone: Backbone, config: OperatorConfig) -> Loss:
 
 
 def definition(backbone: Backbone, config: OperatorConfig) -> Loss:
-    """The same by whole matrices, branch after branch."""
+    """The same by whole matrices, each branch on its own."""
 
     def run(prompt: PromptParams, params: Any, batch: Batch) -> Any:
         inputs, ids, mask = answers(batch)
-        found = []
-        for branch in range(2):
-            at = whole_model.sequence(backbone, params, inputs, soft_prompt(prompt, batch.user), branch)
-            answer = ids[:, branch], mask[:, branch]
+        last = inputs.tail_ids.shape[1] - 1
+
+        def one(branch: jax.Array, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+            tail = jnp.minimum(branch, last)
+            at = whole_model.sequence(backbone, params, inputs, soft_prompt(prompt, batch.user), tail)
             if config.name == "lrp":
-                found.append(whole_model.lrp_relevance(backbone, params, at, *answer))
-            else:
-                steps = config.steps if config.name == "integrated_gradients" else None
-                found.append(whole_model.plain_relevance(backbone, params, at, *answer, steps=steps))
-        logits, relevance = (jnp.stack(parts, axis=1) for parts in zip(*found, strict=True))
+                return whole_model.lrp_relevance(backbone, params, at, ids, mask)
+            steps = config.steps if config.name == "integrated_gradients" else None
+            return whole_model.plain_relevance(backbone, params, at, ids, mask, steps=steps)
+
+        logits, relevance = jax.vmap(one, in_axes=(0, 1, 1), out_axes=1)(jnp.arange(2), ids, mask)
         logits = logits[:, :, -ids.shape[2] :]
         return loss_of(relevance, logits, ids, mask, batch), (relevance, logits)
 
@@ -112,8 +118,21 @@ def differences(ours: Any, theirs: Any) -> dict[str, float]:
     }
 
 
+def slopes(derived: Any, prompt: PromptParams, gradient: PromptParams, step: float = 1e-5) -> tuple[float, float]:
+    """How fast the loss changes along some direction: by its gradient, and by a central difference."""
+    leaves, structure = jax.tree.flatten(prompt)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    along = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    losses = [
+        float(derived(structure.unflatten([x + sign * step * d for x, d in zip(leaves, along, strict=True)]))[0][0])
+        for sign in (1, -1)
+    ]
+    slope = sum(float((g * d).sum()) for g, d in zip(jax.tree.leaves(gradient), along, strict=True))
+    return slope, (losses[0] - losses[1]) / (2 * step)
+
+
 def check_against_definition(world: World, config: OperatorConfig) -> None:
-    """Float64 to 1e-9; float32 to 1e-5 in values and 1e-4 in the gradient."""
+    """Float64 to 1e-6, against finite differences too; float32 to 1e-5 in values and 1e-4 in the gradient."""
     prompt, batch, params = world.prompt(), world.batch(), world.backbone.params
     assert batch.inputs.start.max() > 0, "some sequence is padded"
 
@@ -124,11 +143,15 @@ def check_against_definition(world: World, config: OperatorConfig) -> None:
     with jax.enable_x64(True):
         backbone = whole_model.in_double(world.backbone)
         arguments = doubled(prompt), doubled(params), doubled(batch)
-        ours, theirs = (derived(f(backbone, config))(*arguments) for f in (fast, definition))
+        double = derived(fast(backbone, config))
+        ours, theirs = double(*arguments), derived(definition(backbone, config))(*arguments)
+        slope, by_steps = slopes(lambda prompt: double(prompt, *arguments[1:]), arguments[0], ours[1])
         exact, near = differences(ours, theirs), differences(rounded, theirs)
         print(f"\n{config.name:24s} float64  float32")
         for figure in exact:
             print(f"  {figure:22s} {exact[figure]:.0e}    {near[figure]:.0e}")
+        print(f"  slope {slope:.9f}, by finite differences {by_steps:.9f}")
+        assert abs(slope - by_steps) <= 1e-6 * abs(slope)
         for figure in exact:
             assert exact[figure] <= 1e-6, figure
             assert near[figure] <= (1e-4 if "gradient" in figure else 1e-5), figure

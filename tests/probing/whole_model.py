@@ -60,7 +60,7 @@ class Sequence(NamedTuple):
     mask: jax.Array
 
 
-def sequence(backbone: Backbone, params: Any, inputs: SequenceInputs, prompt: jax.Array, branch: int) -> Sequence:
+def sequence(backbone: Backbone, params: Any, inputs: SequenceInputs, prompt: jax.Array, branch: jax.Array) -> Sequence:
     """Embeddings of the whole sequence, padding where the host left it."""
     decoder = backbone.merge(params).decoder
     embed = decoder.embed.embedding[...]
@@ -132,29 +132,36 @@ def gain(x: jax.Array, scale: jax.Array) -> jax.Array:
     return scale / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
 
 
-def lrp_relevance(
+def lrp_coefficients(
     backbone: Backbone, params: Any, at: Sequence, ids: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Logits, and relevance sent back layer by layer by AttnLRP's rules, no automatic differentiation being used.
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """Logits, and what relevance is per unit of ``at.x`` and of each of ``at.deep``.
 
-    ``c`` is relevance per unit of the activation that it belongs to: R = Σ activation · c.
+    Relevance is sent back layer by layer by AttnLRP's rules, no automatic differentiation being used. ``c`` is
+    relevance per unit of the activation that it belongs to: R = Σ activation · c.
     """
     decoder = backbone.merge(params).decoder
     logits, states = run(backbone, params, at)
     tail = ids.shape[1]
     c = jnp.where(mask[..., None], head_of(decoder).T[ids], 0)
     c = jnp.pad(c, ((0, 0), (at.x.shape[1] - tail, 0), (0, 0))) * gain(states[-1], decoder.norm.scale[...])
-    relevance = 0.0
+    deep = []
     for i, module in reversed(list(enumerate(unstack(backbone, params)))):
         if i < len(at.deep):
-            relevance = relevance + (at.deep[i] * c).sum(-1)
+            deep.insert(0, c)
         c = back_through_layer(module, states[i], at.angles, at.mask, c)
-    return logits, relevance + (at.x * c).sum(-1)
+    return logits, c, deep
 
 
-def back_through_layer(
-    module: Any, x: jax.Array, angles: jax.Array, mask: jax.Array, c: jax.Array
-) -> jax.Array:
+def lrp_relevance(
+    backbone: Backbone, params: Any, at: Sequence, ids: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Logits, and every position's relevance."""
+    logits, c, deep = lrp_coefficients(backbone, params, at, ids, mask)
+    return logits, (at.x * c).sum(-1) + sum((x * c).sum(-1) for x, c in zip(at.deep, deep, strict=True))
+
+
+def back_through_layer(module: Any, x: jax.Array, angles: jax.Array, mask: jax.Array, c: jax.Array) -> jax.Array:
     """c at a layer's input from c at its output."""
     b, s, _ = x.shape
     split = lambda y: y.reshape(b, s, -1, module.head_dim)  # noqa: E731
