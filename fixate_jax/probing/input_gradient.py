@@ -54,7 +54,8 @@ def embedding_gradient(
     value, pullback, logits = jax.vjp(score, at, has_aux=True)
     batch, branch = value.shape
     each = jnp.broadcast_to(jnp.eye(branch, dtype=value.dtype)[:, None], (branch, batch, branch))
-    (gradient,) = jax.vmap(pullback)(each)
+    # One after the other: a gradient of the whole decoder for all branches at once would take so many times the memory.
+    (gradient,) = jax.lax.map(pullback, each)
     return logits, gradient
 
 

@@ -71,7 +71,7 @@ def _at_tokens(
 
 
 def page_map(
-    relevance: Float[np.ndarray, "unit *values"], page: EncodedPage, config: Any
+    relevance: Float[np.ndarray, "unit value *more"], page: EncodedPage, config: Any
 ) -> Float[np.ndarray, "height width"]:
     """A picture of one page's pixel relevance, as large as the page was resized to; its sum is the relevance's.
 
