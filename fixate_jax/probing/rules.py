@@ -133,9 +133,12 @@ class LrpRules(TwiceRules):
 
     def norm(self, module: nnx.RMSNorm | nnx.LayerNorm, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
         """Identity rule."""
+        assert module.scale is not None
+        scale = module.scale[...]
         if isinstance(module, nnx.LayerNorm):
-            return held_layer_norm(x, module.scale[...], module.bias[...], module.epsilon)
-        return held_rms_norm(x, module.scale[...], module.epsilon)
+            assert module.bias is not None
+            return held_layer_norm(x, scale, module.bias[...], module.epsilon)
+        return held_rms_norm(x, scale, module.epsilon)
 
     def activation(self, name: str, x: Float[Array, "*dims ff"]) -> Float[Array, "*dims ff"]:
         """Identity rule."""

@@ -120,14 +120,13 @@ def differences(ours: Any, theirs: Any) -> dict[str, float]:
 
 def slopes(derived: Any, prompt: PromptParams, gradient: PromptParams, step: float = 1e-5) -> tuple[float, float]:
     """How fast the loss changes along some direction: by its gradient, and by a central difference."""
-    leaves, structure = jax.tree.flatten(prompt)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    along = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    keys = iter(jax.random.split(jax.random.key(1), 2))
+    along = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape, x.dtype), prompt)
     losses = [
-        float(derived(structure.unflatten([x + sign * step * d for x, d in zip(leaves, along, strict=True)]))[0][0])
+        float(derived(jax.tree.map(lambda x, d, sign=sign: x + sign * step * d, prompt, along))[0][0])
         for sign in (1, -1)
     ]
-    slope = sum(float((g * d).sum()) for g, d in zip(jax.tree.leaves(gradient), along, strict=True))
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, along, strict=True))
     return slope, (losses[0] - losses[1]) / (2 * step)
 
 

@@ -35,8 +35,8 @@ def test_integrated_gradients_add_up_to_what_the_page_changes(world: World) -> N
         trace = trace_of(world.backbone, params, prompt, batch)
         few, many = (integrated_gradients(trace, OperatorConfig(steps=steps)) for steps in (1, 48))
         no_page = batch._replace(inputs=batch.inputs._replace(features=jnp.zeros_like(batch.inputs.features)))
-        without = trace_of(world.backbone, params, prompt, no_page)
-        without = without.target(without.model.tail(without.prefix).logits)
+        dark = trace_of(world.backbone, params, prompt, no_page)
+        without = dark.target(dark.model.tail(dark.prefix).logits)
         outside = jnp.where(trace.prefix.start.visual[:, None], 0, many.relevance[..., : -trace_tail(trace)])
         return trace.target(many.logits) - without, few.relevance, many.relevance, outside
 

@@ -66,12 +66,17 @@ def test_logits_and_their_gradient_are_the_plain_models(world: World) -> None:
         assert relative(ruled, plain) > 0.05
 
 
+def random_norm(key: jax.Array, kind: Any) -> nnx.RMSNorm:
+    norm = nnx.RMSNorm(16, dtype=kind, param_dtype=kind, rngs=nnx.Rngs(0))
+    norm.scale = nnx.Param(jax.random.normal(key, (16,)).astype(kind))
+    return norm
+
+
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
 def test_rules_change_no_value(kind: Any) -> None:
     keys = jax.random.split(jax.random.key(0), 4)
     x, y = (jax.random.normal(key, (3, 5, 16)).astype(kind) for key in keys[:2])
-    norm = nnx.RMSNorm(16, dtype=kind, param_dtype=kind, rngs=nnx.Rngs(0))
-    norm.scale[...] = jax.random.normal(keys[2], (16,)).astype(kind)
+    norm = random_norm(keys[2], kind)
     pairs = [
         (RULES.norm(norm, x), PLAIN.norm(norm, x)),
         (RULES.gated(x, y), PLAIN.gated(x, y)),
@@ -86,8 +91,7 @@ def test_every_piece_conserves_relevance() -> None:
     """A norm and a gated activation hand on what they get; queries, keys and values get 1/4, 1/4 and 1/2."""
     keys = jax.random.split(jax.random.key(0), 4)
     x, y, c = (jax.random.normal(key, (3, 5, 16)) for key in keys[:3])
-    norm = nnx.RMSNorm(16, rngs=nnx.Rngs(0))
-    norm.scale[...] = jax.random.normal(keys[3], (16,))
+    norm = random_norm(keys[3], jnp.float32)
     out, pullback = jax.vjp(lambda x: RULES.norm(norm, x), x)
     np.testing.assert_allclose(x * pullback(c)[0], out * c, rtol=1e-5)
     out, pullback = jax.vjp(RULES.gated, x, y)

@@ -67,7 +67,8 @@ def plain_qwen(tower: Any, pages: Any, patches: jax.Array) -> jax.Array:
     x = affine(tower.patch_embed, patches) + (table * pages.table_weight[..., None]).sum(2)
     angles = vision_angles(pages.position, head_dim=config.width // config.heads)
     layers = [m for stack, n in zip(tower.stacks, config.segments, strict=True) for m in each_layer(stack, n)]
-    joined, deep = config.width * config.merge**2, []
+    joined = config.width * config.merge**2
+    deep: list[jax.Array] = []
 
     def merge(module: Any, x: jax.Array) -> jax.Array:
         x = x if module.norm_after_merge else held_norm(module.norm, x)

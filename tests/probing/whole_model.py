@@ -60,7 +60,7 @@ class Sequence(NamedTuple):
     mask: jax.Array
 
 
-def sequence(backbone: Backbone, params: Any, inputs: SequenceInputs, prompt: jax.Array, branch: jax.Array) -> Sequence:
+def sequence(backbone: Backbone, params: Any, inputs: SequenceInputs, prompt: jax.Array, branch: Any) -> Sequence:
     """Embeddings of the whole sequence, padding where the host left it."""
     decoder = backbone.merge(params).decoder
     embed = decoder.embed.embedding[...]
@@ -145,7 +145,7 @@ def lrp_coefficients(
     tail = ids.shape[1]
     c = jnp.where(mask[..., None], head_of(decoder).T[ids], 0)
     c = jnp.pad(c, ((0, 0), (at.x.shape[1] - tail, 0), (0, 0))) * gain(states[-1], decoder.norm.scale[...])
-    deep = []
+    deep: list[jax.Array] = []
     for i, module in reversed(list(enumerate(unstack(backbone, params)))):
         if i < len(at.deep):
             deep.insert(0, c)
