@@ -12,7 +12,7 @@ from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing.input_gradient import integrated_gradients
 from tests.probing.embeddings import check_against_definition, relative, trace_of
-from tests.probing.whole_model import CASES, small_world
+from tests.probing.whole_model import CASES, INTERN, small_world
 from tests.worlds import World
 
 
@@ -28,6 +28,7 @@ def test_values_and_gradients_equal_the_definition(world: World, config: Operato
     check_against_definition(world, config)
 
 
+@pytest.mark.parametrize("world", [INTERN], indirect=True)
 def test_integrated_gradients_add_up_to_what_the_page_changes(world: World) -> None:
     batch, prompt = world.batch(), world.prompt()
 

@@ -10,16 +10,29 @@ from flax import nnx
 
 from fixate_jax.backbones.decoder_layer import PLAIN
 from fixate_jax.config import OperatorConfig
-from fixate_jax.probing import conservation_error
-from fixate_jax.probing.input_gradient import input_gradient
+from fixate_jax.probing import Probe, conservation_error
+from fixate_jax.probing.input_gradient import Embeddings, embedding_gradient, input_gradient, times_gradient
 from fixate_jax.probing.lrp import lrp
 from fixate_jax.probing.rules import LrpRules
 from tests.probing.embeddings import answers, check_against_definition, relative, trace_of
-from tests.probing.whole_model import CASES, small_world
+from tests.probing.whole_model import CASES, QWEN, small_world
 from tests.worlds import World
 
 CONFIG = OperatorConfig(name="lrp")
 RULES = LrpRules()
+
+
+class HeldAttention(LrpRules):
+    """Attention taken for constant weights: all relevance goes through the values."""
+
+    def query(self, query: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(query)
+
+    def key(self, key: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(key)
+
+    def value(self, value: jax.Array) -> jax.Array:
+        return value
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -31,6 +44,7 @@ def test_values_and_gradients_equal_the_definition(world: World) -> None:
     check_against_definition(world, CONFIG)
 
 
+@pytest.mark.parametrize("world", [QWEN], indirect=True)
 def test_logits_and_their_gradient_are_the_plain_models(world: World) -> None:
     """Next-token prediction sees nothing of the rules; with them in its own forward pass it would."""
     batch, params = world.batch(), world.backbone.params
@@ -47,16 +61,20 @@ def test_logits_and_their_gradient_are_the_plain_models(world: World) -> None:
             return jnp.where(mask, each, 0).mean()
 
         logits = jnp.stack([probe.logits, trace.model.tail(trace.prefix).logits, ruled])
-        errors = {"lrp": conservation_error(probe, trace), "input_gradient": conservation_error(plain, trace)}
-        return jax.vmap(score)(logits), {"logits": logits, **errors}
+        at = Embeddings.of(trace)
+        held = times_gradient(at, embedding_gradient(trace, at, HeldAttention())[1])
+        probes = {"lrp": probe, "input_gradient": plain, "attention held": Probe(probe.logits, held)}
+        errors = {name: conservation_error(p, trace) for name, p in probes.items()}
+        return jax.vmap(score)(logits), {"logits": logits, "errors": errors}
 
     def run(prompt: Any, params: Any) -> tuple[Any, Any]:
         _, pullback, aux = jax.vjp(lambda p: losses(p, params), prompt, has_aux=True)
         return jax.vmap(pullback)(jnp.eye(3))[0], aux
 
     gradient, aux = jax.jit(run)(world.prompt(), params)
-    for name in ("lrp", "input_gradient"):
-        print(f"\n{name}: Σ R − ℓ is {np.asarray(aux[name]).ravel().round(3)} of |ℓ|")
+    for name, error in aux["errors"].items():
+        print(f"\n{name}: Σ R − ℓ is {np.asarray(error).ravel().round(3)} of |ℓ|")
+    assert np.abs(aux["errors"]["attention held"]).max() < 1e-3, "only a softmax loses relevance"
     ours, plain, ruled = aux["logits"]
     assert relative(ours, plain) < 1e-6 and relative(ruled, plain) < 1e-6
     for name in ("basis", "coefficients"):

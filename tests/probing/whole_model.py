@@ -16,20 +16,22 @@ from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig
 from tests.probing.whole_matrix import layer, norm, unstack
 from tests.worlds import World, letters, numbers
 
+QWEN, INTERN = "qwen3_vl, one and two tokens", "internvl, letters"
 CASES: dict[str, Any] = {
-    "qwen3_vl, one and two tokens": ("qwen3_vl", numbers, ((12, 128, 96), (3, 96, 64), (11, 64, 128))),
-    "internvl, letters": ("internvl", letters, ((4, 128, 64), (25, 64, 64))),
+    QWEN: ("qwen3_vl", 3, numbers, ((12, 128, 96), (3, 96, 64), (11, 64, 128))),
+    INTERN: ("internvl", 2, letters, ((4, 128, 64), (25, 64, 64))),
 }
+"""Family, decoder layers, labels, pages."""
 
 
 def small_world(directory: Path, case: str) -> World:
-    """A model of three layers, two of them tapped, and pages small enough for float64 and whole matrices."""
-    family, labels, pages = CASES[case]
+    """A model of which all layers but the first are tapped, small enough for float64 and whole matrices."""
+    family, layers, labels, pages = CASES[case]
     sizes = TinySizes(
-        family=family, layers=3, width=48, ff=64, heads=4, kv_heads=2, head_dim=16, vision_width=32, vision_ff=32
+        family=family, layers=layers, width=48, ff=64, heads=4, kv_heads=2, head_dim=16, vision_width=32, vision_ff=32
     )
     path = write_tiny_random(directory / family, sizes=sizes)
-    backbone = BackboneConfig(path=str(path), tapped_layers=2, attention_block=32)
+    backbone = BackboneConfig(path=str(path), tapped_layers=layers - 1, attention_block=32)
     config = RunConfig(backbone=backbone, prompt=PromptConfig(basis=2, tokens=3))
     return World(directory, sizes=pages, labels=labels, config=config)
 
