@@ -50,7 +50,7 @@ def test_logits_and_their_gradient_are_the_plain_models(world: World) -> None:
     batch, params = world.batch(), world.backbone.params
     _, ids, mask = answers(batch)
 
-    def losses(prompt: Any, params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def losses(prompt: Any, params: Any) -> tuple[jax.Array, dict[str, Any]]:
         trace = trace_of(world.backbone, params, prompt, batch)
         decoder, start = trace.model.decoder, trace.prefix.start
         probe, plain = lrp(trace, CONFIG), input_gradient(trace, CONFIG)
