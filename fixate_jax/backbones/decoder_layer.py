@@ -1,4 +1,4 @@
-"""One layer of the Qwen3 decoder, and what its pieces may be replaced by."""
+"""One layer of the Qwen3 decoder, and what its pieces, and those of vision layers, may be replaced by."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fixate_jax.backbones.flash import Attention
+from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.backbones.rope import rotate
 
 Remat = Literal["dots", "full", "none"]
@@ -67,9 +68,13 @@ class Rules:
     twice = False
     """Whether the layers are differentiated twice, which the platform's attention kernels do not allow."""
 
-    def norm(self, module: nnx.RMSNorm, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
+    def norm(self, module: nnx.RMSNorm | nnx.LayerNorm, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
         """A normalised residual stream, or normalised queries or keys."""
         return module(x)
+
+    def activation(self, name: str, x: Float[Array, "*dims ff"]) -> Float[Array, "*dims ff"]:
+        """The activation of that name in :data:`fixate_jax.backbones.layers.ACTIVATIONS`, on its own."""
+        return ACTIVATIONS[name](x)
 
     def gated(self, gate: Float[Array, "*dims ff"], up: Float[Array, "*dims ff"]) -> Float[Array, "*dims ff"]:
         """The gated activation."""

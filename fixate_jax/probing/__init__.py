@@ -7,6 +7,8 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.probing.attention_row import attention_row
 from fixate_jax.probing.attn_lrp import attention_gradient, attn_lrp
 from fixate_jax.probing.glimpse import glimpse
+from fixate_jax.probing.input_gradient import input_gradient, integrated_gradients
+from fixate_jax.probing.lrp import conservation_error, lrp
 from fixate_jax.probing.rollout import rollout
 from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, token_centres
 from fixate_jax.probing.trace import Probe, Trace
@@ -19,6 +21,9 @@ OPERATORS: dict[str, Operator] = {
     "attention_gradient": attention_gradient,
     "rollout": rollout,
     "glimpse": glimpse,
+    "input_gradient": input_gradient,
+    "integrated_gradients": integrated_gradients,
+    "lrp": lrp,
 }
 """Every operator by name; a new one is a file and a line here."""
 
@@ -40,6 +45,7 @@ __all__ = [
     "Probe",
     "Trace",
     "assign_slots",
+    "conservation_error",
     "gather_visual",
     "get_operator",
     "slot_attention",
