@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fixate_jax.backbones.attention import precise
-from fixate_jax.backbones.decoder_layer import Rules
 from fixate_jax.backbones.inputs import Stream
 from fixate_jax.backbones.row_blocks import add_blocks, rows_of
 from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.row_blocks import attention_rows, grouped, widen
+from fixate_jax.probing.rules import TwiceRules
 from fixate_jax.probing.trace import Probe, Trace
 
 HEAD_TEMPERATURE = 0.5
@@ -48,10 +48,6 @@ class PrefixLayer(NamedTuple):
     value: Float[Array, "*layers batch seq kv head"]
     cotangent: Float[Array, "*layers batch branch seq heads head"]
     tail_value: Float[Array, "*layers batch branch tail kv head"]
-
-
-class _Twice(Rules):
-    twice = True
 
 
 def glimpse(trace: Trace, config: OperatorConfig) -> Probe:
@@ -111,7 +107,7 @@ def _whole_gradient(trace: Trace, config: OperatorConfig) -> tuple[Array, Array,
     attended = jnp.zeros((layers - 1, batch, seq, heads, prefix.key.shape[-1]), kind) if layers > 1 else None
 
     def score(taps: Array, attended: Array | None) -> tuple[Array, tuple]:
-        rows = model.decoder.whole_rows(below, _Twice(), attended)
+        rows = model.decoder.whole_rows(below, TwiceRules(), attended)
         out = model.decoder.tail(prefix._replace(key=rows.key, value=rows.value), taps)
         return trace.target(out.logits), (out, rows)
 
