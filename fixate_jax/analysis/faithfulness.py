@@ -158,7 +158,7 @@ def operator_curves(
 
 def _curves(
     subject: Subject,
-    orders: Sequence[Int[np.ndarray, " slots"]],
+    orders: Sequence[Int[np.ndarray, " _slots"]],
     answers: Sequence[int] | None,
     title: str,
     track: Track,
@@ -186,8 +186,8 @@ def _curves(
 
 
 def _masked(
-    subject: Subject, orders: Sequence[Int[np.ndarray, " slots"]], title: str, track: Track
-) -> list[Float[np.ndarray, "steps slots"]]:
+    subject: Subject, orders: Sequence[Int[np.ndarray, " _slots"]], title: str, track: Track
+) -> list[Float[np.ndarray, "_steps _slots"]]:
     """Per session the probability of every label of the page, from no slot masked to all."""
     data, found = subject.data, {}
     for rows in track(evaluation_batches(data, range(len(data.sessions)), subject.batch), title):
@@ -219,10 +219,10 @@ def faithfulness_table(curves: pd.DataFrame, *, seed: int) -> pd.DataFrame:
         seed: of the bootstrap.
 
     Returns:
-        A row per operator: `sessions`, `users`; for each area the mean over users, `low` and `high` of its 95% bootstrap
-        interval, and, against random order over users, `p` (Wilcoxon, paired, two-sided) and `better` (for how many
-        users); `points at answer` and `points at click`, the share of sessions whose top slot is that. Then the rows
-        that look at nothing, for the pointing game alone.
+        A row per operator: `sessions`, `users`; for each area the mean over users, `low` and `high` of its 95%
+        bootstrap interval, and, against random order over users, `p` (Wilcoxon, paired, two-sided) and `better` (for
+        how many users); `points at answer` and `points at click`, the share of sessions whose top slot is that. Then
+        the rows that look at nothing, for the pointing game alone.
     """
     baseline = curves[curves["operator"] == RANDOM]
     rows = []

@@ -35,7 +35,7 @@ def slot_masks(data: SessionData, batch: Batch) -> Masks:
     """The masks of a batch's sessions."""
     slots, size = batch.slot_matrix.shape[1:]
     rows = []
-    for index in np.where(batch.session >= 0, batch.session, batch.session[0]):
+    for index in np.where(batch.session >= 0, batch.session, batch.session[0]).tolist():
         encoded, matrix = data.encoded[index], data.slot_matrix(index)
         share, cells, beside = (
             np.zeros((slots, size), np.float32),

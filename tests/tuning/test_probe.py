@@ -75,12 +75,10 @@ def test_it_says_what_evaluation_sees(world: World) -> None:
 def test_a_batch_says_what_single_calls_say_with_one_compilation_a_shape(small: World) -> None:
     arguments = (small.backbone, small.backbone.params)
     images, before = small.images.__getitem__, module._look._cache_size()  # type: ignore[attr-defined]
-    together = probe_batch(*arguments, small.sessions, images=images, operator="glimpse", targets=["click", "own", 1])
-    again = probe_batch(
-        *arguments, small.sessions[::-1], images=images, operator="glimpse", targets=[1, "own", "click"]
-    )
+    together = probe_batch(*arguments, small.sessions, images=images, operator=ABS, targets=["click", "own", 1])
+    again = probe_batch(*arguments, small.sessions[::-1], images=images, operator=ABS, targets=[1, "own", "click"])
     assert module._look._cache_size() == before + 1  # type: ignore[attr-defined]
-    alone = [ask(small, i, operator="glimpse", target=t) for i, t in enumerate(["click", "own", 1])]
+    alone = [ask(small, i, operator=ABS, target=t) for i, t in enumerate(["click", "own", 1])]
     assert module._look._cache_size() <= before + 1 + len(small.sessions)  # type: ignore[attr-defined]
     for first, second, third in zip(together, again[::-1], alone, strict=True):
         assert first.session_id == second.session_id == third.session_id
@@ -90,7 +88,7 @@ def test_a_batch_says_what_single_calls_say_with_one_compilation_a_shape(small: 
             np.testing.assert_allclose(first.slot_attention, other.slot_attention, atol=1e-5)
             np.testing.assert_allclose(first.log_probs, other.log_probs, atol=2e-5)
     compiled = module._look._cache_size()  # type: ignore[attr-defined]
-    ask(small, 0, operator="glimpse", target="own")
+    ask(small, 0, operator=ABS, target="own")
     assert module._look._cache_size() == compiled, "another answer of the same page is not compiled again"  # type: ignore[attr-defined]
 
 
