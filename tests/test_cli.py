@@ -263,7 +263,7 @@ def test_probe_draws_a_presets_backbone_with_any_operator(
         encoding="utf-8",
     )
     assert call("prepare", "my.yaml") == 0
-    other = SessionStore.open(Path("made")).sessions[5].session_id
+    other = SessionStore.open(Path("made")).sessions[-1].session_id
     pictures: list[Image.Image] = []
     attention = ["--operator", "attention"]
     for extra in (attention, [*attention, "--smooth"], [*attention, "--session", other]):

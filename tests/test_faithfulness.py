@@ -14,6 +14,7 @@ from PIL import Image
 
 from fixate_jax.analysis import faithfulness, faithfulness_run
 from fixate_jax.analysis.faithfulness import (
+    ANSWER_FIRST,
     RANDOM,
     Subject,
     area,
@@ -87,7 +88,8 @@ def test_tokens_that_are_no_cells_are_masked_from_the_start() -> None:
     matrix = np.array([[1, 0.25, 0, 0], [0, 0, 0, 1]], np.float32)
     data = object.__new__(SessionData)
     vars(data).update(encoded=[encoded], slot_matrix=lambda index: matrix)
-    batch = Batch(**dict.fromkeys(Batch._fields))._replace(slot_matrix=np.zeros((2, 3, 7)), session=np.array([0, -1]))
+    empty: dict[str, Any] = dict.fromkeys(Batch._fields)
+    batch = Batch(**empty)._replace(slot_matrix=np.zeros((2, 3, 7)), session=np.array([0, -1]))
     masks = slot_masks(data, batch)
     wanted = [[0.25, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0], [0] * 7]
     for row in (0, 1):
@@ -149,6 +151,21 @@ def test_random_order_is_a_mean_over_orders_and_watches_the_models_own_answer(wo
         curve = np.array(row[frame.columns.get_loc("deletion curve") + 1])
         assert curve[0] >= 1 / row.slots and curve.min() > 0
         assert row.deletion == pytest.approx(area(curve))
+    answers = [int(answer) for answer in frame["answer"]]
+    orders: list[list[np.ndarray]] = []
+
+    def note(_: Subject, order: list[np.ndarray], *rest: object) -> pd.DataFrame:
+        orders.append(order)
+        return frame
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faithfulness, "_curves", note)
+        first = random_curves(subject, draws=4, seed=0, first=answers)
+    assert first["operator"].unique().tolist() == [ANSWER_FIRST] and first["top"].tolist() == answers
+    for row, session in enumerate(world.sessions):
+        assert all(order[row][0] == answers[row] for order in orders)
+        assert all(sorted(order[row]) == list(range(session.slots)) for order in orders)
+    assert len({tuple(order[1]) for order in orders}) > 1
     # Both ends are the same page whatever the order.
     ends = [[(c[0], c[-1]) for c in f["deletion curve"]] for f in (frame, *alone)]
     np.testing.assert_allclose(ends, [ends[0]] * 4, atol=1e-5)
@@ -180,7 +197,13 @@ def test_the_table_compares_with_random_order_over_users() -> None:
     assert np.isnan(table.loc[RANDOM, ["deletion p", "points at answer"]].astype(float)).all()
     assert table.loc["any slot", "points at answer"] == 0.5
     assert table.loc["commonest slot", ["points at answer", "points at click"]].tolist() == [0.5, 1.0]
-    assert table.loc["own answer", "points at click"] == 0.5
+    assert "deletion p, answer first" not in table.columns
+    curves = made_up_curves()
+    first = curves[curves["operator"] == RANDOM].assign(operator=ANSWER_FIRST, deletion=0.3, insertion=0.9)
+    table = faithfulness_table(pd.concat([curves, first]), seed=0).set_index("operator")
+    assert table.loc["good", ["deletion better", "deletion better, answer first"]].tolist() == [5, 0]
+    assert table.loc["good", "insertion better, answer first"] == 0
+    assert table.loc[RANDOM, "deletion better, answer first"] == 0 and table.loc[ANSWER_FIRST, "deletion better"] == 6
     means = mean_curves(made_up_curves())
     np.testing.assert_allclose(means[RANDOM]["deletion"][[0, 5, 10, 20]], [1, 0.75, 0.5, 0])
 
@@ -231,7 +254,9 @@ def test_a_stopped_command_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch
     written = pd.read_csv(tmp_path / "whole" / "faithfulness.csv")
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
     assert (tmp_path / "whole" / "faithfulness.png").stat().st_size > 1000
-    assert table["operator"].tolist()[:2] == [RANDOM, "attention"]
+    assert table["operator"].tolist()[:3] == [RANDOM, ANSWER_FIRST, "attention"]
+    first = table.set_index("operator").loc[ANSWER_FIRST]
+    assert first["points at answer"] == 1 and first["deletion"] > 0
 
     def stop(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
@@ -240,13 +265,14 @@ def test_a_stopped_command_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch
         patch.setattr(faithfulness_run, "operator_curves", stop)
         with pytest.raises(Interrupted, match="give the same command again"):
             run_faithfulness(config, tmp_path / "part", wanted)
-    assert [p.name for p in (tmp_path / "part" / "curves").iterdir()] == ["random-order.parquet"]
+    kept = {p.name for p in (tmp_path / "part" / "curves").iterdir()}
+    assert kept == {"random-order.parquet", "answer-first.parquet"}
     monkeypatch.setattr(faithfulness_run, "random_curves", stop)  # Done already.
     pd.testing.assert_frame_equal(run_faithfulness(config, tmp_path / "part", wanted), table)
     with pytest.raises(ConfigError, match="was made with another sessions; choose another --out"):
         run_faithfulness(config, tmp_path / "part", replace(wanted, sessions=5))
     more = run_faithfulness(config, tmp_path / "part", replace(wanted, operators=("attention", "attention_gradient")))
-    assert more["operator"].tolist()[1:3] == ["attention", "attention_gradient"]
+    assert more["operator"].tolist()[2:4] == ["attention", "attention_gradient"]
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -262,7 +288,8 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
 def find_questions(backbone: Backbone, kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> SessionData:
     """Pages of which one slot is asked for; a session's profile stands for the wording of its question."""
     write, asked = backbone.encoder.chat_text, {}
-    sessions, pages = [], {}
+    sessions: list[Session] = []
+    pages = {}
     for seed in range(10 * count):
         example = KINDS[kind](np.random.default_rng([20_261_122, seed]), width=320)
         found = [

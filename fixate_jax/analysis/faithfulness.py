@@ -8,7 +8,7 @@ is good. Insertion is deletion in reverse order read backwards, so one area is a
 The pointing game (Zhang et al., 2016): is the slot with most attention that of the answer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,10 +27,11 @@ from fixate_jax.tuning.batches import Batch, SessionData, evaluation_batches
 from fixate_jax.tuning.evaluate import Track, silent
 from fixate_jax.tuning.probe import probe_data
 
-RANDOM = "random order"
-COMMONEST, UNIFORM, OWN_ANSWER = "commonest slot", "any slot", "own answer"
-"""Rows of the table that look at nothing: the slot that is right most often in these very sessions, a guess, and, for
-the click, the model's own answer."""
+RANDOM, ANSWER_FIRST = "random order", "answer first"
+"""Orders that look at nothing: any, and the answer's own slot before all others, those in any order. An operator that
+does no better than the second says no more than what was answered."""
+COMMONEST, UNIFORM = "commonest slot", "any slot"
+"""Pointing without looking: at the slot that is right most often in these very sessions, and at any."""
 AREAS = ("deletion", "insertion")
 GRID = np.linspace(0, 1, 21)
 """Shares of masked slots at which curves of pages with different numbers of slots are averaged."""
@@ -55,7 +56,7 @@ class Subject:
 
 def variants(config: OperatorConfig) -> dict[str, OperatorConfig]:
     """Every operator of the registry with the given settings, AttnLRP with both normalisations."""
-    found = {}
+    found: dict[str, OperatorConfig] = {}
     for name in OPERATORS:
         if name == "attn_lrp":
             found |= {f"{name} {how}": replace(config, name=name, normalise=how) for how in ("signed", "abs")}
@@ -87,7 +88,7 @@ def choose_sessions(sessions: Sequence[Session], count: int, *, seed: int) -> li
     """
     rng = np.random.default_rng(seed)
     turns: dict[str, int] = {}
-    keyed = []
+    keyed: list[tuple[int, int, int]] = []
     for place in rng.permutation(len(sessions)):
         user = sessions[place].user_id
         turns[user] = turns.get(user, -1) + 1
@@ -95,18 +96,29 @@ def choose_sessions(sessions: Sequence[Session], count: int, *, seed: int) -> li
     return [sessions[i] for i in sorted(place for _, _, place in sorted(keyed)[:count])]
 
 
-def random_curves(subject: Subject, *, draws: int, seed: int, track: Track = silent) -> pd.DataFrame:
-    """Deletion and insertion in random order, the mean over some orders: the baseline of `operator_curves`.
+def random_curves(
+    subject: Subject, *, draws: int, seed: int, first: Sequence[int] | None = None, track: Track = silent
+) -> pd.DataFrame:
+    """Deletion and insertion in random order, the mean over some orders: the baselines of `operator_curves`.
+
+    Args:
+        subject: model and sessions.
+        draws: how many orders.
+        seed: of the orders.
+        first: the slot that comes before all others in each session, the model's answer (None: none does).
+        track: wraps the batches in a progress bar.
 
     Returns:
-        As `operator_curves`; `top` is -1.
+        As `operator_curves`, of `RANDOM` or `ANSWER_FIRST`; `top` is `first`, or -1.
     """
-    rng = np.random.default_rng(seed)
+    rng, name = np.random.default_rng(seed), RANDOM if first is None else ANSWER_FIRST
     frames = []
     for draw in range(draws):
         orders = [rng.permutation(session.slots) for session in subject.data.sessions]
-        frames.append(_curves(subject, orders, None, f"{RANDOM}, {draw + 1} of {draws}", track))
-    together = frames[0].assign(operator=RANDOM, top=-1)
+        if first is not None:
+            orders = [np.array([a, *order[order != a]]) for a, order in zip(first, orders, strict=True)]
+        frames.append(_curves(subject, orders, first, f"{name}, {draw + 1} of {draws}", track))
+    together = frames[0].assign(operator=name, top=-1 if first is None else list(first))
     for name in AREAS:
         together[name] = np.mean([frame[name] for frame in frames], axis=0)
         each = zip(*(frame[f"{name} curve"] for frame in frames), strict=True)
@@ -221,32 +233,38 @@ def faithfulness_table(curves: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     Returns:
         A row per operator: `sessions`, `users`; for each area the mean over users, `low` and `high` of its 95%
         bootstrap interval, and, against random order over users, `p` (Wilcoxon, paired, two-sided) and `better` (for
-        how many users); `points at answer` and `points at click`, the share of sessions whose top slot is that. Then
-        the rows that look at nothing, for the pointing game alone.
+        how many users), and the same against the answer first where its rows are there; `points at answer` and
+        `points at click`, the share of sessions whose top slot is that. Then the rows that look at nothing, for the
+        pointing game alone.
     """
-    baseline = curves[curves["operator"] == RANDOM]
+    baselines = {name: curves[curves["operator"] == name] for name in (RANDOM, ANSWER_FIRST)}
     rows = []
     for name, frame in curves.groupby("operator", sort=False):
         row: dict[str, Any] = {"operator": name, "sessions": len(frame), "users": frame["user_id"].nunique()}
         for kind in AREAS:
-            row |= _area_columns(kind, frame, None if name == RANDOM else baseline, seed=seed)
+            row |= _area_columns(kind, frame, {k: other for k, other in baselines.items() if k != name}, seed=seed)
         for kind in ("answer", "click"):
             row[f"points at {kind}"] = np.nan if name == RANDOM else float((frame["top"] == frame[kind]).mean())
         rows.append(row)
-    for name, right in _trivial(baseline):
-        rows.append({"operator": name, "sessions": len(baseline), "users": baseline["user_id"].nunique(), **right})
+    random = baselines[RANDOM]
+    for name, right in _trivial(random):
+        rows.append({"operator": name, "sessions": len(random), "users": random["user_id"].nunique(), **right})
     return pd.DataFrame(rows)
 
 
-def _area_columns(kind: str, frame: pd.DataFrame, baseline: pd.DataFrame | None, *, seed: int) -> dict[str, Any]:
+def _area_columns(
+    kind: str, frame: pd.DataFrame, baselines: Mapping[str, pd.DataFrame], *, seed: int
+) -> dict[str, Any]:
     users = frame.groupby("user_id")[kind].mean()
     interval = bootstrap_interval(users.to_numpy(float), seed=seed)
     found: dict[str, Any] = {kind: interval.mean, f"{kind} low": interval.low, f"{kind} high": interval.high}
-    if baseline is None:
-        return {**found, f"{kind} p": np.nan, f"{kind} better": np.nan}
-    other = baseline.groupby("user_id")[kind].mean().loc[users.index]
-    test = paired_wilcoxon(users.to_numpy(float), other.to_numpy(float), lower_is_better=kind == "deletion")
-    return {**found, f"{kind} p": test.p_value, f"{kind} better": float(test.better)}
+    for name, rows in baselines.items():
+        if not rows.empty:
+            other = rows.groupby("user_id")[kind].mean().loc[users.index]
+            test = paired_wilcoxon(users.to_numpy(float), other.to_numpy(float), lower_is_better=kind == "deletion")
+            suffix = "" if name == RANDOM else f", {name}"
+            found |= {f"{kind} p{suffix}": test.p_value, f"{kind} better{suffix}": float(test.better)}
+    return found
 
 
 def _trivial(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, float]]]:
@@ -254,7 +272,6 @@ def _trivial(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, float]]]:
     kinds = ("answer", "click")
     yield UNIFORM, {f"points at {kind}": float((1 / frame["slots"]).mean()) for kind in kinds}
     yield COMMONEST, {f"points at {kind}": float(frame[kind].value_counts(normalize=True).max()) for kind in kinds}
-    yield OWN_ANSWER, {"points at answer": 1.0, "points at click": float((frame["answer"] == frame["click"]).mean())}
 
 
 def mean_curves(curves: pd.DataFrame) -> dict[str, dict[str, Float[np.ndarray, " shares"]]]:

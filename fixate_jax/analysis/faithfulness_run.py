@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pandas as pd
 
 from fixate_jax.analysis.faithfulness import (
+    ANSWER_FIRST,
     RANDOM,
     Subject,
     choose_sessions,
@@ -33,7 +34,7 @@ from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.experiment import restore_prompt, seed_directory
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.loop import Interrupted
-from fixate_jax.tuning.setup import encode_sessions
+from fixate_jax.tuning.setup import encode_sessions, warn_of_empty_slots
 
 TABLE, FIGURE, SETTINGS = "faithfulness.csv", "faithfulness.png", "settings.json"
 
@@ -94,15 +95,16 @@ def run_faithfulness(
     curves: list[pd.DataFrame] = []
     try:
         subject = _open(config, store, sessions, out, run)
-        for name in (RANDOM, *chosen):
+        for name in (RANDOM, ANSWER_FIRST, *chosen):
             path = out / "curves" / f"{name.replace(' ', '-')}.parquet"
             if path.exists():
                 curves.append(pd.read_parquet(path))
                 continue
-            if name == RANDOM:
-                found = random_curves(subject, draws=settings.draws, seed=settings.seed, track=track)
+            answers = [int(answer) for answer in curves[0]["answer"]] if curves else None
+            if name in (RANDOM, ANSWER_FIRST):
+                found = random_curves(subject, draws=settings.draws, seed=settings.seed, first=answers, track=track)
             else:
-                answers = [int(answer) for answer in curves[0]["answer"]]
+                assert answers is not None
                 found = operator_curves(subject, name, chosen[name], answers, seed=settings.seed, track=track)
             temporary = path.with_name(path.name + ".tmp")
             found.to_parquet(temporary, index=False)
@@ -165,7 +167,7 @@ def _encode(
     pages = [s.page_id for s in sessions]
     directory = config.cache.directory or work / "features"
     features = FeatureStore(backbone, store.image, pages, config.cache, directory=directory, batch=batch, track=track)
-    return SessionData(
+    data = SessionData(
         sessions,
         encode_sessions(backbone, sessions, features.grids),
         rows,
@@ -175,3 +177,5 @@ def _encode(
         max_lengths=config.train.max_lengths,
         assignment=config.operator.assignment,
     )
+    warn_of_empty_slots(data)
+    return data

@@ -41,9 +41,10 @@ def faithfulness_curves(
             colour, line = COLOURS[others % len(COLOURS)], LINES[others // len(COLOURS) % len(LINES)]
             axis.plot(shares, both[kind], color=colour, linestyle=line, linewidth=1.5, label=name)
             others += 1
-        axis.set(xlim=(0, 1), ylim=(0, None))
+        axis.set_xlim(0, 1)
         axis.set_xlabel(label, fontsize=9)
         _style(axis, title)
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("probability of the answer", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     return _save(figure, path)
