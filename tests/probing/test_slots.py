@@ -107,11 +107,12 @@ def test_slots_without_a_token_are_counted_and_warned_of(tmp_path: Path) -> None
 
 
 def test_batches_hold_the_matrix_that_was_asked_for(tmp_path: Path) -> None:
-    world = World(tmp_path, sizes=((5, 96, 64), (3, 192, 128)))
+    # The last two have the same boxes on other grids.
+    world = World(tmp_path, sizes=((5, 96, 64), (3, 192, 128), (3, 96, 64)))
     for how in ("centre", "area"):
         data = as_assigned(world, how)
         for _ in range(2):  # The second time from memory.
-            batch = data.batch([0, 1])
+            batch = data.batch([0, 1, 2])
             for row, (session, encoded) in enumerate(zip(data.sessions, data.encoded, strict=True)):
                 rows, columns = encoded.rows, encoded.columns
                 wanted = assign_slots(session.boxes, rows, columns, how=how)
