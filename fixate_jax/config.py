@@ -138,6 +138,9 @@ class OperatorConfig:
     """Weights of the tapped layers, lowest first (None: w_l = l / Σl, the paper's)."""
     eps: float = 1e-4
     """ε of the operator's divisions and of the slot normalisation."""
+    assignment: Literal["centre", "area"] = "centre"
+    """Whose a visual token is: the slot's that holds its centre (the paper), or every slot's by the share of its area,
+    for slots smaller than a token."""
 
     def __post_init__(self) -> None:
         _require(self.eps > 0, "operator.eps", self.eps, "must be above 0")

@@ -1,19 +1,15 @@
 """Operators that read off a model where it looks, and the assignment of visual tokens to slots."""
 
-from collections.abc import Callable
-
-from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing.attention_row import attention_row
 from fixate_jax.probing.attn_lrp import attention_gradient, attn_lrp
 from fixate_jax.probing.glimpse import glimpse
+from fixate_jax.probing.heat_map import heat_map
 from fixate_jax.probing.input_gradient import input_gradient, integrated_gradients
 from fixate_jax.probing.lrp import conservation_error, lrp
 from fixate_jax.probing.rollout import rollout
-from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, token_centres
-from fixate_jax.probing.trace import Probe, Trace
-
-Operator = Callable[[Trace, OperatorConfig], Probe]
+from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, take_visual, token_centres
+from fixate_jax.probing.trace import Operator, Probe, Trace
 
 OPERATORS: dict[str, Operator] = {
     "attn_lrp": attn_lrp,
@@ -48,6 +44,8 @@ __all__ = [
     "conservation_error",
     "gather_visual",
     "get_operator",
+    "heat_map",
     "slot_attention",
+    "take_visual",
     "token_centres",
 ]
