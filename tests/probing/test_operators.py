@@ -23,14 +23,16 @@ from tests.probing import whole_matrix
 from tests.worlds import World, letters, numbers
 
 SLOTS = ((3, 320, 192), (25, 192, 160), (4, 320, 192), (11, 256, 256))
-WORLDS: dict[str, tuple[TinySizes, int, Any]] = {
-    "qwen3_vl, letters, 2 of 3 layers": (TinySizes(layers=3), 2, letters),
-    "internvl, numbers (one and two tokens), all layers": (
+WORLDS: dict[str, tuple[TinySizes, int, int, Any]] = {
+    "qwen3_vl, letters, 2 of 3 layers": (TinySizes(layers=3), 2, 96, letters),
+    "internvl, numbers (one and two tokens), all layers, blocks in a loop": (
         TinySizes(family="internvl", layers=3),
         3,
+        24,
         numbers,
     ),
 }
+"""Sizes, tapped layers, rows a block, labels."""
 SIGNED = "attn_lrp signed"
 OPERATORS = {
     "attention": OperatorConfig(name="attention"),
@@ -39,7 +41,10 @@ OPERATORS = {
     "attention_gradient": OperatorConfig(name="attention_gradient"),
     "rollout": OperatorConfig(name="rollout"),
     "glimpse": OperatorConfig(name="glimpse"),
-    "glimpse, masked left out": OperatorConfig(name="glimpse", masked_gradients=False, grad_scale=1.0),
+    "attn_lrp abs, G constant": OperatorConfig(name="attn_lrp", normalise="abs", stop_gradient=True),
+    "glimpse, masked left out, G constant": OperatorConfig(
+        name="glimpse", masked_gradients=False, grad_scale=1.0, stop_gradient=True
+    ),
 }
 SEEDS = (0, 1)
 Values = tuple[jax.Array, dict[str, dict[str, jax.Array]]]
@@ -54,11 +59,11 @@ def relative(ours: Any, theirs: Any) -> float:
 
 @pytest.fixture(scope="module", params=WORLDS)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    sizes, tapped, labels = WORLDS[request.param]
+    sizes, tapped, block, labels = WORLDS[request.param]
     folder = tmp_path_factory.mktemp("world")
     model = write_tiny_random(folder / "model", sizes=sizes)
     config = RunConfig(
-        backbone=BackboneConfig(path=str(model), tapped_layers=tapped, attention_block=96),
+        backbone=BackboneConfig(path=str(model), tapped_layers=tapped, attention_block=block),
         prompt=PromptConfig(basis=3, tokens=5),
     )
     return World(folder, sizes=SLOTS, labels=labels, config=config, seed=tapped)
@@ -77,6 +82,8 @@ def losses(
 def by_definition(config: OperatorConfig, matrices: list, gradients: list, valid: jax.Array) -> jax.Array:
     """R of an operator, whole."""
     scale, eps = config.grad_scale, config.eps
+    if config.stop_gradient:
+        gradients = [jax.lax.stop_gradient(g) for g in gradients]
     match config.name:
         case "attention":
             return whole_matrix.attention(matrices, gradients)
