@@ -91,7 +91,8 @@ def integrated_gradients(trace: Trace, config: OperatorConfig) -> Probe:
 
     Only the page is dimmed, at all its levels; the prompt and the text stay, and have no relevance. The integral is the
     mean over ``config.steps`` midpoints, one gradient at a time. With enough of them relevance sums to ℓ less what it
-    is with a page of zeros.
+    is with a page of zeros. Enough can be thousands: the first norm gives a dimmed page its full size back until its
+    tokens are as small as √ε of the norm, so that much of the change lies below α = 0.001.
 
     Args:
         trace: the model; what is differentiated is the whole of its decoder.
