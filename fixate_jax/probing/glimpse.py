@@ -113,15 +113,17 @@ def _whole_gradient(trace: Trace, config: OperatorConfig) -> tuple[Array, Array,
 
     _, pullback, (out, rows) = jax.vjp(score, taps, attended, has_aux=True)
     each = jnp.broadcast_to(jnp.eye(branch, dtype=kind)[:, None], (branch, batch, branch))
-    tail_gradient, cotangent = jax.vmap(pullback)(each)
+    # One branch after the other: a gradient for all of them at once would take so many times the memory.
+    tail_gradient, cotangent = jax.lax.map(pullback, each)
     tail_gradient = jnp.moveaxis(jnp.diagonal(tail_gradient, axis1=0, axis2=3), -1, 2)
-    if config.stop_gradient:
-        tail_gradient, cotangent = jax.lax.stop_gradient((tail_gradient, cotangent))
+    # What G is made of. Queries and keys are not.
+    parts = (config.grad_scale * tail_gradient, cotangent, rows.value, out.value)
+    tail_gradient, cotangent, value, tail_value = jax.lax.stop_gradient(parts) if config.stop_gradient else parts
     whole = None
     if layers > 1:
         cotangent = config.grad_scale * jnp.moveaxis(cotangent, 0, 2)
-        whole = PrefixLayer(rows.query, rows.key[:-1], rows.value[:-1], cotangent, out.value[:-1])
-    return out.logits, out.rows, config.grad_scale * tail_gradient, whole
+        whole = PrefixLayer(rows.query, rows.key[:-1], value[:-1], cotangent, tail_value[:-1])
+    return out.logits, out.rows, tail_gradient, whole
 
 
 def _counted_in_tail(
