@@ -28,7 +28,7 @@ WORLDS: dict[str, tuple[TinySizes, int, int, Any]] = {
     "internvl, numbers (one and two tokens), all layers, blocks in a loop": (
         TinySizes(family="internvl", layers=3),
         3,
-        24,
+        40,
         numbers,
     ),
 }

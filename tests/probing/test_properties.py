@@ -42,7 +42,7 @@ def look(prompt: PromptParams, params: Any, batch: Batch, backbone: Backbone) ->
     trace = Trace(model, model.prefill(inputs, soft_prompt(prompt, batch.user)), target_logit(ids, mask))
     found = {}
     for name in OPERATORS:
-        relevance = get_operator(name)(trace, OperatorConfig(name=name, normalise="abs")).relevance
+        relevance = get_operator(name)(trace, OperatorConfig(name=name, normalise="abs", steps=2)).relevance
         tokens = gather_visual(relevance, inputs.visual_position, trace.prefix.start.moved)
         found[name] = slot_attention(tokens, batch.slot_matrix, EPS)[:, 0]
     return found
