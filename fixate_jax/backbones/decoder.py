@@ -225,8 +225,9 @@ class Decoder(nnx.Module):
         def upper(graph: Any, x: Array, xs: tuple) -> tuple[Array, tuple]:
             weights, index, tap = xs
             layer = nnx.merge(graph, weights)
-            query = layer.query(x, below.angles, rules)
+            # Queries last: the order in which gradients are added up decides their last bits, and recipes note those.
             key, value = layer.key_value(x, below.angles, rules)
+            query = layer.query(x, below.angles, rules)
             attended = self._attend(query, key, value, below.valid, rules)
             attended = attended if tap is None else attended + tap
             x = self._add_deepstack(layer.finish(x, attended, rules), below.deep, index)
