@@ -111,7 +111,7 @@ class Study:
         return Trace(model, prefix, target_logit(ids, mask)), inputs
 
     def row_sums(self, batch: Batch) -> dict[str, float]:
-        """How far rows of W cancel at the first prompt."""
+        """How far rows of W cancel at the first prompt; coherence is |ΣW| / Σ|W| of a row."""
 
         def weighted(prompt: PromptParams, params: Any, batch: Batch) -> Rows:
             _, rows, gradient = source_rows(self._trace(prompt, params, batch)[0], self.workspace.config.operator)
@@ -123,11 +123,13 @@ class Study:
         cancelling = np.argsort(coherence)[: max(len(coherence) // 10, 1)]
         return {
             "negative": float((total < 0).mean()),
-            "|D|/Σ|W| 5%": float(np.quantile(coherence, 0.05)),
-            "|D|/Σ|W| median": float(np.median(coherence)),
-            "Σ|W/D| of the tenth that cancels most": float((1 / coherence[cancelling]).sum() / (1 / coherence).sum()),
-            "its Σ|W|": float(size.ravel()[cancelling].sum() / size.sum()),
-            "median |D|": float(np.median(np.abs(total))),
+            "coherence, 5%": float(np.quantile(coherence, 0.05)),
+            "coherence, median": float(np.median(coherence)),
+            "relevance of the tenth that cancels most": float(
+                (1 / coherence[cancelling]).sum() / (1 / coherence).sum()
+            ),
+            "its part of W": float(size.ravel()[cancelling].sum() / size.sum()),
+            "median size of D": float(np.median(np.abs(total))),
         }
 
     def losses(self, name: str) -> Callable[[PromptParams, Any, Batch], jax.Array]:
@@ -144,7 +146,10 @@ class Study:
         return loss
 
     def gradient(self, name: str, batch: Batch) -> dict[str, float]:
-        """How much of the sessions' gradients is common, and how far the mean gradient can be trusted."""
+        """How much of the sessions' gradients is common, and how far the mean gradient can be trusted.
+
+        Gradients that have nothing in common have a signal ÷ noise of about 1/√sessions.
+        """
         loss, params = self.losses(name), self.workspace.params
 
         def each(prompt: PromptParams, params: Any, batch: Batch) -> Any:
@@ -259,8 +264,8 @@ def study(config: RunConfig, out: Path, *, sessions: int, steps: int) -> dict[st
 def main(
     out: Path = Path("runs/attn-lrp-study"),
     backbones: tuple[str, ...] = ("tiny-qwen3-vl", "tiny-internvl"),
-    sessions: int = 96,
-    steps: int = 250,
+    sessions: int = 64,
+    steps: int = 200,
 ) -> None:
     """Run the study and print its tables.
 
