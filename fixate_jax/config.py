@@ -122,8 +122,9 @@ class OperatorConfig:
     name: str = "attn_lrp"
     """A key of the registry in fixate_jax.probing: attn_lrp, attention, attention_gradient, rollout, glimpse,
     input_gradient, integrated_gradients, lrp."""
-    normalise: Literal["signed", "abs"] = "signed"
-    """attn_lrp: divide rows by their signed sum (the paper) or by the sum of magnitudes (stable)."""
+    normalise: Literal["signed", "abs", "positive"] = "signed"
+    """attn_lrp: divide rows by their signed sum (the paper), by the sum of magnitudes (stable), or keep only what is
+    positive and divide by its sum (can be steered)."""
     grad_scale: float = 0.1
     """c in G = c · ∂ℓ/∂A."""
     stop_gradient: bool = False

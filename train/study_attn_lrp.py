@@ -64,11 +64,6 @@ def _by_size(weighted: Rows) -> Rows:
     return (jnp.sign(total) * weighted).sum(3) / (jnp.abs(total).sum(3) + 1e-4)
 
 
-def _positive(weighted: Rows) -> Rows:
-    kept = jax.nn.relu(weighted)
-    return (kept / (kept.sum(-1, keepdims=True) + 1e-4)).mean(3)
-
-
 VARIANTS: dict[str, Callable[[Rows], Rows]] = {
     "signed, ε 1e-4 (published)": _signed(1e-4),
     "signed, ε 1e-2": _signed(1e-2),
@@ -76,7 +71,7 @@ VARIANTS: dict[str, Callable[[Rows], Rows]] = {
     "signed, ε 1": _signed(1.0),
     "signed, heads pooled": _pooled,
     "signed, heads weighted by size": _by_size,
-    "positive part": _positive,
+    "positive part": lambda weighted: normalise_rows(weighted, how="positive", eps=1e-4).mean(3),
     "abs": lambda weighted: normalise_rows(weighted, how="abs", eps=1e-4).mean(3),
 }
 ATTENTION = "attention (no gradient)"

@@ -1,5 +1,6 @@
 """AttnLRP as FixATE defines it: attention times its gradient, normalised row by row, summed over layers."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,8 +17,11 @@ def normalise_rows(
 
     ``"signed"`` (the paper): D = ΣW, moved away from 0 by ε: D + ε·sign(D), and ε where that is still below ε.
     ``"abs"``: D = Σ|W| + ε, which can neither vanish nor turn a row's sign.
+    ``"positive"``: only relu(W) is kept, D = Σ relu(W) + ε, so that nothing cancels anywhere.
     """
-    if how == "abs":
+    if how == "positive":
+        weighted = jax.nn.relu(weighted)
+    if how in ("abs", "positive"):
         return weighted / (jnp.abs(weighted).sum(-1, keepdims=True) + eps)
     total = weighted.sum(-1, keepdims=True)
     moved = total + eps * jnp.sign(total)
@@ -35,7 +39,7 @@ def attn_lrp(trace: Trace, config: OperatorConfig) -> Probe:
         config: ``grad_scale`` c, ``eps`` ε, the normalisation, ``stop_gradient`` and ``layer_weights``.
 
     Returns:
-        Logits and signed relevance.
+        Logits and signed relevance (``positive``: not negative).
     """
     logits, rows, gradient = source_rows(trace, config)
     mean = normalise_rows(rows * gradient, how=config.normalise, eps=config.eps).mean(3)

@@ -38,6 +38,7 @@ OPERATORS = {
     "attention": OperatorConfig(name="attention"),
     SIGNED: OperatorConfig(name="attn_lrp", normalise="signed"),
     "attn_lrp abs": OperatorConfig(name="attn_lrp", normalise="abs", grad_scale=1.0),
+    "attn_lrp positive": OperatorConfig(name="attn_lrp", normalise="positive"),
     "attention_gradient": OperatorConfig(name="attention_gradient"),
     "rollout": OperatorConfig(name="rollout"),
     "glimpse": OperatorConfig(name="glimpse"),

@@ -103,7 +103,10 @@ def attn_lrp(matrices: list, gradients: list, *, how: str, scale: float, eps: fl
     total = jnp.eye(matrices[0].shape[-1])[None]
     for i, (a, g) in enumerate(zip(matrices, gradients, strict=True), start=1):
         w = a * (scale * g)
-        if how == "abs":
+        if how == "positive":
+            w = jnp.maximum(w, 0)
+            d = w.sum(-1, keepdims=True) + eps
+        elif how == "abs":
             d = jnp.abs(w).sum(-1, keepdims=True) + eps
         else:
             d = w.sum(-1, keepdims=True)
