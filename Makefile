@@ -36,6 +36,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(PIP) install -e ".[test,torch,docs]"
+# The reference for LRP. What it asks for would bring torchvision, which breaks the pinned torch; what is tested needs none.
+	$(PIP) install --no-deps lxt==2.1
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.errors import ConfigError, FixateError
 from fixate_jax.pretraining.recipe import Recipe
@@ -86,34 +87,6 @@ class Evaluate:
             raise ConfigError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
         _, workspace = open_run(self.run_dir)
         _print_results(evaluate_run(workspace, self.run_dir, split=self.split))
-        return 0
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Draw where the model looks on one session's page, with and without the user's prompt."""
-
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory that `fixate train` made."""
-    session: str | None = None
-    """Session id (None: the first test session)."""
-    seed: int | None = None
-    """Which seed's prompts (None: the run's first)."""
-    out: Path = Path("probe.png")
-    """Picture to write."""
-
-    def run(self) -> int:
-        """Run the command."""
-        from fixate_jax.tuning.experiment import load_prompt, open_run, picture, seed_directory
-
-        config, workspace = open_run(self.run_dir)
-        ids = [s.session_id for s in workspace.data.sessions]
-        if self.session is not None and self.session not in ids:
-            raise ConfigError(f"--session {self.session}: no such session; for example {', '.join(ids[:3])}")
-        seed = config.train.seeds[0] if self.seed is None else self.seed
-        prompt = load_prompt(workspace, seed_directory(self.run_dir, seed), seed=seed)
-        index = workspace.splits["test"][0] if self.session is None else ids.index(self.session)
-        Console().print(f"drawn: {picture(workspace, prompt, index, self.out)}")
         return 0
 
 
@@ -327,6 +300,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]

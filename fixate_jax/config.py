@@ -120,18 +120,32 @@ class OperatorConfig:
     """How relevance of the page's tokens is read off the model."""
 
     name: str = "attn_lrp"
-    """A key of the registry in fixate_jax.probing: attn_lrp, attention."""
-    normalise: Literal["signed", "abs"] = "signed"
-    """attn_lrp: divide rows by their signed sum (the paper) or by the sum of magnitudes (stable)."""
+    """A key of the registry in fixate_jax.probing: attn_lrp, attention, attention_gradient, rollout, glimpse,
+    input_gradient, integrated_gradients, lrp."""
+    normalise: Literal["signed", "abs", "positive"] = "signed"
+    """attn_lrp: divide rows by their signed sum (the paper), by the sum of magnitudes (stable), or keep only what is
+    positive and divide by its sum (can be steered)."""
     grad_scale: float = 0.1
     """c in G = c · ∂ℓ/∂A."""
+    stop_gradient: bool = False
+    """attn_lrp, attention_gradient, glimpse: take G for a constant where the loss is differentiated, which saves the
+    second order."""
+    masked_gradients: bool = True
+    """glimpse: count G also where causality masks attention in the sums that weigh heads and layers, as the published
+    code does."""
+    steps: int = 16
+    """integrated_gradients: points at which the integral is taken."""
     layer_weights: tuple[float, ...] | None = None
     """Weights of the tapped layers, lowest first (None: w_l = l / Σl, the paper's)."""
     eps: float = 1e-4
     """ε of the operator's divisions and of the slot normalisation."""
+    assignment: Literal["centre", "area"] = "centre"
+    """Whose a visual token is: the slot's that holds its centre (the paper), or every slot's by the share of its area,
+    for slots smaller than a token."""
 
     def __post_init__(self) -> None:
         _require(self.eps > 0, "operator.eps", self.eps, "must be above 0")
+        _require(self.steps >= 1, "operator.steps", self.steps, "at least 1 is needed")
         weights = self.layer_weights
         _require(
             weights is None or (min(weights, default=-1.0) >= 0 and sum(weights) > 0),

@@ -8,7 +8,7 @@ and its addition. Causal attention counts the pairs that may see each other. All
 from dataclasses import dataclass
 from typing import Any
 
-from fixate_jax.backbones.decoder import DecoderConfig
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.internvl_config import InternVLConfig
 from fixate_jax.backbones.qwen3_vl import Qwen3VLConfig
 

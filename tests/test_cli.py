@@ -19,7 +19,7 @@ DEMO = str(CONFIGS / "demo.yaml")
 RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
-COMMANDS = "prepare, train, evaluate, probe, verify, convert, analyze, pretrain-tiny, read"
+COMMANDS = "prepare, train, evaluate, probe, faithfulness, verify, convert, analyze, pretrain-tiny, read"
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("prepare", flags(RunConfig())),
         ("train", [*flags(RunConfig()), "--run "]),
         ("evaluate", ["RUN", "--split "]),
-        ("probe", ["RUN", "--session ", "--seed ", "--out "]),
+        ("probe", ["RUN", "--session ", "--operator ", "--seed ", "--smooth", "--out ", "--data-path "]),
+        ("faithfulness", ["RUN", "--operators ", "--sessions ", "--split ", "--draws ", "--seed ", "--out "]),
         ("verify", ["--image ", "--tolerance ", *flags(RunConfig().backbone, "backbone.")]),
         ("convert", ["--to ", "--dtype ", "--tapped-layers ", "--revision ", "--max-shard-gb "]),
         ("pretrain-tiny", [*flags(Recipe()), "--run ", "--until "]),
@@ -150,6 +151,13 @@ def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
         (["evaluate", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
         (["evaluate", "nowhere", "--split", "tset"], "error: --split tset: choose one of train, validation, test"),
         (["probe", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
+        (["probe", "nothing.yaml"], "error: nothing.yaml: cannot be read"),
+        (["probe", DEMO, "--operator", "nope"], "error: operator.name = 'nope': choose one of attn_lrp, attention"),
+        (["probe", DEMO, "--seed", "1"], "error: --seed 1: a preset has no tuned prompts"),
+        (["faithfulness", "nowhere"], "error: nowhere: no config.yaml there; give the directory of a run"),
+        (["faithfulness", DEMO, "--operators", "nope"], "error: --operators nope: choose among attn_lrp signed"),
+        (["faithfulness", DEMO, "--split", "tset"], "error: --split tset: choose one of train, validation, test"),
+        (["faithfulness", DEMO, "--sessions", "0"], "error: --sessions 0: at least 1 is needed"),
         (["pretrain-tiny", "nothing.yaml"], "error: nothing.yaml: cannot be read"),
         (["pretrain-tiny", RECIPE, "--batch", "many"], "--batch: invalid literal for int()"),
         (["pretrain-tiny", "--batch", "many"], "--batch: invalid literal for int()"),
@@ -201,7 +209,7 @@ def test_a_command_that_failed_can_be_given_again_with_other_settings(empty_fold
 def test_a_directory_that_is_no_run(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
     (empty_folder / "letters").mkdir()
     (empty_folder / "letters" / "a.txt").write_text("a", encoding="utf-8")
-    for command in (["evaluate", "letters"], ["probe", "letters"]):
+    for command in (["evaluate", "letters"], ["probe", "letters"], ["faithfulness", "letters"]):
         assert call(*command) == 2
         assert "error: letters: no config.yaml there" in capsys.readouterr().err
     assert call("train", DEMO, "--run", "letters") == 2
@@ -242,3 +250,26 @@ def test_verify_names_a_missing_checkpoint(capsys: pytest.CaptureFixture[str]) -
     pytest.importorskip("torch")
     assert call("verify", "nowhere") == 2
     assert "nowhere/config.json: not found" in capsys.readouterr().err
+
+
+def test_probe_draws_a_presets_backbone_with_any_operator(
+    capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    from PIL import Image
+
+    preset = empty_folder / "my.yaml"
+    preset.write_text(
+        "data: {name: synthetic_choice, page_width: 96, max_users: 1, store: made}\nbackbone: {tapped_layers: 1}\n",
+        encoding="utf-8",
+    )
+    assert call("prepare", "my.yaml") == 0
+    other = SessionStore.open(Path("made")).sessions[-1].session_id
+    pictures: list[Image.Image] = []
+    attention = ["--operator", "attention"]
+    for extra in (attention, [*attention, "--smooth"], [*attention, "--session", other]):
+        assert call("probe", "my.yaml", "--out", f"{len(pictures)}.png", *extra) == 0
+        assert f"drawn: {len(pictures)}.png" in capsys.readouterr().out
+        pictures.append(Image.open(f"{len(pictures)}.png").convert("RGB"))
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert call("probe", "my.yaml", "--session", "none") == 2
+    assert "--session none: no such session; for example" in capsys.readouterr().err

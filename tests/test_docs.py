@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,8 @@ def test_every_command_line_parses(
 
 def test_all_commands_are_shown() -> None:
     lines = [line for page, line in commands() if page == "README.md"]
-    every = {"prepare", "analyze", "train", "evaluate", "probe", "verify", "convert", "read", "pretrain-tiny"}
+    every = set(re.findall(r"^\| `fixate ([\w-]+)` \|", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.M))
+    assert len(every) >= 10
     assert {line.split()[1] for line in lines} >= every
 
 
@@ -119,3 +121,16 @@ def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.Mo
     target = target_logit(batch.answer_ids, batch.answer_mask)
     found = operator(probing.Trace(model, prefix, target), OperatorConfig())
     np.testing.assert_allclose(found.relevance.sum(-1), 1, rtol=1e-5)
+
+
+def test_the_examples_of_probing_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fixate_jax.backbones.loading import SHIPPED
+
+    if not (SHIPPED / "tiny-qwen3-vl").is_dir():
+        pytest.skip("no weights are in this copy")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs" / "howto" / "probe.md", "python"):
+        exec(block, names)
+    assert names["heat"].shape == names["image"].size[::-1]
+    assert [found.target for found in names["many"]] == [s.click for s in names["store"].sessions[:4]]

@@ -4,11 +4,13 @@ Heads are grouped (grouped-query attention): query head ``j`` reads key head ``j
 Scores and softmax are float32 whatever the (lower) type of the inputs.
 """
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from fixate_jax.backbones.row_blocks import join_blocks, rows_of
 
 MASKED = -1e30
 """Score of a masked pair; finite, so that a row with nothing to see stays free of NaN."""
@@ -24,29 +26,6 @@ def _group_heads(query: Float[Array, "*dims heads width"], kv_heads: int) -> Flo
     return query.reshape(*dims, kv_heads, heads // kv_heads, width)
 
 
-@partial(jax.checkpoint, static_argnums=(4,))
-def _row_block(
-    query: Float[Array, "batch rows kv group width"],
-    key: Float[Array, "batch keys kv width"],
-    value: Float[Array, "batch keys kv width"],
-    valid: Bool[Array, "batch keys"] | None,
-    first_row: int | None,
-) -> Float[Array, "batch rows kv group width"]:
-    """Attention of some rows; causal from ``first_row`` on, or to every key where it is None.
-
-    Checkpointed, so that the backward pass holds one block of scores at a time.
-    """
-    scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", query, key, preferred_element_type=precise(query)) * scale
-    mask = jnp.ones((), bool) if valid is None else valid[:, None, None, None, :]
-    if first_row is not None:
-        rows = jnp.arange(first_row, first_row + query.shape[1])
-        mask = mask & (jnp.arange(key.shape[1])[None, :] <= rows[:, None])
-    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
-    out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), value, preferred_element_type=precise(value))
-    return out.astype(value.dtype)
-
-
 def blocked_attention(
     query: Float[Array, "batch seq heads width"],
     key: Float[Array, "batch seq kv width"],
@@ -58,7 +37,8 @@ def blocked_attention(
 ) -> Float[Array, "batch seq heads width"]:
     """Softmax attention computed ``block`` rows at a time.
 
-    A causal block reads only the keys up to its last row, so the upper triangle is never computed.
+    A causal block reads no keys far beyond its last row, so the upper triangle is hardly computed. The backward pass
+    computes a block's scores again, and so holds those of a few blocks at a time.
 
     Args:
         query: rotated queries.
@@ -74,15 +54,19 @@ def blocked_attention(
     """
     seq, heads = query.shape[1:3]
     grouped = _group_heads(query, key.shape[2])
-    blocks = []
-    for first in range(0, seq, block):
-        last = min(first + block, seq)
-        seen = last if causal else seq
-        unmasked = None if valid is None else valid[:, :seen]
-        blocks.append(
-            _row_block(grouped[:, first:last], key[:, :seen], value[:, :seen], unmasked, first if causal else None)
-        )
-    out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+    scale = query.shape[-1] ** -0.5
+
+    def one(first: Any, size: int, keys: int) -> Float[Array, "batch rows kv group width"]:
+        asked, seen, read = rows_of(grouped, first, size), key[:, :keys], value[:, :keys]
+        scores = jnp.einsum("bqhgd,bkhd->bhgqk", asked, seen, preferred_element_type=precise(query)) * scale
+        mask = jnp.ones((), bool) if valid is None else valid[:, None, None, None, :keys]
+        if causal:
+            mask = mask & (jnp.arange(keys)[None, :] <= (first + jnp.arange(size))[:, None])
+        weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+        out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), read, preferred_element_type=precise(value))
+        return out.astype(value.dtype)
+
+    out = join_blocks(one, seq, block, causal=causal)
     return out.reshape(*out.shape[:2], heads, out.shape[-1])
 
 
@@ -94,16 +78,16 @@ def tail_attention(
     key: Float[Array, "batch branch tail kv width"],
     value: Float[Array, "batch branch tail kv width"],
     valid: Bool[Array, "batch branch tail"],
-    tap: Float[Array, "batch branch heads keys"] | None = None,
-) -> tuple[Float[Array, "batch branch tail heads width"], Float[Array, "batch branch heads keys"]]:
+    tap: Float[Array, "batch branch heads tail keys"] | None = None,
+) -> tuple[Float[Array, "batch branch tail heads width"], Float[Array, "batch branch heads tail keys"]]:
     """Attention of the few last positions over a shared prefix and over themselves.
 
     Branches are alternative continuations of one prefix; they see the prefix and their own positions only.
-    ``tap`` is added to the last position's post-softmax row, so that the gradient with respect to a zero tap is
-    ∂ℓ/∂A of that row, A being used in the product with the values.
+    ``tap`` is added after the softmax, so that the gradient with respect to a zero tap is ∂ℓ/∂A, A being used in the
+    product with the values.
 
     Returns:
-        Attended values, and the last position's row A[src, :] (before the tap), keys being prefix then tail.
+        Attended values, and the tail's rows of A (before the tap), keys being prefix then tail.
     """
     kv, seq, tail = key.shape[-2], prefix_key.shape[1], query.shape[2]
     grouped = _group_heads(query, kv)
@@ -119,11 +103,10 @@ def tail_attention(
         axis=-1,
     )
     weights = jax.nn.softmax(scores, axis=-1)
-    row = weights[..., -1, :].reshape(*weights.shape[:2], -1, weights.shape[-1])
+    rows = weights.reshape(*weights.shape[:2], -1, *weights.shape[-2:])
     if tap is not None:
-        tapped = weights[..., -1:, :] + tap.reshape(*weights.shape[:4], 1, weights.shape[-1])
-        weights = jnp.concatenate([weights[..., :-1, :], tapped], axis=-2)
+        weights = weights + tap.reshape(weights.shape)
     weights = weights.astype(value.dtype)
     out = jnp.einsum("bchgts,bshd->bcthgd", weights[..., :seq], prefix_value, preferred_element_type=precise(value))
     out += jnp.einsum("bchgtu,bcuhd->bcthgd", weights[..., seq:], value, preferred_element_type=precise(value))
-    return out.astype(value.dtype).reshape(query.shape), row
+    return out.astype(value.dtype).reshape(query.shape), rows

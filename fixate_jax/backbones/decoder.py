@@ -6,13 +6,13 @@ own, because of the last layer the prefix needs keys and values only.
 
 ``prefill`` runs the prefix through everything the tail depends on; ``tail`` runs the few last positions through the
 tapped layers over the prefix's keys and values. In a causal decoder that is the same computation as a full forward
-pass, and only the tail has to be differentiated twice.
+pass, and only the tail has to be differentiated twice. The prefill's three steps, ``start``, ``below`` and ``tapped``,
+can be called by operators that look at the whole sequence.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,54 +20,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from fixate_jax.backbones.attention import blocked_attention, precise, tail_attention
-from fixate_jax.backbones.flash import Attention, prefill_attention
-from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
-from fixate_jax.backbones.rope import rotary_angles, rotate
-
-Remat = Literal["dots", "full", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Shape of a Qwen3 decoder, and how to run it.
-
-    ``attention``, ``attention_block``, ``remat`` and ``unroll`` change speed and memory, never results.
-    """
-
-    vocab: int
-    layers: int
-    width: int
-    ff: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
-    mrope_section: tuple[int, ...] | None = None
-    norm_eps: float = 1e-6
-    attention_bias: bool = False
-    tied: bool = False
-    deepstack_levels: int = 0
-    tapped_layers: int = 6
-    dtype: Any = jnp.float32
-    attention: Attention = "auto"
-    attention_block: int = 256
-    remat: Remat = "dots"
-    unroll: bool = False
-
-    @property
-    def tapped(self) -> int:
-        """Number of layers that the tail runs through (never more than there are)."""
-        return min(self.tapped_layers, self.layers)
-
-    @property
-    def groups(self) -> dict[str, range]:
-        """Layer indices of each stack."""
-        first = self.layers - self.tapped
-        return {
-            "lower": range(0, first),
-            "upper": range(first, self.layers - 1),
-            "last": range(self.layers - 1, self.layers),
-        }
+from fixate_jax.backbones.decoder_layer import PLAIN, DecoderConfig, DecoderLayer, Remat, Rules
+from fixate_jax.backbones.flash import prefill_attention
+from fixate_jax.backbones.inputs import Prefix, SequenceInputs, Stream, TailOutput, WholeRows
+from fixate_jax.backbones.rope import rotary_angles
 
 
 def _rematerialised(body: Any, how: Remat) -> Any:
@@ -99,58 +55,6 @@ def _padding_last(inputs: SequenceInputs, first: Int[Array, " batch"]) -> Sequen
         visual_index=_turned(inputs.visual_index, first),
         start=(inputs.start - first) % inputs.token_ids.shape[1],
     )
-
-
-class DecoderLayer(nnx.Module):
-    """One layer, in pieces, so that prefix and tail can attend differently with the same weights."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        """Make a layer with random weights (checkpoints replace them)."""
-        dtype = config.dtype
-
-        def norm(width: int) -> nnx.RMSNorm:
-            return nnx.RMSNorm(width, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-        def linear(inputs: int, outputs: int, bias: bool = False) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-        heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.input_norm = norm(config.width)
-        self.q_proj = linear(config.width, heads, config.attention_bias)
-        self.k_proj = linear(config.width, kv, config.attention_bias)
-        self.v_proj = linear(config.width, kv, config.attention_bias)
-        self.q_norm = norm(config.head_dim)
-        self.k_norm = norm(config.head_dim)
-        self.o_proj = linear(heads, config.width, config.attention_bias)
-        self.post_attention_norm = norm(config.width)
-        self.gate_proj = linear(config.width, config.ff)
-        self.up_proj = linear(config.width, config.ff)
-        self.down_proj = linear(config.ff, config.width)
-
-    def _heads(self, x: Float[Array, "*dims flat"]) -> Float[Array, "*dims heads head"]:
-        return x.reshape(*x.shape[:-1], -1, self.head_dim)
-
-    def query(
-        self, hidden: Float[Array, "*dims width"], angles: Float[Array, "*dims half"]
-    ) -> Float[Array, "*dims heads head"]:
-        """Normed and rotated queries of a residual stream."""
-        return rotate(self.q_norm(self._heads(self.q_proj(self.input_norm(hidden)))), angles)
-
-    def key_value(
-        self, hidden: Float[Array, "*dims width"], angles: Float[Array, "*dims half"]
-    ) -> tuple[Float[Array, "*dims kv head"], Float[Array, "*dims kv head"]]:
-        """Normed and rotated keys, and values, of a residual stream."""
-        normed = self.input_norm(hidden)
-        return rotate(self.k_norm(self._heads(self.k_proj(normed))), angles), self._heads(self.v_proj(normed))
-
-    def finish(
-        self, hidden: Float[Array, "*dims width"], attended: Float[Array, "*dims heads head"]
-    ) -> Float[Array, "*dims width"]:
-        """Output projection, residuals and the gated feed-forward half."""
-        hidden = hidden + self.o_proj(attended.reshape(*attended.shape[:-2], -1))
-        normed = self.post_attention_norm(hidden)
-        return hidden + self.down_proj(jax.nn.silu(self.gate_proj(normed)) * self.up_proj(normed))
 
 
 class Decoder(nnx.Module):
@@ -194,9 +98,9 @@ class Decoder(nnx.Module):
         c = self.config
         return rotary_angles(positions, head_dim=c.head_dim, theta=c.rope_theta, mrope_section=c.mrope_section)
 
-    def logits(self, hidden: Float[Array, "*dims width"]) -> Float[Array, "*dims vocab"]:
+    def logits(self, hidden: Float[Array, "*dims width"], rules: Rules = PLAIN) -> Float[Array, "*dims vocab"]:
         """Final norm and output head, in float32."""
-        normed = self.norm(hidden)
+        normed = rules.norm(self.norm, hidden)
         if self.head is None:
             return jnp.einsum(
                 "...d,vd->...v", normed, self.embed.embedding[...], preferred_element_type=precise(normed)
@@ -227,13 +131,137 @@ class Decoder(nnx.Module):
         rest = hidden.shape[1] - term.shape[1]
         return hidden + jnp.pad(term, ((0, 0), (0, rest), (0, 0)))
 
+    def start(
+        self,
+        inputs: SequenceInputs,
+        prompt: Float[Array, "batch tokens width"],
+        use_prompt: Bool[Array, ""] | bool = True,
+    ) -> Stream:
+        """Embeddings: what enters the first layer.
+
+        Args:
+            inputs: the sequences.
+            prompt: soft prompt P_u of each, put at ``inputs.start``.
+            use_prompt: False hides the soft prompt from every position: the backbone alone.
+        """
+        seq, first = inputs.token_ids.shape[1], _first_seen(inputs, prompt, use_prompt)
+        if self.config.attention == "blocked":
+            moved, valid = jnp.zeros_like(first), jnp.arange(seq)[None, :] >= first[:, None]
+        else:
+            inputs, moved = _padding_last(inputs, first), first
+            valid = jnp.arange(seq)[None, :] < seq - first[:, None]
+        hidden, deep = self._prefix_start(inputs, prompt)
+        return Stream(
+            hidden=hidden,
+            deep=deep,
+            angles=self.angles(inputs.positions),
+            valid=valid,
+            visual=inputs.visual_index >= 0,
+            moved=moved,
+            tail_hidden=self.embed(inputs.tail_ids),
+            tail_angles=self.angles(inputs.tail_positions),
+            tail_valid=inputs.tail_valid,
+        )
+
+    def _attend(self, query: Array, key: Array, value: Array, valid: Array, rules: Rules) -> Array:
+        """Causal attention of the prefix."""
+        config = self.config
+        how = "blocked" if rules.twice else config.attention
+        mask = valid if config.attention == "blocked" else None
+        return prefill_attention(query, key, value, how=how, block=config.attention_block, valid=mask)
+
+    def below(self, stream: Stream, rules: Rules = PLAIN) -> Stream:
+        """Prefix and tail through the layers below the first tapped one."""
+        batch, branch, tail = stream.tail_hidden.shape[:3]
+        seq = stream.hidden.shape[1]
+        flat, angles = (
+            jnp.concatenate([p, t.reshape(batch, branch * tail, -1)], axis=1)
+            for p, t in ((stream.hidden, stream.tail_hidden), (stream.angles, stream.tail_angles))
+        )
+
+        def split(x: Array) -> tuple[Array, Array]:
+            return x[:, :seq], x[:, seq:].reshape(batch, branch, tail, *x.shape[2:])
+
+        def body(graph: Any, x: Array, xs: tuple) -> tuple[Array, None]:
+            weights, index = xs
+            layer = nnx.merge(graph, weights)
+            query, tail_query = split(layer.query(x, angles, rules))
+            (key, tail_key), (value, tail_value) = map(split, layer.key_value(x, angles, rules))
+            attended = self._attend(query, key, value, stream.valid, rules)
+            tail_attended, _ = tail_attention(
+                tail_query, key, value, stream.valid, tail_key, tail_value, stream.tail_valid
+            )
+            attended = jnp.concatenate(
+                [attended, tail_attended.reshape(batch, branch * tail, *attended.shape[2:])], axis=1
+            )
+            return self._add_deepstack(layer.finish(x, attended, rules), stream.deep, index), None
+
+        x = flat
+        for graph, weights, indices in self._stacks("lower"):
+            scanned = _rematerialised(partial(body, graph), self.config.remat)
+            x, _ = jax.lax.scan(scanned, x, (weights, indices), unroll=self.config.unroll)
+        hidden, tail_hidden = split(x)
+        return stream._replace(hidden=hidden, tail_hidden=tail_hidden)
+
+    def whole_rows(
+        self,
+        below: Stream,
+        rules: Rules = PLAIN,
+        taps: Float[Array, "upper batch seq heads head"] | None = None,
+        *,
+        queries: bool = True,
+    ) -> WholeRows:
+        """The prefix through the tapped layers; the last one computes nothing but keys and values.
+
+        Args:
+            below: the sequence as it enters the first tapped layer.
+            rules: how the layers are computed.
+            taps: added to what the prefix's heads attended to, in every tapped layer but the last; zeros to
+                differentiate with respect to.
+            queries: whether they are wanted.
+        """
+        hidden, keys, values, asked = below.hidden, [], [], None
+
+        def upper(graph: Any, x: Array, xs: tuple) -> tuple[Array, tuple]:
+            weights, index, tap = xs
+            layer = nnx.merge(graph, weights)
+            # Queries last: the order in which gradients are added up decides their last bits, and recipes note those.
+            key, value = layer.key_value(x, below.angles, rules)
+            query = layer.query(x, below.angles, rules)
+            attended = self._attend(query, key, value, below.valid, rules)
+            attended = attended if tap is None else attended + tap
+            x = self._add_deepstack(layer.finish(x, attended, rules), below.deep, index)
+            return x, (query if queries else None, key, value)
+
+        for graph, weights, indices in self._stacks("upper"):
+            body = _rematerialised(partial(upper, graph), self.config.remat)
+            hidden, (asked, key, value) = jax.lax.scan(
+                body, hidden, (weights, indices, taps), unroll=self.config.unroll
+            )
+            keys.append(key)
+            values.append(value)
+        graph, weights = nnx.split(self.last)
+        key, value = jax.vmap(lambda w: nnx.merge(graph, w).key_value(hidden, below.angles, rules))(weights)
+        return WholeRows(asked, jnp.concatenate([*keys, key]), jnp.concatenate([*values, value]))
+
+    def tapped(self, start: Stream, below: Stream, rules: Rules = PLAIN) -> Prefix:
+        """Keys and values of the tapped layers for the prefix, and the tail as it enters the first of them.
+
+        Args:
+            start: from :meth:`start`.
+            below: from :meth:`below`.
+            rules: how the layers are computed.
+        """
+        rows = self.whole_rows(below, rules, queries=False)
+        return Prefix(rows.key, rows.value, start, below)
+
     def prefill(
         self,
         inputs: SequenceInputs,
         prompt: Float[Array, "batch tokens width"],
         use_prompt: Bool[Array, ""] | bool = True,
     ) -> Prefix:
-        """Run the prefix, and the tail as far as the first tapped layer.
+        """Run the prefix, and the tail as far as the first tapped layer: start, lower and tapped layers.
 
         Args:
             inputs: the sequences.
@@ -243,115 +271,47 @@ class Decoder(nnx.Module):
         Returns:
             The tapped layers' keys and values for the prefix, and the tail's state below them.
         """
-        config = self.config
-        batch, branch, tail = inputs.tail_ids.shape
-        seq = inputs.token_ids.shape[1]
-        first = _first_seen(inputs, prompt, use_prompt)
-        turned = config.attention != "blocked"
-        if turned:
-            inputs = _padding_last(inputs, first)
-            valid = jnp.arange(seq)[None, :] < seq - first[:, None]
-        else:
-            valid = jnp.arange(seq)[None, :] >= first[:, None]
-        mask = None if turned else valid
-        hidden, deep = self._prefix_start(inputs, prompt)
-        prefix_angles, tail_angles = self.angles(inputs.positions), self.angles(inputs.tail_positions)
-        flat = jax.tree.map(
-            lambda p, t: jnp.concatenate([p, t.reshape(batch, branch * tail, -1)], axis=1),
-            (hidden, prefix_angles),
-            (self.embed(inputs.tail_ids), tail_angles),
-        )
+        start = self.start(inputs, prompt, use_prompt)
+        return self.tapped(start, self.below(start))
 
-        def split(x: Array) -> tuple[Array, Array]:
-            return x[:, :seq], x[:, seq:].reshape(batch, branch, tail, *x.shape[2:])
-
-        def lower(graph: Any, x: Array, xs: tuple) -> tuple[Array, None]:
-            weights, index = xs
-            layer = nnx.merge(graph, weights)
-            query, tail_query = split(layer.query(x, flat[1]))
-            (key, tail_key), (value, tail_value) = map(split, layer.key_value(x, flat[1]))
-            attended = prefill_attention(
-                query, key, value, how=config.attention, block=config.attention_block, valid=mask
-            )
-            tail_attended, _ = tail_attention(tail_query, key, value, valid, tail_key, tail_value, inputs.tail_valid)
-            attended = jnp.concatenate(
-                [attended, tail_attended.reshape(batch, branch * tail, *attended.shape[2:])], axis=1
-            )
-            return self._add_deepstack(layer.finish(x, attended), deep, index), None
-
-        x = flat[0]
-        for graph, weights, indices in self._stacks("lower"):
-            body = _rematerialised(partial(lower, graph), config.remat)
-            x, _ = jax.lax.scan(body, x, (weights, indices), unroll=config.unroll)
-        hidden, tail_hidden = split(x)
-        key, value = self._tapped_keys_values(hidden, deep, mask, prefix_angles)
-        if turned:
-            back = partial(_turned, by=-first)
-            key, value, valid = jax.vmap(back)(key), jax.vmap(back)(value), back(valid)
-        return Prefix(key, value, valid, tail_hidden, tail_angles, inputs.tail_valid)
-
-    def _tapped_keys_values(
+    def tail(
         self,
-        hidden: Float[Array, "batch seq width"],
-        deep: Float[Array, "levels batch seq width"],
-        mask: Bool[Array, "batch seq"] | None,
-        angles: Float[Array, "batch seq half"],
-    ) -> tuple[Float[Array, "tapped batch seq kv head"], Float[Array, "tapped batch seq kv head"]]:
-        """Keys and values of the prefix in the tapped layers; the last layer computes nothing else."""
-        config = self.config
-        keys, values = [], []
-
-        def upper(graph: Any, x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
-            weights, index = xs
-            layer = nnx.merge(graph, weights)
-            key, value = layer.key_value(x, angles)
-            attended = prefill_attention(
-                layer.query(x, angles), key, value, how=config.attention, block=config.attention_block, valid=mask
-            )
-            return self._add_deepstack(layer.finish(x, attended), deep, index), (key, value)
-
-        for graph, weights, indices in self._stacks("upper"):
-            body = _rematerialised(partial(upper, graph), config.remat)
-            hidden, (key, value) = jax.lax.scan(body, hidden, (weights, indices), unroll=config.unroll)
-            keys.append(key)
-            values.append(value)
-        graph, weights = nnx.split(self.last)
-        key, value = jax.vmap(lambda w: nnx.merge(graph, w).key_value(hidden, angles))(weights)
-        keys.append(key)
-        values.append(value)
-        return jnp.concatenate(keys), jnp.concatenate(values)
-
-    def tail(self, prefix: Prefix, taps: Float[Array, "layers batch branch heads keys"] | None = None) -> TailOutput:
+        prefix: Prefix,
+        taps: Float[Array, "layers batch branch heads tail keys"] | None = None,
+        rules: Rules = PLAIN,
+    ) -> TailOutput:
         """Run the tail through the tapped layers, over the prefix's keys and values.
 
         Args:
             prefix: from :meth:`prefill`, or a part of its branches.
-            taps: added to the ``src`` row of every tapped layer's attention after the softmax; zeros to
-                differentiate with respect to.
+            taps: added to every tapped layer's attention after the softmax; zeros to differentiate with respect to.
+            rules: how the layers are computed.
 
         Returns:
-            Logits at every tail position, and the ``src`` rows of the tapped layers.
+            Logits at every tail position, and attention and values of the tapped layers.
         """
-        valid, tail_valid, angles = prefix.valid, prefix.tail_valid, prefix.angles
+        below = prefix.below
 
-        def step(graph: Any, hidden: Array, xs: tuple) -> tuple[Array, Array]:
+        def step(graph: Any, hidden: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
             weights, prefix_key, prefix_value, tap = xs
             layer = nnx.merge(graph, weights)
-            key, value = layer.key_value(hidden, angles)
-            attended, row = tail_attention(
-                layer.query(hidden, angles), prefix_key, prefix_value, valid, key, value, tail_valid, tap
+            key, value = layer.key_value(hidden, below.tail_angles, rules)
+            query = layer.query(hidden, below.tail_angles, rules)
+            attended, rows = tail_attention(
+                query, prefix_key, prefix_value, below.valid, key, value, below.tail_valid, tap
             )
-            return layer.finish(hidden, attended), row
+            return layer.finish(hidden, attended, rules), (rows, value)
 
-        hidden, rows, done = prefix.hidden, [], 0
+        hidden, rows, values, done = below.tail_hidden, [], [], 0
         for graph, weights, indices in self._stacks("upper", "last"):
             part = slice(done, done + len(indices))
             tap = None if taps is None else taps[part]
             xs = (weights, prefix.key[part], prefix.value[part], tap)
-            hidden, row = jax.lax.scan(partial(step, graph), hidden, xs, unroll=self.config.unroll)
+            hidden, (row, value) = jax.lax.scan(partial(step, graph), hidden, xs, unroll=self.config.unroll)
             rows.append(row)
+            values.append(value)
             done += len(indices)
-        return TailOutput(self.logits(hidden), jnp.concatenate(rows))
+        return TailOutput(self.logits(hidden, rules), jnp.concatenate(rows), jnp.concatenate(values))
 
     def forward(
         self,

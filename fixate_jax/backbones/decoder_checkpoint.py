@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fixate_jax.backbones.checkpoint import Rule, keep, tensor_names, transpose
 from fixate_jax.backbones.config_json import Section
-from fixate_jax.backbones.decoder import DecoderConfig
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError
 

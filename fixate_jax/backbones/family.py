@@ -47,7 +47,9 @@ class Model(Protocol):
     ) -> Prefix:
         """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
 
-    def tail(self, prefix: Prefix, taps: Float[Array, "layers batch branch heads keys"] | None = None) -> TailOutput:
+    def tail(
+        self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
+    ) -> TailOutput:
         """See :meth:`fixate_jax.backbones.decoder.Decoder.tail`."""
 
 

@@ -70,23 +70,72 @@ class SequenceInputs(NamedTuple):
     features: Float[HostOrDevice, "batch tokens levels width"]
 
 
+class Stream(NamedTuple):
+    """Sequences between two layers.
+
+    Where the platform's attention kernels may be used, every prefix is moved forward so that its padding comes last.
+
+    Attributes:
+        hidden: residual stream of the prefix.
+        deep: what is added at its visual tokens after the first decoder layers (DeepStack), zero elsewhere.
+        angles: rotary angles of the prefix.
+        valid: False where nobody may look.
+        visual: where page tokens stand.
+        moved: by how many places each prefix was moved forward.
+        tail_hidden, tail_angles: the tail's.
+        tail_valid: False at the tail's padding.
+    """
+
+    hidden: Float[Array, "batch seq width"]
+    deep: Float[Array, "levels batch seq width"]
+    angles: Float[Array, "batch seq half"]
+    valid: Bool[Array, "batch seq"]
+    visual: Bool[Array, "batch seq"]
+    moved: Int[Array, " batch"]
+    tail_hidden: Float[Array, "batch branch tail width"]
+    tail_angles: Float[Array, "batch branch tail half"]
+    tail_valid: Bool[Array, "batch branch tail"]
+
+    def take_branches(self, branch: Int[Array, "batch chosen"]) -> "Stream":
+        """The same with only some of the branches."""
+        pick = jax.vmap(lambda x, b: x[b])
+        return self._replace(
+            tail_hidden=pick(self.tail_hidden, branch),
+            tail_angles=pick(self.tail_angles, branch),
+            tail_valid=pick(self.tail_valid, branch),
+        )
+
+
 class Prefix(NamedTuple):
-    """What the tail needs to know of everything before it.
+    """What the tail needs to know of everything before it, and the sequences that it comes from.
 
     Attributes:
         key, value: rotated keys and values of the tapped layers.
-        valid: False where nobody may look.
-        hidden: the tail's residual stream as it enters the first tapped layer.
-        angles: rotary angles of the tail.
-        tail_valid: False at the tail's padding.
+        start: the sequences as they enter the first layer.
+        below: the sequences as they enter the first tapped layer.
     """
 
     key: Float[Array, "layers batch seq kv head"]
     value: Float[Array, "layers batch seq kv head"]
-    valid: Bool[Array, "batch seq"]
-    hidden: Float[Array, "batch branch tail width"]
-    angles: Float[Array, "batch branch tail half"]
-    tail_valid: Bool[Array, "batch branch tail"]
+    start: Stream
+    below: Stream
+
+    def take_branches(self, branch: Int[Array, "batch chosen"]) -> "Prefix":
+        """The same with only some of the branches."""
+        return self._replace(start=self.start.take_branches(branch), below=self.below.take_branches(branch))
+
+
+class WholeRows(NamedTuple):
+    """What the prefix's attention is made of in the tapped layers.
+
+    Attributes:
+        query: rotated queries of the tapped layers but the last (None: not wanted, or a single layer is tapped).
+        key, value: rotated keys and values of all tapped layers.
+    """
+
+    query: Float[Array, "upper batch seq heads head"] | None
+    key: Float[Array, "layers batch seq kv head"]
+    value: Float[Array, "layers batch seq kv head"]
 
 
 class TailOutput(NamedTuple):
@@ -94,11 +143,14 @@ class TailOutput(NamedTuple):
 
     Attributes:
         logits: float32 scores of the vocabulary at each tail position.
-        rows: post-softmax attention of ``src`` in each tapped layer, over prefix then tail.
+        rows: post-softmax attention of each tail position in each tapped layer, over prefix then tail; the last is
+            that of ``src``.
+        value: the tail's values in each tapped layer.
     """
 
     logits: Float[Array, "batch branch tail vocab"]
-    rows: Float[Array, "layers batch branch heads keys"]
+    rows: Float[Array, "layers batch branch heads tail keys"]
+    value: Float[Array, "layers batch branch tail kv head"]
 
 
 def take_branches(inputs: SequenceInputs, branch: Int[Array, "batch chosen"]) -> SequenceInputs:

@@ -47,7 +47,9 @@ class InternVL(nnx.Module):
         """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
         return self.decoder.prefill(inputs, prompt, use_prompt)
 
-    def tail(self, prefix: Prefix, taps: Float[Array, "layers batch branch heads keys"] | None = None) -> TailOutput:
+    def tail(
+        self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
+    ) -> TailOutput:
         """See :meth:`fixate_jax.backbones.decoder.Decoder.tail`."""
         return self.decoder.tail(prefix, taps)
 

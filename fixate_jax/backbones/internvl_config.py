@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from fixate_jax.backbones.decoder import DecoderConfig
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)

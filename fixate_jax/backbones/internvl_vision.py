@@ -8,9 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fixate_jax.backbones.attention import blocked_attention
+from fixate_jax.backbones.decoder_layer import PLAIN, Rules
 from fixate_jax.backbones.internvl_config import InternVLConfig, VisionConfig
 from fixate_jax.backbones.internvl_pages import PageInputs
-from fixate_jax.backbones.layers import ACTIVATIONS, layer_norm, linear, rms_norm
+from fixate_jax.backbones.layers import layer_norm, linear, rms_norm
 
 PROJECTOR_NORM_EPS = 1e-5
 
@@ -34,18 +35,19 @@ class VisionLayer(nnx.Module):
         self.fc2 = linear(config.ff, width, dtype, rngs)
         self.mlp_scale = nnx.Param(jnp.ones(width, dtype))
 
-    def __call__(self, x: Float[Array, "tiles rows width"]) -> Float[Array, "tiles rows width"]:
+    def __call__(self, x: Float[Array, "tiles rows width"], rules: Rules = PLAIN) -> Float[Array, "tiles rows width"]:
         """One layer; each tile attends to itself."""
         if self.config.attends:
-            x = x + self._attend(self.attention_norm(x)) * self.attention_scale[...]
-        hidden = ACTIVATIONS[self.config.activation](self.fc1(self.mlp_norm(x)))
+            x = x + self._attend(rules.norm(self.attention_norm, x), rules) * self.attention_scale[...]
+        hidden = rules.activation(self.config.activation, self.fc1(rules.norm(self.mlp_norm, x)))
         return x + self.fc2(hidden) * self.mlp_scale[...]
 
-    def _attend(self, x: Float[Array, "tiles rows width"]) -> Float[Array, "tiles rows width"]:
+    def _attend(self, x: Float[Array, "tiles rows width"], rules: Rules) -> Float[Array, "tiles rows width"]:
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
         if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
+            query, key = rules.norm(self.q_norm, query), rules.norm(self.k_norm, key)
         query, key, value = (v.reshape(*v.shape[:2], self.config.heads, -1) for v in (query, key, value))
+        query, key, value = rules.query(query), rules.key(key), rules.value(value)
         attended = blocked_attention(query, key, value, None, causal=False, block=self.config.attention_block)
         return self.proj(attended.reshape(x.shape))
 
@@ -70,9 +72,11 @@ class Projector(nnx.Module):
         self.fc1 = linear(joined, width, dtype, rngs)
         self.fc2 = linear(width, width, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "tiles cells joined"]) -> Float[Array, "tiles cells width"]:
+    def __call__(
+        self, x: Float[Array, "tiles cells joined"], rules: Rules = PLAIN
+    ) -> Float[Array, "tiles cells width"]:
         """Page tokens of each tile."""
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm(x))))
+        return self.fc2(rules.activation(self.activation, self.fc1(rules.norm(self.norm, x))))
 
 
 class VisionTower(nnx.Module):
@@ -90,23 +94,23 @@ class VisionTower(nnx.Module):
         self.layers = make(rngs.split(vision.layers))
         self.projector = Projector(config, rngs)
 
-    def __call__(self, pages: PageInputs) -> Float[Array, "batch tokens 1 width"]:
+    def __call__(self, pages: PageInputs, rules: Rules = PLAIN) -> Float[Array, "batch tokens 1 width"]:
         """Page tokens, tile after tile; where a tile is padding they mean nothing."""
-        return self.with_states(pages)[0]
+        return self.with_states(pages, rules)[0]
 
     def with_states(
-        self, pages: PageInputs
+        self, pages: PageInputs, rules: Rules = PLAIN
     ) -> tuple[Float[Array, "batch tokens 1 width"], Float[Array, "layers batch tiles rows vision"]]:
         """The same, with the state of each tile's class token and patches after every layer."""
         batch, tiles = pages.valid.shape
         graph, weights = nnx.split(self.layers)
 
         def body(x: Array, w: Any) -> tuple[Array, Array]:
-            x = nnx.merge(graph, w)(x)
+            x = nnx.merge(graph, w)(x, rules)
             return x, x
 
         x, states = jax.lax.scan(body, self._embed(pages), weights)
-        tokens = self.projector(pixel_shuffle(x[:, 1:], self.merge))
+        tokens = self.projector(pixel_shuffle(x[:, 1:], self.merge), rules)
         features = tokens.reshape(batch, -1, 1, tokens.shape[-1])
         return features, states.reshape(len(states), batch, tiles, *x.shape[1:])
 

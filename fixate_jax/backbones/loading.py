@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fixate_jax.backbones import internvl, qwen3_vl, tiny_random
-from fixate_jax.backbones.cache import is_cache, read_cache
+from fixate_jax.backbones.cache import is_cache, read_cache, require_sound
 from fixate_jax.backbones.checkpoint import load_parameters, read_json
 from fixate_jax.backbones.family import Family, PageProcessor
 from fixate_jax.backbones.hub import download, is_hub_id
@@ -167,6 +167,8 @@ def load_backbone(
     family = family_of(directory)
     config = family.read_config(directory, settings)
     # What can be wrong with settings and small files is found before gigabytes are read.
+    if is_cache(directory):
+        require_sound(directory, small=True)
     page_processor = family.page_processor(directory, settings, config)
     encoder = SessionEncoder(directory, family, config, instruction_role=settings.instruction_role)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))

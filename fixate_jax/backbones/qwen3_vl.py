@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.checkpoint import Rule, flatten_transpose, keep, transpose
 from fixate_jax.backbones.config_json import Section, read_config_json
-from fixate_jax.backbones.decoder import Decoder, DecoderConfig
+from fixate_jax.backbones.decoder import Decoder
 from fixate_jax.backbones.decoder_checkpoint import decoder_rules, is_tied, known_tensors, read_decoder, rope_settings
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.family import ChatTurn, template_chat
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
 from fixate_jax.backbones.layers import ACTIVATIONS
@@ -59,7 +60,9 @@ class Qwen3VL(nnx.Module):
         """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
         return self.decoder.prefill(inputs, prompt, use_prompt)
 
-    def tail(self, prefix: Prefix, taps: Float[Array, "layers batch branch heads keys"] | None = None) -> TailOutput:
+    def tail(
+        self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
+    ) -> TailOutput:
         """See :meth:`fixate_jax.backbones.decoder.Decoder.tail`."""
         return self.decoder.tail(prefix, taps)
 

@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.attention import blocked_attention
+from fixate_jax.backbones.decoder_layer import PLAIN, Rules
 from fixate_jax.backbones.inputs import HostOrDevice
-from fixate_jax.backbones.layers import ACTIVATIONS, layer_norm, linear
+from fixate_jax.backbones.layers import layer_norm, linear
 from fixate_jax.backbones.rope import rotate, vision_angles
 
 NORM_EPS = 1e-6
@@ -87,21 +88,24 @@ class VisionLayer(nnx.Module):
         x: Float[Array, "batch patches width"],
         angles: Float[Array, "batch patches half"],
         valid: Bool[Array, "batch patches"],
+        rules: Rules = PLAIN,
     ) -> Float[Array, "batch patches width"]:
         """One layer over all patches of each page."""
         if self.config.attends:
-            x = x + self._attend(x, angles, valid)
-        return x + self.fc2(ACTIVATIONS[self.config.activation](self.fc1(self.mlp_norm(x))))
+            x = x + self._attend(x, angles, valid, rules)
+        return x + self.fc2(rules.activation(self.config.activation, self.fc1(rules.norm(self.mlp_norm, x))))
 
     def _attend(
         self,
         x: Float[Array, "batch patches width"],
         angles: Float[Array, "batch patches half"],
         valid: Bool[Array, "batch patches"],
+        rules: Rules = PLAIN,
     ) -> Float[Array, "batch patches width"]:
         heads = self.config.heads
-        qkv = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], 3, heads, -1)
-        query, key, value = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles), qkv[:, :, 2]
+        qkv = self.qkv(rules.norm(self.attention_norm, x)).reshape(*x.shape[:2], 3, heads, -1)
+        query = rules.query(rotate(qkv[:, :, 0], angles))
+        key, value = rules.key(rotate(qkv[:, :, 1], angles)), rules.value(qkv[:, :, 2])
         attended = blocked_attention(query, key, value, valid, causal=False, block=self.config.attention_block)
         return self.proj(attended.reshape(x.shape))
 
@@ -118,13 +122,15 @@ class PatchMerger(nnx.Module):
         self.fc1 = linear(joined, joined, config.dtype, rngs)
         self.fc2 = linear(joined, config.out_width, config.dtype, rngs)
 
-    def __call__(self, x: Float[Array, "batch patches width"]) -> Float[Array, "batch visual out"]:
+    def __call__(
+        self, x: Float[Array, "batch patches width"], rules: Rules = PLAIN
+    ) -> Float[Array, "batch visual out"]:
         """Visual tokens of each page, in raster order of their cells."""
         if self.norm_after_merge:
-            x = self.norm(x.reshape(x.shape[0], -1, self.joined))
+            x = rules.norm(self.norm, x.reshape(x.shape[0], -1, self.joined))
         else:
-            x = self.norm(x).reshape(x.shape[0], -1, self.joined)
-        return self.fc2(ACTIVATIONS["gelu"](self.fc1(x)))
+            x = rules.norm(self.norm, x).reshape(x.shape[0], -1, self.joined)
+        return self.fc2(rules.activation("gelu", self.fc1(x)))
 
 
 class VisionTower(nnx.Module):
@@ -144,12 +150,12 @@ class VisionTower(nnx.Module):
             [PatchMerger(config, norm_after_merge=True, rngs=rngs) for _ in config.deepstack_after]
         )
 
-    def __call__(self, pages: PageInputs) -> Float[Array, "batch visual levels out"]:
+    def __call__(self, pages: PageInputs, rules: Rules = PLAIN) -> Float[Array, "batch visual levels out"]:
         """Visual tokens of each page (level 0) and their DeepStack features (levels 1, 2, …)."""
-        return self.with_states(pages)[0]
+        return self.with_states(pages, rules)[0]
 
     def with_states(
-        self, pages: PageInputs
+        self, pages: PageInputs, rules: Rules = PLAIN
     ) -> tuple[Float[Array, "batch visual levels out"], Float[Array, "layers batch patches width"]]:
         """The same, with the patches' state after every layer."""
         config = self.config
@@ -163,7 +169,7 @@ class VisionTower(nnx.Module):
             graph, weights = nnx.split(stack)
 
             def body(x: Array, w: Any, graph: Any = graph) -> tuple[Array, Array]:
-                x = nnx.merge(graph, w)(x, angles, pages.valid)
+                x = nnx.merge(graph, w)(x, angles, pages.valid, rules)
                 return x, x
 
             x, state = jax.lax.scan(body, x, weights)
@@ -171,9 +177,10 @@ class VisionTower(nnx.Module):
             done += size
             outputs[done - 1] = x
         deep = [
-            merger(outputs[layer]) for merger, layer in zip(self.deepstack_mergers, config.deepstack_after, strict=True)
+            merger(outputs[layer], rules)
+            for merger, layer in zip(self.deepstack_mergers, config.deepstack_after, strict=True)
         ]
-        return jnp.stack([self.merger(x), *deep], axis=2), jnp.concatenate(states)
+        return jnp.stack([self.merger(x, rules), *deep], axis=2), jnp.concatenate(states)
 
 
 def patch_geometry(rows: int, columns: int, *, config: VisionConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

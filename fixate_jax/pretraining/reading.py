@@ -62,7 +62,9 @@ def _examine(backbone: Backbone, operators: dict[str, OperatorConfig]) -> Any:
         attention = {}
         for name, config in operators.items():
             _, relevance = get_operator(config.name)(Trace(model, prefix, target), config)
-            attention[name] = slot_attention(gather_visual(relevance, inputs.visual_position), slots, config.eps)
+            attention[name] = slot_attention(
+                gather_visual(relevance, inputs.visual_position, prefix.start.moved), slots, config.eps
+            )
         return hit, own, attention
 
     return jax.jit(examine)

@@ -91,7 +91,8 @@ def question_losses(
     named = jnp.take_along_axis(shown, batch.word_ids, axis=-1)
     naming = -(batch.word_weight * named).sum() / batch.word_weight.sum()
     nothing = jnp.zeros((inputs.token_ids.shape[0], 0, model.config.decoder.width))
-    logits, rows = model.tail(model.prefill(inputs, nothing, False))
+    tail = model.tail(model.prefill(inputs, nothing, False))
+    logits, rows = tail.logits, tail.rows[..., -1, :]
     looking = _looking_loss(rows[-recipe.looking_layers :], batch)
     listening = _listening_loss(rows[-recipe.looking_layers - 1], batch)
     log_probs = jax.nn.log_softmax(logits, axis=-1)

@@ -1,17 +1,26 @@
 """Operators that read off a model where it looks, and the assignment of visual tokens to slots."""
 
-from collections.abc import Callable
-
-from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing.attention_row import attention_row
-from fixate_jax.probing.attn_lrp import attn_lrp
-from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, token_centres
-from fixate_jax.probing.trace import Probe, Trace
+from fixate_jax.probing.attn_lrp import attention_gradient, attn_lrp
+from fixate_jax.probing.glimpse import glimpse
+from fixate_jax.probing.heat_map import heat_map
+from fixate_jax.probing.input_gradient import input_gradient, integrated_gradients
+from fixate_jax.probing.lrp import conservation_error, lrp
+from fixate_jax.probing.rollout import rollout
+from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, take_visual, token_centres
+from fixate_jax.probing.trace import Operator, Probe, Trace
 
-Operator = Callable[[Trace, OperatorConfig], Probe]
-
-OPERATORS: dict[str, Operator] = {"attn_lrp": attn_lrp, "attention": attention_row}
+OPERATORS: dict[str, Operator] = {
+    "attn_lrp": attn_lrp,
+    "attention": attention_row,
+    "attention_gradient": attention_gradient,
+    "rollout": rollout,
+    "glimpse": glimpse,
+    "input_gradient": input_gradient,
+    "integrated_gradients": integrated_gradients,
+    "lrp": lrp,
+}
 """Every operator by name; a new one is a file and a line here."""
 
 
@@ -32,8 +41,11 @@ __all__ = [
     "Probe",
     "Trace",
     "assign_slots",
+    "conservation_error",
     "gather_visual",
     "get_operator",
+    "heat_map",
     "slot_attention",
+    "take_visual",
     "token_centres",
 ]

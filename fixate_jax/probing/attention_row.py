@@ -17,6 +17,6 @@ def attention_row(trace: Trace, config: OperatorConfig) -> Probe:
     Returns:
         Logits and relevance; relevance is not negative and sums to 1 over all positions.
     """
-    logits, rows = trace.model.tail(trace.prefix)
-    weights = depth_weights(rows.shape[0], config.layer_weights)
-    return Probe(logits, jnp.einsum("l,lbck->bck", weights, rows.mean(3)))
+    out = trace.model.tail(trace.prefix)
+    weights = depth_weights(out.rows.shape[0], config.layer_weights)
+    return Probe(out.logits, jnp.einsum("l,lbck->bck", weights, out.rows[..., -1, :].mean(3)))

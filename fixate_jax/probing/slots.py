@@ -1,5 +1,7 @@
 """From relevance of visual tokens to a distribution over the page's slots."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -11,16 +13,29 @@ def token_centres(rows: int, columns: int) -> Float[np.ndarray, "visual 2"]:
     return np.stack([x.ravel(), y.ravel()], axis=-1)
 
 
-def assign_slots(boxes: Float[np.ndarray, "slots 4"], rows: int, columns: int) -> Float[np.ndarray, "slots visual"]:
-    """The 0/1 matrix M: a visual token belongs to the first slot whose half-open box holds its centre.
+def assign_slots(
+    boxes: Float[np.ndarray, "slots 4"], rows: int, columns: int, *, how: Literal["centre", "area"] = "centre"
+) -> Float[np.ndarray, "slots visual"]:
+    """M: how much of each visual token belongs to each slot.
 
-    Images are resized unevenly, so boxes and token cells are compared in relative page coordinates. A slot smaller
-    than a token can end up without any; its slot attention is then 0.
+    ``"centre"`` (FixATE): all of a token belongs to the first slot whose half-open box holds its centre. A slot
+    smaller than a token, or covered by slots before it, can end up without any: its slot attention is then always 0.
+
+    ``"area"``: the share of the token's area that lies under the slot. What lies under two slots counts for both; where
+    a token's shares would then sum to more than 1, they are divided by their sum. No slot is empty.
+
+    Images are resized unevenly, so boxes and token cells are compared in relative page coordinates.
 
     Args:
         boxes: (x0, y0, x1, y1) of each slot, relative to the page.
         rows, columns: the grid of visual tokens.
+        how: which of the two.
     """
+    if how == "area":
+        along_x = _overlap(boxes[:, 0], boxes[:, 2], columns)
+        along_y = _overlap(boxes[:, 1], boxes[:, 3], rows)
+        share = (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), rows * columns)
+        return (share / np.maximum(share.sum(axis=0), 1)).astype(np.float32)
     x, y = token_centres(rows, columns).T
     x0, y0, x1, y1 = boxes.T[:, :, None]
     inside = (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
@@ -28,12 +43,39 @@ def assign_slots(boxes: Float[np.ndarray, "slots 4"], rows: int, columns: int) -
     return first.astype(np.float32)
 
 
-def gather_visual(
-    relevance: Float[Array, "batch branch keys"], visual_position: Int[Array, "batch visual"]
+def _overlap(
+    low: Float[np.ndarray, " slots"], high: Float[np.ndarray, " slots"], cells: int
+) -> Float[np.ndarray, "slots cells"]:
+    """Share of each of so many equal cells between 0 and 1 that lies between ``low`` and ``high``."""
+    edges = np.arange(cells + 1) / cells
+    covered = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
+    return cells * np.maximum(covered, 0)
+
+
+def take_visual(
+    relevance: Float[Array, "batch branch keys"],
+    visual_position: Int[Array, "batch visual"],
+    moved: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch branch visual"]:
-    """|R[src, j]| of each visual token j, from the relevance of all positions."""
-    position = jnp.broadcast_to(visual_position[:, None], (*relevance.shape[:2], visual_position.shape[1]))
-    return jnp.abs(jnp.take_along_axis(relevance, position, axis=-1))
+    """R[src, j] of each visual token j, sign and all, from the relevance of all positions.
+
+    Args:
+        relevance: of an operator's :class:`Probe`.
+        visual_position: where each visual token stands in the prefix that was put together on the host (0: none).
+        moved: by how many places the model moved each prefix (None: by none).
+    """
+    position = visual_position if moved is None else jnp.maximum(visual_position - moved[:, None], 0)
+    position = jnp.broadcast_to(position[:, None], (*relevance.shape[:2], position.shape[1]))
+    return jnp.take_along_axis(relevance, position, axis=-1)
+
+
+def gather_visual(
+    relevance: Float[Array, "batch branch keys"],
+    visual_position: Int[Array, "batch visual"],
+    moved: Int[Array, " batch"] | None = None,
+) -> Float[Array, "batch branch visual"]:
+    """|R[src, j]| of each visual token j: the magnitude of :func:`take_visual`."""
+    return jnp.abs(take_visual(relevance, visual_position, moved))
 
 
 def slot_attention(

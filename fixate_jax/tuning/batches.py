@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
@@ -76,6 +76,7 @@ class SessionData:
         user_rows: row of each user's coefficients.
         buckets: shapes of each bucket.
         bucket_of: bucket of each session.
+        assignment: how visual tokens are assigned to slots.
     """
 
     def __init__(
@@ -86,9 +87,10 @@ class SessionData:
         *,
         features: Callable[[Sequence[str]], tuple[Any, Any]],
         prompt_tokens: int,
-        signal: str,
+        signal: str | None,
         gaze_temperature: float = 1.0,
         max_lengths: int = 4,
+        assignment: Literal["centre", "area"] = "centre",
     ):
         """Plan the buckets.
 
@@ -98,12 +100,15 @@ class SessionData:
             user_rows: row of each user's coefficients.
             features: from page ids to cached features, or to pages for the vision tower.
             prompt_tokens: soft tokens, K.
-            signal: which dwell signal is the gaze.
+            signal: which dwell signal is the gaze (None: batches have none, it is 0).
             gaze_temperature: τ of the gaze.
             max_lengths: largest number of buckets.
+            assignment: how visual tokens are assigned to slots, see :func:`fixate_jax.probing.assign_slots`.
         """
         self.sessions, self.encoded, self.user_rows = sessions, encoded, user_rows
         self.features, self.signal, self.gaze_temperature = features, signal, gaze_temperature
+        self.assignment = assignment
+        self._matrices: dict[tuple[bytes, int, int], Float[np.ndarray, "slots visual"]] = {}
         lengths = [prompt_tokens + len(e.token_ids) for e in encoded]
         ends = length_buckets(lengths, max_lengths)
         self.bucket_of = [int(np.searchsorted(ends, n)) for n in lengths]
@@ -136,14 +141,28 @@ class SessionData:
             session=np.array(indices, np.int32),
         )
 
+    def slot_matrix(self, index: int) -> Float[np.ndarray, "slots visual"]:
+        """M of a session's page; made once for all sessions with the same boxes and grid."""
+        boxes, encoded = self.sessions[index].boxes, self.encoded[index]
+        key = (boxes.tobytes(), encoded.rows, encoded.columns)
+        if key not in self._matrices:
+            self._matrices[key] = assign_slots(boxes, encoded.rows, encoded.columns, how=self.assignment)
+        return self._matrices[key]
+
+    def empty_slots(self) -> tuple[int, int]:
+        """How many slots of all sessions hold no visual token, and of how many slots."""
+        empty = sum(int((self.slot_matrix(i).sum(axis=1) == 0).sum()) for i in range(len(self.sessions)))
+        return empty, sum(s.slots for s in self.sessions)
+
     def _row(self, index: int, shapes: Shapes) -> Batch:
         session, encoded = self.sessions[index], self.encoded[index]
         n, cells = session.slots, encoded.rows * encoded.columns
         ids, mask, stop = _answers(encoded, shapes)
         slot_matrix = np.zeros((shapes.slots, shapes.visual), np.float32)
-        slot_matrix[:n, :cells] = assign_slots(session.boxes, encoded.rows, encoded.columns)
+        slot_matrix[:n, :cells] = self.slot_matrix(index)
         gaze = np.zeros(shapes.slots, np.float32)
-        gaze[:n] = session.gaze(self.signal, self.gaze_temperature)
+        if self.signal is not None:
+            gaze[:n] = session.gaze(self.signal, self.gaze_temperature)
         return Batch(
             inputs=_sequence(encoded, ids, mask, shapes),
             pages=None,

@@ -18,7 +18,7 @@ from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.metrics import session_metrics, summarise, user_means
-from fixate_jax.probing import get_operator
+from fixate_jax.probing import get_operator, heat_map
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams
 from fixate_jax.report.figures import page_figure, training_curves, user_improvement
@@ -110,13 +110,26 @@ def seed_directory(run: Path, seed: int) -> Path:
 
 
 def load_prompt(workspace: Workspace, directory: Path, *, seed: int) -> PromptParams:
+    """The best prompts of a training run, see `restore_prompt`."""
+    return restore_prompt(
+        workspace.config, directory, users=len(workspace.users), width=workspace.backbone.width, seed=seed
+    )
+
+
+def restore_prompt(config: RunConfig, directory: Path, *, users: int, width: int, seed: int) -> PromptParams:
     """The best prompts of a training run.
+
+    Args:
+        config: the run's settings.
+        directory: of the seed, see `seed_directory`.
+        users: number of rows of z.
+        width: of the backbone.
+        seed: of the run.
 
     Raises:
         CheckpointError: when there is no checkpoint, or none is sound.
     """
-    users, width = len(workspace.users), workspace.backbone.width
-    like = start_state(workspace.config, users=users, width=width, seed=seed)
+    like = start_state(config, users=users, width=width, seed=seed)
     restored = CheckpointStore(directory / "checkpoints").restore({"state": like, "best": like.prompt})
     if restored is None:
         raise CheckpointError(f"{directory / 'checkpoints'}: no checkpoint there; run `fixate train` first")
@@ -294,7 +307,7 @@ def _figures(
     return figures
 
 
-def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path: Path) -> Path:
+def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path: Path, *, smooth: bool = False) -> Path:
     """Draw one session: page with slots, human gaze, relevance of the backbone and under the user's prompt.
 
     Args:
@@ -302,8 +315,10 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
         prompt: tuned prompts; None leaves that panel out.
         index: the session.
         path: PNG to write.
+        smooth: draw relevance as a heat map over the page instead of the tokens' cells.
     """
     session, encoded = workspace.data.sessions[index], workspace.data.encoded[index]
+    image = workspace.store.image(session.page_id).convert("RGB")
     batch = workspace.data.batch([index] + [-1] * (workspace.config.train.eval_batch - 1))
     relevance, attention = {}, {}
     for name, soft in ((BACKBONE, None), (FIXATE, prompt)):
@@ -311,11 +326,12 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
             continue
         out = jax.device_get(evaluate_batch(workspace, soft, batch))
         visual = encoded.rows * encoded.columns
-        relevance[name] = out.tokens_free[0][:visual].reshape(encoded.rows, encoded.columns)
+        grid = out.tokens_free[0][:visual].reshape(encoded.rows, encoded.columns)
+        relevance[name] = heat_map(grid, *image.size) if smooth else grid
         attention[name] = out.free_running[0][: session.slots].astype(np.float64)
     return page_figure(
         path,
-        image=np.asarray(workspace.store.image(session.page_id).convert("RGB")),
+        image=np.asarray(image),
         boxes=session.boxes,
         labels=session.labels,
         gaze=session.gaze(workspace.config.data.signal, workspace.config.data.gaze_temperature),

@@ -3,6 +3,8 @@
 import importlib.metadata
 import platform
 import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from fixate_jax.backbones import Backbone, load_backbone
+from fixate_jax.backbones import Backbone, EncodedSession, load_backbone
 from fixate_jax.config import RunConfig
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.data.store import SessionStore
@@ -23,6 +25,10 @@ from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.step import Jitted, make_evaluate
 
 PACKAGES = ("fixate-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+class SlotWarning(UserWarning):
+    """Slots are too small for the grid of visual tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +113,18 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         batch=config.train.eval_batch,
         track=track,
     )
-    encoded = {}
-    for s in sessions:
-        key = (s.profile, s.labels, *features.grids[s.page_id])
-        if key not in encoded:
-            encoded[key] = backbone.encoder(profile=key[0], labels=key[1], rows=key[2], columns=key[3])
     data = SessionData(
         sessions,
-        [encoded[(s.profile, s.labels, *features.grids[s.page_id])] for s in sessions],
+        encode_sessions(backbone, sessions, features.grids),
         {user: row for row, user in enumerate(store.users)},
         features=features,
         prompt_tokens=config.prompt.tokens,
         signal=config.data.signal,
         gaze_temperature=config.data.gaze_temperature,
         max_lengths=config.train.max_lengths,
+        assignment=config.operator.assignment,
     )
+    warn_of_empty_slots(data)
     devices = jax.devices()
     if config.train.data_devices > len(devices):
         raise ConfigError(f"train.data_devices = {config.train.data_devices}: only {len(devices)} devices are here")
@@ -129,6 +132,36 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     return Workspace(
         config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
     )
+
+
+def encode_sessions(
+    backbone: Backbone, sessions: Sequence[Session], grids: Mapping[str, tuple[int, int]]
+) -> list[EncodedSession]:
+    """The sessions' token sequences; those that ask the same of pages with the same grid are encoded once.
+
+    Args:
+        backbone: whose tokenizer and template to use.
+        sessions: the sessions.
+        grids: rows and columns of cells of each page.
+    """
+    encoded = {}
+    keys = [(s.profile, s.labels, *grids[s.page_id]) for s in sessions]
+    for key in keys:
+        if key not in encoded:
+            encoded[key] = backbone.encoder(profile=key[0], labels=key[1], rows=key[2], columns=key[3])
+    return [encoded[key] for key in keys]
+
+
+def warn_of_empty_slots(data: SessionData) -> None:
+    """Say how many slots no visual token belongs to, if any."""
+    empty, slots = data.empty_slots()
+    if empty:
+        warnings.warn(
+            f"{empty} of {slots} slots hold no token's centre: their slot attention is always 0; "
+            "use operator.assignment area or a larger page (data.page_width)",
+            SlotWarning,
+            stacklevel=3,
+        )
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
-from fixate_jax.config import RunConfig
+from fixate_jax.config import OperatorConfig, RunConfig
 from fixate_jax.objective import (
     alignment_loss,
     attention_weight_schedule,
@@ -18,7 +18,7 @@ from fixate_jax.objective import (
     next_token_loss,
     total_loss,
 )
-from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attention
+from fixate_jax.probing import Operator, Trace, get_operator, slot_attention, take_visual
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer, rate_factor
@@ -90,14 +90,38 @@ def _pick(x: Array, slot: Int[Array, "batch chosen"]) -> Array:
     return jax.vmap(lambda row, s: row[s])(x, slot)
 
 
-def _branches_of(prefix: Prefix, slots: Int[Array, "batch chosen"]) -> Prefix:
+def branches_of(prefix: Prefix, slots: Int[Array, "batch chosen"]) -> Prefix:
     """The prefix with the branches of some slots' labels, from one that has all of them, or one for all."""
-    branches = slots if prefix.hidden.shape[1] > 1 else jnp.zeros_like(slots)
-    return prefix._replace(
-        hidden=_pick(prefix.hidden, branches),
-        angles=_pick(prefix.angles, branches),
-        tail_valid=_pick(prefix.tail_valid, branches),
-    )
+    return prefix.take_branches(slots if prefix.start.tail_hidden.shape[1] > 1 else jnp.zeros_like(slots))
+
+
+def look(
+    operator: Operator,
+    model: Any,
+    prefix: Prefix,
+    batch: Batch,
+    chosen: Int[Array, "batch chosen"],
+    config: OperatorConfig,
+) -> tuple[
+    Float[Array, "batch chosen tail vocab"], Float[Array, "batch chosen visual"], Float[Array, "batch chosen slots"]
+]:
+    """Where a model looks for the labels of some slots.
+
+    Args:
+        operator: how to tell.
+        model: the backbone.
+        prefix: with one branch for each chosen slot, see :func:`branches_of`.
+        batch: the sessions.
+        chosen: the slots.
+        config: the operator's settings.
+
+    Returns:
+        The tail's logits, signed relevance of each visual token, and slot attention.
+    """
+    target = target_logit(_pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen))
+    logits, relevance = operator(Trace(model, prefix, target), config)
+    tokens = take_visual(relevance, batch.inputs.visual_position, prefix.start.moved)
+    return logits, tokens, slot_attention(jnp.abs(tokens), batch.slot_matrix, config.eps)
 
 
 def _own_answer(model: Any, prefix: Prefix, batch: Batch, end_token: int) -> Int[Array, " batch"]:
@@ -129,17 +153,14 @@ def session_losses(
     prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
     if own:
         chosen = jnp.stack([batch.click, _own_answer(model, prefix, batch, end_token)], axis=1)
-        prefix = _branches_of(prefix, chosen)
+        prefix = branches_of(prefix, chosen)
     ids, mask = _pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen)
     alignment = None
     if config.objective.alignment == "none":
         logits = model.tail(prefix).logits
     else:
-        operator = get_operator(config.operator.name)
-        logits, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
-        tokens = gather_visual(relevance, inputs.visual_position)
-        attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)[:, -1]
-        alignment = alignment_loss(config.objective, batch.gaze, attention, batch.slot_mask, batch.weight)
+        logits, _, attention = look(get_operator(config.operator.name), model, prefix, batch, chosen, config.operator)
+        alignment = alignment_loss(config.objective, batch.gaze, attention[:, -1], batch.slot_mask, batch.weight)
     return total_loss(
         config.objective,
         next_token=next_token_loss(logits[:, 0], ids[:, 0], mask[:, 0], batch.weight),
@@ -241,12 +262,9 @@ def evaluate_batch(
     log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)
     chosen = jnp.stack([batch.click, answer], axis=1)
-    ids, mask = _pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen)
-    prefix = _branches_of(prefix, chosen)
     operator = get_operator(config.operator.name)
-    _, relevance = operator(Trace(model, prefix, target_logit(ids, mask)), config.operator)
-    tokens = gather_visual(relevance, inputs.visual_position)
-    attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)
+    _, signed, attention = look(operator, model, branches_of(prefix, chosen), batch, chosen, config.operator)
+    tokens = jnp.abs(signed)
     return Evaluation(log_probs, answer, attention[:, 0], attention[:, 1], tokens[:, 0], tokens[:, 1])
 
 

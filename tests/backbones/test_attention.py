@@ -51,7 +51,7 @@ def test_any_block_size_gives_the_same(causal: bool, kv: int) -> None:
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
 
     theirs = results(lambda *a, causal: whole_matrix(*a, causal=causal)[0])
-    for block in (4, SEQ):
+    for block in (2, 4, 5, SEQ):
         close(results(blocked_attention, block=block), theirs)
 
 
@@ -76,7 +76,7 @@ def tail_case() -> dict[str, Any]:
         (BATCH, branch, tail, HEADS, WIDTH),
         *[(BATCH, branch, tail, KV, WIDTH)] * 2,
         *[(BATCH, SEQ, KV, WIDTH)] * 2,
-        (BATCH, branch, HEADS, SEQ + tail),
+        (BATCH, branch, HEADS, tail, SEQ + tail),
     )
     prefix_valid = jnp.arange(SEQ) >= jnp.asarray([[0], [5]])
     valid = jnp.broadcast_to(jnp.arange(tail) >= jnp.asarray([0, 1, 2])[:, None], (BATCH, branch, tail))
@@ -90,7 +90,7 @@ def tail_case() -> dict[str, Any]:
 def test_tail_is_the_last_rows_of_whole_attention() -> None:
     case = tail_case()
     query, prefix_key, prefix_value, prefix_valid, key, value, valid = case["arguments"]
-    out, row = jax.jit(tail_attention)(*case["arguments"])
+    out, rows = jax.jit(tail_attention)(*case["arguments"])
     whole = jax.jit(partial(whole_matrix, causal=True))
     tail = query.shape[2]
     for b in range(case["branches"]):
@@ -102,20 +102,20 @@ def test_tail_is_the_last_rows_of_whole_attention() -> None:
         theirs, weights = whole(padded, keys, values, seen)
         real = np.asarray(valid[:, b])
         close(out[:, b][real], theirs[:, -tail:][real])
-        close(row[:, b], weights[:, :, -1])
-    np.testing.assert_allclose(row.sum(-1), 1, atol=1e-6)
+        picked = np.broadcast_to(real[:, None], (BATCH, HEADS, tail))
+        close(rows[:, b][picked], weights[:, :, -tail:][picked])
+    np.testing.assert_allclose(rows.sum(-1), 1, atol=1e-6)
 
 
-def test_tap_is_added_to_the_last_row_only() -> None:
+def test_tap_is_added_after_the_softmax() -> None:
     case = tail_case()
     _, _, prefix_value, _, _, value, _ = case["arguments"]
-    tapped, row = jax.jit(tail_attention)(*case["arguments"], case["tap"])
-    plain, plain_row = jax.jit(tail_attention)(*case["arguments"])
-    close(row, plain_row)
-    close(tapped[:, :, :-1], plain[:, :, :-1])
+    tapped, rows = jax.jit(tail_attention)(*case["arguments"], case["tap"])
+    plain, plain_rows = jax.jit(tail_attention)(*case["arguments"])
+    close(rows, plain_rows)
     repeated = jnp.broadcast_to(prefix_value[:, None], (BATCH, case["branches"], *prefix_value.shape[1:]))
     values = jnp.repeat(jnp.concatenate([repeated, value], axis=2), HEADS // KV, axis=3)
-    close(tapped[:, :, -1] - plain[:, :, -1], jnp.einsum("bchk,bckhd->bchd", case["tap"], values))
+    close(tapped - plain, jnp.einsum("bchtk,bckhd->bcthd", case["tap"], values))
 
 
 def test_tail_with_nothing_to_see_is_no_nan() -> None:

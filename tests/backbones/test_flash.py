@@ -15,7 +15,8 @@ from flax import nnx
 
 from fixate_jax.backbones import decoder
 from fixate_jax.backbones.attention import blocked_attention
-from fixate_jax.backbones.decoder import Decoder, DecoderConfig
+from fixate_jax.backbones.decoder import Decoder
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.flash import prefill_attention, splash_attention
 from fixate_jax.backbones.inputs import SequenceInputs
 
@@ -119,7 +120,7 @@ def test_left_padding_behind_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None
         model = nnx.merge(graph, params)
         prefix = model.prefill(inputs, prompt, use_prompt)
         logits = model.tail(prefix).logits[:, 0]
-        return (logits[..., :7] ** 2).sum(), (logits, prefix.valid)
+        return (logits[..., :7] ** 2).sum(), (logits, prefix.start)
 
     def plain(prompt: jax.Array, use_prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, _ = nnx.merge(graph, params).forward(inputs, prompt, use_prompt)
@@ -127,10 +128,11 @@ def test_left_padding_behind_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None
 
     fast, plain = (jax.jit(jax.value_and_grad(f, has_aux=True)) for f in (fast, plain))
     for use_prompt in (True, False):
-        (_, (logits, valid)), gradient = fast(prompt, jnp.asarray(use_prompt))
+        (_, (logits, start)), gradient = fast(prompt, jnp.asarray(use_prompt))
         (_, expected), wanted = plain(prompt, jnp.asarray(use_prompt))
         first = np.array([0, 61]) + (0 if use_prompt else soft)
-        np.testing.assert_array_equal(valid, np.arange(seq) >= first[:, None])
+        np.testing.assert_array_equal(start.valid, np.arange(seq) < seq - first[:, None])
+        np.testing.assert_array_equal(start.moved, first)
         np.testing.assert_allclose(logits, expected, atol=2e-5)
         np.testing.assert_allclose(gradient, wanted, atol=2e-5 * max(1.0, float(jnp.abs(wanted).max())))
         assert bool(jnp.abs(wanted).max() > 0.01) == use_prompt

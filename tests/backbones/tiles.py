@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fixate_jax.backbones.decoder import DecoderConfig
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.internvl_config import InternVLConfig, VisionConfig
 from fixate_jax.backbones.tiny_random import TinySizes, tokenizer_of, write_tokenizer_files
 

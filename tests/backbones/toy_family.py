@@ -19,8 +19,9 @@ from safetensors.numpy import save_file
 
 from fixate_jax.backbones.checkpoint import Rule, transpose
 from fixate_jax.backbones.config_json import read_config_json
-from fixate_jax.backbones.decoder import Decoder, DecoderConfig
+from fixate_jax.backbones.decoder import Decoder
 from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.family import ChatTurn, template_chat
 from fixate_jax.backbones.inputs import EncodedPage, HostOrDevice, Prefix, SequenceInputs, TailOutput
 from fixate_jax.backbones.tiny_random import TinySizes, random_tensors, tokenizer_of, write_tokenizer_files

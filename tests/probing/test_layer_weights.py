@@ -63,7 +63,7 @@ def relevance(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]
         model = world.backbone.merge(params)
         prefix = model.prefill(batch.inputs, soft_prompt(world.prompt(), batch.user))
         trace = Trace(model, prefix, target_logit(batch.answer_ids[:, :1], batch.answer_mask[:, :1]))
-        found = {"rows": model.tail(prefix).rows.mean(3)}
+        found = {"rows": model.tail(prefix).rows[..., -1, :].mean(3)}
         for name, operator in OPERATORS.items():
             configs = [operator, *(replace(operator, layer_weights=weights) for weights in single)]
             found[name] = jnp.stack([get_operator(c.name)(trace, c).relevance for c in configs])

@@ -1,5 +1,6 @@
 """The fast path against the definitions on whole matrices: values and gradients."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.backbones import Backbone, qwen3_vl, take_branches
+from fixate_jax.backbones import Backbone, take_branches
+from fixate_jax.backbones.tiny_random import write_tiny_random
+from fixate_jax.backbones.tiny_sizes import TinySizes
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.objective import alignment_loss, coefficient_penalty, next_token_loss
 from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attention
@@ -19,16 +22,32 @@ from fixate_jax.tuning.step import target_logit
 from tests.probing import whole_matrix
 from tests.worlds import World, letters, numbers
 
-WORLDS = {
-    "letters, 2 of 4 layers": (2, letters, ((3, 320, 192), (25, 192, 160), (4, 320, 192), (9, 256, 256))),
-    "numbers (one and two tokens), all layers": (9, numbers, ((12, 320, 192), (3, 192, 160), (11, 256, 160))),
+SLOTS = ((3, 320, 192), (25, 192, 160), (4, 320, 192), (11, 256, 256))
+WORLDS: dict[str, tuple[TinySizes, int, int, Any]] = {
+    "qwen3_vl, letters, 2 of 3 layers": (TinySizes(layers=3), 2, 96, letters),
+    "internvl, numbers (one and two tokens), all layers, blocks in a loop": (
+        TinySizes(family="internvl", layers=3),
+        3,
+        40,
+        numbers,
+    ),
 }
+"""Sizes, tapped layers, rows a block, labels."""
+SIGNED = "attn_lrp signed"
 OPERATORS = {
     "attention": OperatorConfig(name="attention"),
-    "attn_lrp signed": OperatorConfig(name="attn_lrp", normalise="signed"),
+    SIGNED: OperatorConfig(name="attn_lrp", normalise="signed"),
     "attn_lrp abs": OperatorConfig(name="attn_lrp", normalise="abs", grad_scale=1.0),
+    "attn_lrp positive": OperatorConfig(name="attn_lrp", normalise="positive"),
+    "attention_gradient": OperatorConfig(name="attention_gradient"),
+    "rollout": OperatorConfig(name="rollout"),
+    "glimpse": OperatorConfig(name="glimpse"),
+    "attn_lrp abs, G constant": OperatorConfig(name="attn_lrp", normalise="abs", stop_gradient=True),
+    "glimpse, masked left out, G constant": OperatorConfig(
+        name="glimpse", masked_gradients=False, grad_scale=1.0, stop_gradient=True
+    ),
 }
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 Values = tuple[jax.Array, dict[str, dict[str, jax.Array]]]
 OBJECTIVE = ObjectiveConfig(alignment="weighted_kl", attention_weight=0.5, warmup=0, beta=0.01)
 
@@ -41,11 +60,14 @@ def relative(ours: Any, theirs: Any) -> float:
 
 @pytest.fixture(scope="module", params=WORLDS)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    layers, labels, sizes = WORLDS[request.param]
+    sizes, tapped, block, labels = WORLDS[request.param]
+    folder = tmp_path_factory.mktemp("world")
+    model = write_tiny_random(folder / "model", sizes=sizes)
     config = RunConfig(
-        backbone=BackboneConfig(tapped_layers=layers, attention_block=48), prompt=PromptConfig(basis=3, tokens=5)
+        backbone=BackboneConfig(path=str(model), tapped_layers=tapped, attention_block=block),
+        prompt=PromptConfig(basis=3, tokens=5),
     )
-    return World(tmp_path_factory.mktemp("world"), sizes=sizes, labels=labels, config=config, seed=layers)
+    return World(folder, sizes=SLOTS, labels=labels, config=config, seed=tapped)
 
 
 def losses(
@@ -58,7 +80,29 @@ def losses(
     )
 
 
-def definition(world: World, backbone: Backbone, params: Any, prompt: PromptParams, batch: Batch) -> Values:
+def by_definition(config: OperatorConfig, matrices: list, gradients: list, valid: jax.Array) -> jax.Array:
+    """R of an operator, whole."""
+    scale, eps = config.grad_scale, config.eps
+    if config.stop_gradient:
+        gradients = [jax.lax.stop_gradient(g) for g in gradients]
+    match config.name:
+        case "attention":
+            return whole_matrix.attention(matrices, gradients)
+        case "attn_lrp":
+            return whole_matrix.attn_lrp(matrices, gradients, how=config.normalise, scale=scale, eps=eps)
+        case "attention_gradient":
+            return whole_matrix.attention_gradient(matrices, gradients, scale=scale)
+        case "rollout":
+            return whole_matrix.rollout(matrices)
+        case _:
+            return whole_matrix.glimpse(
+                matrices, gradients, scale=scale, eps=eps, valid=valid, masked=config.masked_gradients
+            )
+
+
+def definition(
+    world: World, backbone: Backbone, params: Any, prompt: PromptParams, batch: Batch, chosen: Sequence[str]
+) -> Values:
     """Per operator the loss, and token relevance and slot attention for the true answer, by whole matrices."""
     rows = jnp.arange(len(batch.click))
     ids, mask = batch.answer_ids[rows, batch.click], batch.answer_mask[rows, batch.click]
@@ -66,23 +110,23 @@ def definition(world: World, backbone: Backbone, params: Any, prompt: PromptPara
     logits, matrices, gradients = whole_matrix.tapped_matrices(
         backbone, params, inputs, soft_prompt(prompt, batch.user), ids, mask
     )
+    valid = jnp.arange(inputs.token_ids.shape[1]) >= inputs.start[:, None]
+    valid = jnp.concatenate([valid, inputs.tail_valid[:, 0]], axis=1)
     loss, values = {}, {}
-    for name, config in OPERATORS.items():
-        if config.name == "attention":
-            relevance = whole_matrix.attention(matrices, gradients)
-        else:
-            relevance = whole_matrix.attn_lrp(
-                matrices, gradients, how=config.normalise, scale=config.grad_scale, eps=config.eps
-            )
+    for name in chosen:
+        config = OPERATORS[name]
+        relevance = by_definition(config, matrices, gradients, valid)
         tokens = jnp.abs(jnp.take_along_axis(relevance[:, -1], inputs.visual_position, axis=-1))
         mass = jnp.einsum("bnv,bv->bn", batch.slot_matrix, tokens)
         attention = mass / (mass.sum(-1, keepdims=True) + config.eps)
         loss[name] = losses(logits, attention, ids, mask, prompt, batch)
         values[name] = {"tokens": tokens * (batch.slot_matrix.sum(1) > 0), "slots": attention}
-    return jnp.stack([loss[name] for name in OPERATORS]), values
+    return jnp.stack([loss[name] for name in chosen]), values
 
 
-def fast(world: World, backbone: Backbone, params: Any, prompt: PromptParams, batch: Batch) -> Values:
+def fast(
+    world: World, backbone: Backbone, params: Any, prompt: PromptParams, batch: Batch, chosen: Sequence[str]
+) -> Values:
     """The same through prefill and tail (``test_step_vs_torch`` holds the training loss itself against torch)."""
     model = backbone.merge(params)
     rows = jnp.arange(len(batch.click))
@@ -90,25 +134,25 @@ def fast(world: World, backbone: Backbone, params: Any, prompt: PromptParams, ba
     inputs = take_branches(batch.inputs, batch.click[:, None])
     prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
     loss, values = {}, {}
-    for name, config in OPERATORS.items():
+    for name in chosen:
+        config = OPERATORS[name]
         probe = get_operator(config.name)(Trace(model, prefix, target_logit(ids, mask)), config)
-        tokens = gather_visual(probe.relevance, inputs.visual_position)
+        tokens = gather_visual(probe.relevance, inputs.visual_position, prefix.start.moved)
         attention = slot_attention(tokens, batch.slot_matrix, config.eps)[:, 0]
         loss[name] = losses(probe.logits[:, 0], attention, ids[:, 0], mask[:, 0], prompt, batch)
         values[name] = {"tokens": tokens[:, 0] * (batch.slot_matrix.sum(1) > 0), "slots": attention}
-    return jnp.stack([loss[name] for name in OPERATORS]), values
+    return jnp.stack([loss[name] for name in chosen]), values
 
 
-def derived(function: Any, world: World, backbone: Backbone) -> Any:
-    """Loss, values and gradient in B and z of every operator, in one compiled program."""
+def derived(function: Any, world: World, backbone: Backbone, chosen: Sequence[str] = tuple(OPERATORS)) -> Any:
+    """Loss, values and gradient in B and z of some operators, in one compiled program."""
 
     def everything(prompt: PromptParams, params: Any, batch: Batch) -> Any:
-        run = lambda p: function(world, backbone, params, p, batch)  # noqa: E731
+        run = lambda p: function(world, backbone, params, p, batch, chosen)  # noqa: E731
         loss, pullback, values = jax.vjp(run, prompt, has_aux=True)
-        (gradients,) = jax.vmap(pullback)(jnp.eye(len(OPERATORS), dtype=loss.dtype))
+        (gradients,) = jax.vmap(pullback)(jnp.eye(len(chosen), dtype=loss.dtype))
         return {
-            name: (loss[i], values[name], jax.tree.map(lambda g, i=i: g[i], gradients))
-            for i, name in enumerate(OPERATORS)
+            name: (loss[i], values[name], jax.tree.map(lambda g, i=i: g[i], gradients)) for i, name in enumerate(chosen)
         }
 
     return jax.jit(everything)
@@ -127,7 +171,7 @@ def in_double(world: World) -> Backbone:
         decoder=replace(config.decoder, dtype=jnp.float64),
         vision=replace(config.vision, dtype=jnp.float64),
     )
-    graph, _ = nnx.split(nnx.eval_shape(lambda: qwen3_vl.build(config, nnx.Rngs(0))))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: world.backbone.family.build(config, nnx.Rngs(0))))
     return replace(world.backbone, graph=graph, config=config)
 
 
@@ -144,10 +188,11 @@ def differences(ours: Any, theirs: Any) -> dict[str, float]:
 
 
 def test_values_and_gradients_equal_the_definition(world: World) -> None:
-    """In float64 to 1e-6 whatever the seed; in float32, against the float64 definition, to 1e-4.
+    """In float32 against the definition in float64: token relevance to 1e-5, gradients to 1e-4.
 
     The signed normalisation divides by sums that can be next to nothing. Where one is, float32 itself does not hold
-    its gradient to 1e-4 (the definition's own error reaches 2e-4 then); its limit in float32 is 1e-3.
+    its gradient to 1e-4 (the definition's own error reaches 2e-4 then): its limits in float32 are ten times those,
+    and it is compared in float64 too, to 1e-6.
     """
     batch, params = world.batch(), world.backbone.params
     prompts = [world.prompt(seed) for seed in SEEDS]
@@ -155,14 +200,16 @@ def test_values_and_gradients_equal_the_definition(world: World) -> None:
     in_float32 = [single(prompt, params, batch) for prompt in prompts]
     with jax.enable_x64(True):
         backbone = in_double(world)
-        double, truth = (derived(f, world, backbone) for f in (fast, definition))
+        truth, double = derived(definition, world, backbone), derived(fast, world, backbone, [SIGNED])
         batch, params = doubled(batch), doubled(params)
         for seed, prompt, rounded in zip(SEEDS, map(doubled, prompts), in_float32, strict=True):
-            theirs, ours = (f(prompt, params, batch) for f in (truth, double))
+            theirs, exact = truth(prompt, params, batch), double(prompt, params, batch)
+            for figure, difference in differences(exact[SIGNED], theirs[SIGNED]).items():
+                print(f"\n{SIGNED}, seed {seed}, float64: {figure} {difference:.0e}", end="")
+                assert difference <= 1e-6, figure
             for name in OPERATORS:
-                exact, near = (differences(x[name], theirs[name]) for x in (ours, rounded))
-                print(f"\n{name + f', seed {seed}':26s} float64  float32")
-                for figure in exact:
-                    print(f"  {figure:24s} {exact[figure]:.0e}    {near[figure]:.0e}")
-                    assert exact[figure] <= 1e-6, (name, figure)
-                    assert near[figure] <= (1e-3 if name == "attn_lrp signed" else 1e-4), (name, figure)
+                found = differences(rounded[name], theirs[name])
+                print(f"\n{name}, seed {seed}: " + ", ".join(f"{k} {v:.0e}" for k, v in found.items()), end="")
+                for figure, difference in found.items():
+                    limit = 1e-5 if figure in ("tokens", "slots") else 1e-4
+                    assert difference <= (10 * limit if name == SIGNED else limit), (name, figure)

@@ -103,7 +103,10 @@ def attn_lrp(matrices: list, gradients: list, *, how: str, scale: float, eps: fl
     total = jnp.eye(matrices[0].shape[-1])[None]
     for i, (a, g) in enumerate(zip(matrices, gradients, strict=True), start=1):
         w = a * (scale * g)
-        if how == "abs":
+        if how == "positive":
+            w = jnp.maximum(w, 0)
+            d = w.sum(-1, keepdims=True) + eps
+        elif how == "abs":
             d = jnp.abs(w).sum(-1, keepdims=True) + eps
         else:
             d = w.sum(-1, keepdims=True)
@@ -117,3 +120,41 @@ def attention(matrices: list, gradients: list) -> jax.Array:
     """Depth-weighted mean over heads, whole."""
     m = len(matrices)
     return sum(i / (m * (m + 1) / 2) * a.mean(1) for i, a in enumerate(matrices, start=1))
+
+
+def attention_gradient(matrices: list, gradients: list, *, scale: float) -> jax.Array:
+    """Depth-weighted mean over heads of A ⊙ G, whole."""
+    m = len(matrices)
+    pairs = enumerate(zip(matrices, gradients, strict=True), start=1)
+    return sum(i / (m * (m + 1) / 2) * (a * scale * g).mean(1) for i, (a, g) in pairs)
+
+
+def rollout(matrices: list) -> jax.Array:
+    """The product of (A + I) / 2, rows normalised, whole."""
+    identity = jnp.eye(matrices[0].shape[-1])
+    total = jnp.broadcast_to(identity, matrices[0][:, 0].shape)
+    for a in matrices:
+        mixed = 0.5 * a.mean(1) + 0.5 * identity
+        total = (mixed / mixed.sum(-1, keepdims=True)) @ total
+    return total
+
+
+def glimpse(matrices: list, gradients: list, *, scale: float, eps: float, valid: jax.Array, masked: bool) -> jax.Array:
+    """R ← R + α E R, whole; padding columns are left out of every sum, masked places too where that is asked."""
+    counted = jnp.broadcast_to(valid[:, None, None, :], matrices[0].shape)
+    counted = counted if masked else jnp.tril(counted)
+    gradients = [jnp.where(counted, scale * g, 0) for g in gradients]
+    maps, sizes = [], []
+    for depth, (a, g) in enumerate(zip(matrices, gradients, strict=True), start=1):
+        w = jnp.maximum(a * g, 0)
+        score = w.sum((2, 3)) / (jnp.maximum(g, 0).sum((2, 3)) + eps)
+        heads = jnp.exp(score / 0.5) / jnp.exp(score / 0.5).sum(1, keepdims=True)
+        fused = (heads[:, :, None, None] * w).sum(1)
+        maps.append(fused / (fused.sum(-1, keepdims=True) + eps))
+        sizes.append(jnp.abs(g.sum(1)).sum((1, 2)) * np.exp(0.2 * depth))
+    share = np.exp(0.2 * np.arange(1, len(maps) + 1)).sum()
+    total = sum(sizes) / share + eps
+    result = jnp.eye(matrices[0].shape[-1])[None]
+    for size, fused in zip(sizes, maps, strict=True):
+        result = result + (size / share / total)[:, None, None] * (fused @ result)
+    return result

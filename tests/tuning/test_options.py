@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.decoder import Remat
+from fixate_jax.backbones.decoder_layer import Remat
 from fixate_jax.backbones.flash import Attention
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.errors import ConfigError

@@ -1,0 +1,145 @@
+"""Whose a visual token is, by its centre or by its area, and relevance as a picture of the page."""
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fixate_jax.errors import DataError
+from fixate_jax.probing import assign_slots, heat_map
+from fixate_jax.tuning.batches import SessionData
+from fixate_jax.tuning.setup import SlotWarning, warn_of_empty_slots
+from tests.worlds import World
+
+GRID = (3, 5)
+FINE = 60
+"""Sub-cells along each side of the page in the count that areas are held against; a multiple of the grid's."""
+
+
+def by_counting(boxes: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Shares of area, from small squares whose centres are counted, for boxes on multiples of 1 / FINE."""
+    y, x = np.meshgrid((np.arange(FINE) + 0.5) / FINE, (np.arange(FINE) + 0.5) / FINE, indexing="ij")
+    shares = []
+    for x0, y0, x1, y1 in boxes:
+        inside = (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
+        shares.append(inside.reshape(rows, FINE // rows, columns, FINE // columns).mean(axis=(1, 3)).ravel())
+    return np.stack(shares)
+
+
+@st.composite
+def boxes_on_the_page(draw: st.DrawFn) -> np.ndarray:
+    boxes = []
+    for _ in range(draw(st.integers(1, 5))):
+        x, y = (sorted(draw(st.lists(st.integers(0, FINE), min_size=2, max_size=2, unique=True))) for _ in range(2))
+        boxes.append([x[0] / FINE, y[0] / FINE, x[1] / FINE, y[1] / FINE])
+    return np.array(boxes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(boxes_on_the_page())
+def test_area_is_the_share_of_a_token_under_the_slot(boxes: np.ndarray) -> None:
+    counted = by_counting(boxes, *GRID)
+    found = assign_slots(boxes, *GRID, how="area")
+    np.testing.assert_allclose(found, counted / np.maximum(counted.sum(axis=0), 1), atol=1e-6)
+    assert (found.sum(axis=1) > 0).all(), "no slot is empty"
+    assert (found.sum(axis=0) <= 1 + 1e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(boxes_on_the_page(), st.randoms())
+def test_area_does_not_depend_on_the_order_of_slots(boxes: np.ndarray, random) -> None:
+    order = list(range(len(boxes)))
+    random.shuffle(order)
+    found = assign_slots(boxes, *GRID, how="area")
+    np.testing.assert_allclose(assign_slots(boxes[order], *GRID, how="area"), found[order], atol=1e-7)
+
+
+def test_a_token_under_two_slots() -> None:
+    boxes = np.array([[0.0, 0.0, 0.75, 1.0], [0.5, 0.0, 1.0, 1.0], [0.0, 0.0, 0.25, 1.0]])
+    # Two tokens, left and right. By centre, x = 0.25 is in the first slot and x = 0.75 in the second alone, as slots
+    # are half-open; the third is left with none.
+    np.testing.assert_array_equal(assign_slots(boxes, 1, 2), [[1, 0], [0, 1], [0, 0]])
+    # By area the first slot covers all of the left token, of which the third covers half: 1 and ½, scaled to a sum
+    # of 1. Of the right one the first covers half, the second all.
+    np.testing.assert_allclose(assign_slots(boxes, 1, 2, how="area"), [[2 / 3, 1 / 3], [0, 2 / 3], [1 / 3, 0]])
+    # A part under two slots counts for both while a token's shares stay within 1.
+    twice = np.array([[0.0, 0.0, 0.2, 1.0], [0.0, 0.0, 0.2, 1.0]])
+    np.testing.assert_allclose(assign_slots(twice, 1, 2, how="area"), [[0.4, 0], [0.4, 0]], rtol=1e-6)
+
+
+def test_where_slots_end_between_tokens_both_ways_agree() -> None:
+    boxes = np.array([[0.2, 0.0, 0.6, 1 / 3], [0.6, 1 / 3, 1.0, 1.0]])
+    np.testing.assert_allclose(assign_slots(boxes, *GRID, how="area"), assign_slots(boxes, *GRID), atol=1e-6)
+
+
+def as_assigned(world: World, how: Literal["centre", "area"]) -> SessionData:
+    data = world.data
+    return SessionData(
+        data.sessions,
+        data.encoded,
+        data.user_rows,
+        features=data.features,
+        prompt_tokens=4,
+        signal="fixation",
+        max_lengths=1,
+        assignment=how,
+    )
+
+
+def test_slots_without_a_token_are_counted_and_warned_of(tmp_path: Path) -> None:
+    world = World(tmp_path, sizes=((25, 96, 64), (3, 192, 128)))
+    centre, area = as_assigned(world, "centre"), as_assigned(world, "area")
+    empty, slots = centre.empty_slots()
+    expected = sum(
+        int((centre.batch([i]).slot_matrix.sum(-1)[0][: s.slots] == 0).sum()) for i, s in enumerate(world.sessions)
+    )
+    assert (empty, slots) == (expected, 28) and empty > 0
+    with pytest.warns(SlotWarning, match=f"^{empty} of 28 slots hold no token's centre: .* operator.assignment area"):
+        warn_of_empty_slots(centre)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_empty_slots(area)
+    assert area.empty_slots() == (0, 28)
+
+
+def test_batches_hold_the_matrix_that_was_asked_for(tmp_path: Path) -> None:
+    # The last two have the same boxes on other grids.
+    world = World(tmp_path, sizes=((5, 96, 64), (3, 192, 128), (3, 96, 64)))
+    for how in ("centre", "area"):
+        data = as_assigned(world, how)
+        for _ in range(2):  # The second time from memory.
+            batch = data.batch([0, 1, 2])
+            for row, (session, encoded) in enumerate(zip(data.sessions, data.encoded, strict=True)):
+                rows, columns = encoded.rows, encoded.columns
+                wanted = assign_slots(session.boxes, rows, columns, how=how)
+                np.testing.assert_array_equal(batch.slot_matrix[row, : session.slots, : rows * columns], wanted)
+    assert not np.array_equal(as_assigned(world, "centre").batch([0]).slot_matrix, data.batch([0]).slot_matrix)
+
+
+def test_a_heat_map_is_linear_between_centres_and_flat_at_the_edge() -> None:
+    grid = np.array([[1.0, -3.0], [2.0, 5.0]])
+    found = heat_map(grid, 8, 4)
+    assert found.shape == (4, 8)
+    np.testing.assert_allclose(found[0], np.interp((np.arange(8) + 0.5) / 8, [0.25, 0.75], grid[0]), atol=1e-12)
+    np.testing.assert_allclose(found[:, 0], np.interp((np.arange(4) + 0.5) / 4, [0.25, 0.75], grid[:, 0]), atol=1e-12)
+    np.testing.assert_allclose(found.mean(), grid.mean(), atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 90), st.integers(1, 90))
+def test_a_heat_map_has_the_pages_size_and_stays_within_the_relevance(rows: int, columns: int, w: int, h: int) -> None:
+    grid = np.random.default_rng(rows * columns).normal(size=(rows, columns))
+    found = heat_map(grid, w, h)
+    assert found.shape == (h, w)
+    assert found.min() >= grid.min() - 1e-9 and found.max() <= grid.max() + 1e-9
+    multiple = heat_map(grid, 6 * columns, 4 * rows)
+    np.testing.assert_allclose(multiple.mean(), grid.mean(), atol=1e-9)
+
+
+def test_a_page_without_pixels_is_refused() -> None:
+    with pytest.raises(DataError, match="0 × 4 pixels"):
+        heat_map(np.ones((2, 2)), 0, 4)
