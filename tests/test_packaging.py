@@ -55,6 +55,21 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+TOP = (
+    ".ci .gitignore CHANGELOG.md CITATION.cff LICENSE Makefile README.md benchmarks configs docs fixate_jax mkdocs.yml "
+    "notebooks pyproject.toml tests train"
+)
+
+
+def test_the_repository_holds_no_data_and_no_runs() -> None:
+    """What commands leave in the working folder (stores, runs, reports) is easily added by accident."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this copy is no git checkout")
+    tracked = run("git", "ls-files", cwd=ROOT).split()
+    strangers = {name for name in tracked if name.split("/")[0] not in TOP.split()}
+    assert not strangers, sorted(strangers)[:5]
+
+
 @pytest.mark.slow
 def test_wheel_in_a_clean_environment(tmp_path: Path) -> None:
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT, cwd=tmp_path)
