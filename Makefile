@@ -56,6 +56,7 @@ test: lint docs
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.operators
 
 # Wants an accelerator, and JAX for it: $(BIN)/pip install "jax[cuda12]"
 bench-gpu: $(VENV)/.installed-test
