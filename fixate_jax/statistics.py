@@ -154,3 +154,17 @@ def over_seeds(summaries: Sequence[pd.DataFrame]) -> pd.DataFrame:
     spread = groups.agg(["mean", "std"])
     spread.columns = [f"{metric} {'sd' if kind == 'std' else kind}" for metric, kind in spread.columns]
     return groups.size().rename("seeds").to_frame().join(spread).reset_index()
+
+
+def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """p-values of a family of tests, corrected so that even one false finding is as rare as the level (Holm 1979).
+
+    Args:
+        p_values: of the tests; with m of them the smallest is multiplied by m, the next one by m − 1, and so on, none
+            ending below one that was smaller.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values), np.float64)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return corrected

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from fixate_jax.config import RunConfig
+from fixate_jax.report.tables import pool_runs
 from fixate_jax.settings import dump_config
 from fixate_jax.tuning.experiment import CONFIG_FILE, absolute_paths
 
@@ -82,7 +83,7 @@ def test_runs_on_another_backbone_have_a_directory_of_their_own(
     assert len(made) == 2
 
 
-def test_pooling_averages_over_seeds_and_keeps_splits_apart(script: ModuleType) -> None:
+def test_pooling_averages_over_seeds_and_keeps_splits_apart() -> None:
     rng = np.random.default_rng(0)
     frames = {}
     for split in (0, 1):
@@ -100,7 +101,7 @@ def test_pooling_averages_over_seeds_and_keeps_splits_apart(script: ModuleType) 
             for i in range(6)
         ]
         frames[split] = pd.DataFrame(rows).assign(kl=rng.random(len(rows)), accuracy=np.nan)
-    averaged, spread = script.pool(frames)
+    averaged, spread = pool_runs(frames)
     assert len(averaged) == 2 * 2 * 6
     first = averaged[(averaged["session_id"] == "1:s3") & (averaged["method"] == "fixate")]
     both = frames[1][(frames[1]["session_id"] == "s3") & (frames[1]["method"] == "fixate")]

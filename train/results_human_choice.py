@@ -20,9 +20,8 @@ from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
 from fixate_jax.metrics import summarise, user_means
 from fixate_jax.report.figures import method_differences
-from fixate_jax.report.tables import comparison_table, results_table, to_markdown
+from fixate_jax.report.tables import comparison_table, pool_runs, results_table, to_markdown
 from fixate_jax.settings import load_config
-from fixate_jax.statistics import over_seeds
 from fixate_jax.tuning.experiment import CONFIG_FILE, FIXATE, absolute_paths, run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,28 +78,6 @@ def run_variant(config: RunConfig, run: Path) -> pd.DataFrame:
     return metrics
 
 
-def pool(frames: dict[int, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of all splits together.
-
-    Seeds are no extra people, nor are splits: a session is averaged over seeds, and a person over the sessions of all
-    splits.
-
-    Args:
-        frames: split → metrics of every session, method, mode and seed.
-
-    Returns:
-        Metrics averaged over seeds, a session of each split counted by itself; and the spread of the means over runs.
-    """
-    marked = [
-        f.assign(session_id=f"{s}:" + f["session_id"], run=f"{s}/" + f["seed"].astype(str)) for s, f in frames.items()
-    ]
-    metrics = pd.concat(marked, ignore_index=True).drop(columns="seed")
-    keys = ["session_id", "user_id", "split", "method", "mode"]
-    averaged = metrics.drop(columns="run").groupby(keys, sort=False).mean(numeric_only=True).reset_index()
-    spread = over_seeds([summarise(f.drop(columns="run")) for _, f in metrics.groupby("run")])
-    return averaged, spread
-
-
 def main(
     data_path: Path,
     out: Path = Path("runs/human-choice"),
@@ -139,7 +116,7 @@ def main(
             )
             open_or_prepare(config.data)
             frames[split] = run_variant(config, out / variant.replace(" ", "-").replace("'", "") / f"split-{split}")
-        averaged, deviation = pool(frames)
+        averaged, deviation = pool_runs(frames)
         results = results_table(summarise(averaged), SHOWN)
         results = results[results["average"] == "micro"].drop(columns=["average", "users"])
         comparison = comparison_table(averaged, reference=FIXATE, names=COMPARED)

@@ -1,8 +1,8 @@
 """Where things stand on the carousel screens of the RecGaze study (de Leon-Martinez et al., SIGIR 2025).
 
-A screen is ten carousels of fifteen movies, five of them shown at a time; a swipe shows the next five. Lengths are pixels
-of the study's page at 1920×1080: x to the right, y down from the top of the page. Carousels, places in them (1 to 15) and
-the pages of a carousel (0 to 2) are counted as in the data set.
+A screen is ten carousels of fifteen movies, five of them shown at a time; a swipe shows the next five. Lengths are
+pixels of the study's page at 1920×1080: x to the right, y down from the top of the page. Carousels, places in them (1
+to 15) and the pages of a carousel (0 to 2) are counted as in the data set.
 """
 
 import math
@@ -30,7 +30,7 @@ BACKWARD_LEFT, FORWARD_LEFT, SWIPE_TOP = 51, 1831, 86
 
 
 def poster_top(carousel: int) -> int:
-    """Upper edge of a carousel's posters; tops lie half a pixel off every other time and are rounded up, as measured."""
+    """Upper edge of a carousel's posters; every other one would lie on half a pixel and is rounded up, as measured."""
     return math.ceil(FIRST_TOP + PITCH_Y * (carousel - 1))
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fixate_jax.errors import DataError
-from fixate_jax.metrics import LOWER_IS_BETTER, user_means
-from fixate_jax.statistics import compare_methods
+from fixate_jax.metrics import LOWER_IS_BETTER, summarise, user_means
+from fixate_jax.statistics import compare_methods, over_seeds
 
 COMPARED = ("kl", "js", "cosine", "csh@1", "tgo@1", "accuracy", "log_loss", "auc")
 """Metrics of the comparison table unless told otherwise."""
@@ -101,6 +101,28 @@ def comparison_table(
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def pool_runs(frames: Mapping[int, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of several splits of the same data together.
+
+    Seeds are no extra people, nor are splits: a session is averaged over seeds, and a person over the sessions of all
+    splits.
+
+    Args:
+        frames: split → metrics of every session, method, mode and seed.
+
+    Returns:
+        Metrics averaged over seeds, a session of each split counted by itself; and the spread of the means over runs.
+    """
+    marked = [
+        f.assign(session_id=f"{s}:" + f["session_id"], run=f"{s}/" + f["seed"].astype(str)) for s, f in frames.items()
+    ]
+    metrics = pd.concat(marked, ignore_index=True).drop(columns="seed")
+    keys = ["session_id", "user_id", "split", "method", "mode"]
+    averaged = metrics.drop(columns="run").groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+    spread = over_seeds([summarise(f.drop(columns="run")) for _, f in metrics.groupby("run")])
+    return averaged, spread
 
 
 def _is(frame: pd.DataFrame, method: str, mode: str) -> pd.Series:
