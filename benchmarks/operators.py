@@ -9,7 +9,6 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.__main__ import NTP, time_all
-from benchmarks.setup import BATCH, Case, functions, make_case
+from benchmarks.setup import BATCH, Case, aligned_step, functions, make_case
 from fixate_jax.backbones import take_branches
-from fixate_jax.config import OperatorConfig, RunConfig
+from fixate_jax.config import OperatorConfig
 from fixate_jax.objective import alignment_loss, next_token_loss
 from fixate_jax.probing import OPERATORS, slot_attention
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
-from fixate_jax.tuning.step import session_losses
 from tests.probing import whole_matrix
 
 WHOLE = "attn_lrp, whole matrices in JAX"
@@ -38,15 +36,8 @@ LINEAR = ("attn_lrp", "rollout")
 
 
 def step_with(case: Case, name: str) -> Any:
-    """The jitted loss and gradient with one operator."""
-    config: RunConfig = replace(case.config, operator=OperatorConfig(name=name, normalise="abs"))
-
-    def step(prompt: PromptParams, params: Any, batch: Batch) -> Any:
-        model = case.backbone.merge(params)
-        losses = lambda p: session_losses(p, model, batch, config, jnp.float32(0.5))  # noqa: E731
-        return jax.value_and_grad(losses, has_aux=True)(prompt)
-
-    return jax.jit(step)
+    """The step with one operator, AttnLRP by magnitudes."""
+    return aligned_step(case, OperatorConfig(name=name, normalise="abs"))
 
 
 def whole_matrix_step(case: Case) -> Any:

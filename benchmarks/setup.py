@@ -1,6 +1,6 @@
 """The model, the batch and the jitted functions that are timed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,21 @@ def make_case(directory: Path) -> Case:
     )
 
 
-def functions(case: Case) -> dict[str, Any]:
-    """What is timed, each a jitted function of prompt, frozen weights and batch."""
-    config, merge = case.config, case.backbone.merge
+def aligned_step(case: Case, operator: OperatorConfig) -> Any:
+    """The jitted loss and gradient with an operator."""
+    config = replace(case.config, operator=operator)
 
     def step(prompt: PromptParams, params: Any, batch: Batch) -> Any:
-        losses = lambda p: session_losses(p, merge(params), batch, config, jnp.float32(0.5))  # noqa: E731
+        model = case.backbone.merge(params)
+        losses = lambda p: session_losses(p, model, batch, config, jnp.float32(0.5))  # noqa: E731
         return jax.value_and_grad(losses, has_aux=True)(prompt)
+
+    return jax.jit(step)
+
+
+def functions(case: Case) -> dict[str, Any]:
+    """What is timed, each a jitted function of prompt, frozen weights and batch."""
+    merge = case.backbone.merge
 
     def plain_loss(prompt: PromptParams, params: Any, batch: Batch) -> Any:
         """Next-token prediction by a plain forward pass through every layer: soft-prompt tuning without FixATE."""
@@ -122,7 +130,7 @@ def functions(case: Case) -> dict[str, Any]:
         return next_token_loss(logits, ids, mask, batch.weight)
 
     return {
-        "step, AttnLRP": jax.jit(step),
+        "step, AttnLRP": aligned_step(case, case.config.operator),
         "step, NTP (plain soft-prompt tuning)": jax.jit(jax.value_and_grad(plain_loss)),
         "forward pass": jax.jit(plain_loss),
     }

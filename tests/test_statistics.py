@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from fixate_jax.errors import DataError
-from fixate_jax.statistics import bootstrap_interval, compare_methods, over_seeds, paired_wilcoxon
+from fixate_jax.statistics import bootstrap_interval, compare_methods, holm, over_seeds, paired_wilcoxon
 
 
 def test_wilcoxon_agrees_with_scipy_and_counts_users():
@@ -101,3 +101,15 @@ def test_mean_and_deviation_over_seeds():
     assert over_seeds([base])["kl sd"].isna().all()
     with pytest.raises(DataError, match="at least one summary"):
         over_seeds([])
+
+
+def test_holm_by_hand():
+    # Smallest first: 4 × 0.01, 3 × 0.02, then 2 × 0.02 and 1 × 0.5, which may not fall below what came before.
+    assert holm(np.array([0.02, 0.5, 0.01, 0.02])) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm(np.array([0.6, 0.9])).tolist() == [1.0, 1.0] and holm(np.array([0.03])).tolist() == [0.03]
+
+
+def test_holm_keeps_false_findings_rare():
+    rng = np.random.default_rng(0)
+    found = [holm(rng.uniform(size=8)).min() < 0.05 for _ in range(2000)]
+    assert 0.03 < np.mean(found) < 0.065

@@ -29,11 +29,11 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.metrics import session_metrics, summarise
 from fixate_jax.progress import bar
 from fixate_jax.report.operators import operator_overview
-from fixate_jax.report.tables import comparison_table, flatten, pool_runs, to_markdown
-from fixate_jax.settings import config_to_dict, load_config
+from fixate_jax.report.tables import comparison_table, pool_runs, to_markdown
+from fixate_jax.settings import load_config
 from fixate_jax.statistics import holm
 from fixate_jax.tuning.evaluate import predict, swapped_metrics
-from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, absolute_paths
+from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, absolute_paths, claim_run, seed_directory
 from fixate_jax.tuning.loop import train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace
@@ -96,7 +96,7 @@ class Plan:
         return [(backbone, split) for split in self.splits for backbone in self.backbones]
 
     def folder(self, backbone: str, variant: str, split: int) -> Path:
-        """Where the cells of all seeds are."""
+        """The run directory that the cells of all seeds are in."""
         return self.out / Path(backbone).name / variant.replace(" ", "-") / f"split-{split}"
 
     def cells(self) -> list[Path]:
@@ -154,14 +154,15 @@ def run_cell(workspace: Workspace, folder: Path, seed: int) -> None:
     """Tune with one seed and measure on the test split."""
     config, top_k = workspace.config, workspace.config.objective.top_k
     begin = time.perf_counter()
-    prompt = train(workspace, config, folder / f"seed-{seed}", seed=seed).prompt
+    directory = seed_directory(folder, seed)
+    prompt = train(workspace, config, directory, seed=seed).prompt
     tuned = time.perf_counter()
     beside = _beside(workspace, folder)
     own = session_metrics(predict(workspace, prompt, "test", FIXATE), top_k=top_k)
     swapped = swapped_metrics(workspace, prompt, "test", SWAPPED, top_k=top_k)
     seconds = {"tune": tuned - begin, "evaluate": time.perf_counter() - tuned}
     found = pd.concat([own, swapped, beside], ignore_index=True).assign(seed=seed)
-    (folder / f"seed-{seed}" / CELL).write_text(json.dumps({k: round(v, 1) for k, v in seconds.items()}))
+    (directory / CELL).write_text(json.dumps({k: round(v, 1) for k, v in seconds.items()}))
     _write(found, folder / f"seed-{seed}.parquet")
 
 
@@ -188,20 +189,14 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def claim(plan: Plan) -> None:
-    """Make sure that what is on disk was made with the same settings.
+    """Make every folder of cells a run directory, or make sure that the one there was made with the same settings.
 
     Raises:
         ConfigError: naming those that differ.
     """
-    now = flatten(config_to_dict(settings(plan, plan.backbones[0], "attention", plan.splits[0])))
-    path = plan.out / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in now if now[name] != before.get(name)]
-        if differing:
-            raise ConfigError(f"{plan.out} was made with another {', '.join(differing)}; choose another --out")
-    plan.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=1), encoding="utf-8")
+    for backbone, split in plan.groups:
+        for variant in plan.variants:
+            claim_run(plan.folder(backbone, variant, split), settings(plan, backbone, variant, split))
 
 
 def start_worker(cores: "Queue[set[int]]", out: Path) -> None:

@@ -21,7 +21,8 @@ def precise(*arrays: Array) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
-def _group_heads(query: Float[Array, "*dims heads width"], kv_heads: int) -> Float[Array, "*dims kv group width"]:
+def group_heads(query: Float[Array, "*dims heads width"], kv_heads: int) -> Float[Array, "*dims kv group width"]:
+    """Query heads beside the key head that they read."""
     *dims, heads, width = query.shape
     return query.reshape(*dims, kv_heads, heads // kv_heads, width)
 
@@ -53,7 +54,7 @@ def blocked_attention(
         The attended values, heads unmerged, in the type of ``value``.
     """
     seq, heads = query.shape[1:3]
-    grouped = _group_heads(query, key.shape[2])
+    grouped = group_heads(query, key.shape[2])
     scale = query.shape[-1] ** -0.5
 
     def one(first: Any, size: int, keys: int) -> Float[Array, "batch rows kv group width"]:
@@ -90,7 +91,7 @@ def tail_attention(
         Attended values, and the tail's rows of A (before the tap), keys being prefix then tail.
     """
     kv, seq, tail = key.shape[-2], prefix_key.shape[1], query.shape[2]
-    grouped = _group_heads(query, kv)
+    grouped = group_heads(query, kv)
     scale = query.shape[-1] ** -0.5
     over_prefix = jnp.einsum("bcthgd,bshd->bchgts", grouped, prefix_key, preferred_element_type=precise(query))
     over_tail = jnp.einsum("bcthgd,bcuhd->bchgtu", grouped, key, preferred_element_type=precise(query))

@@ -21,23 +21,29 @@ from jaxtyping import Array, Bool, Float, Int
 from PIL import Image
 
 from fixate_jax.backbones.checkpoint import Rule
+from fixate_jax.backbones.decoder import Decoder
 from fixate_jax.backbones.inputs import EncodedPage, Prefix, SequenceInputs, TailOutput
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import CheckpointError
 
 
-@runtime_checkable
-class Model(Protocol):
-    """What the rest of the library calls, inside jit."""
+class Model(nnx.Module):
+    """What the rest of the library calls, inside jit: a family's model adds its vision tower.
+
+    Attributes:
+        config: the family's configuration.
+        decoder: takes page tokens and text from there.
+    """
 
     config: Any
-    decoder: Any
+    decoder: Decoder
 
     def encode_pages(self, pages: Any) -> Float[Array, "batch tokens levels width"]:
         """Page tokens, which depend on nothing that is trained and so can be cached.
 
         Level 0 enters the sequence, level 1 + i is added after decoder layer i.
         """
+        raise NotImplementedError(f"{type(self).__name__} must say what its pages' tokens are")
 
     def prefill(
         self,
@@ -46,11 +52,13 @@ class Model(Protocol):
         use_prompt: Bool[Array, ""] | bool = True,
     ) -> Prefix:
         """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
+        return self.decoder.prefill(inputs, prompt, use_prompt)
 
     def tail(
         self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
     ) -> TailOutput:
         """See :meth:`fixate_jax.backbones.decoder.Decoder.tail`."""
+        return self.decoder.tail(prefix, taps)
 
 
 @runtime_checkable

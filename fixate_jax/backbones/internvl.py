@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from fixate_jax.backbones.config_json import read_config_json
 from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
+from fixate_jax.backbones.family import Model
 from fixate_jax.backbones.internvl_config import InternVLConfig
 from fixate_jax.backbones.internvl_layouts import read_original, read_transformers, rules
 from fixate_jax.backbones.internvl_pages import (
@@ -25,8 +25,8 @@ MODEL_TYPES = ("internvl", "internvl_chat")
 """transformers' layout and InternVL's own."""
 
 
-class InternVL(nnx.Module):
-    """Vision tower and decoder behind the interface that the rest of the library uses."""
+class InternVL(Model):
+    """Vision tower and decoder."""
 
     def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
         """Make a model with random weights (checkpoints replace them)."""
@@ -37,21 +37,6 @@ class InternVL(nnx.Module):
     def encode_pages(self, pages: PageInputs) -> Float[Array, "batch tokens 1 width"]:
         """Page tokens, tile after tile; depends on nothing that is trained, so it can be cached."""
         return self.vision(pages)
-
-    def prefill(
-        self,
-        inputs: SequenceInputs,
-        prompt: Float[Array, "batch tokens width"],
-        use_prompt: Bool[Array, ""] | bool = True,
-    ) -> Prefix:
-        """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
-        return self.decoder.prefill(inputs, prompt, use_prompt)
-
-    def tail(
-        self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
-    ) -> TailOutput:
-        """See :meth:`fixate_jax.backbones.decoder.Decoder.tail`."""
-        return self.decoder.tail(prefix, taps)
 
 
 def read_config(directory: Path, settings: BackboneConfig) -> InternVLConfig:

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from fixate_jax.backbones.checkpoint import Rule, flatten_transpose, keep, transpose
 from fixate_jax.backbones.config_json import Section, read_config_json
 from fixate_jax.backbones.decoder import Decoder
 from fixate_jax.backbones.decoder_checkpoint import decoder_rules, is_tied, known_tensors, read_decoder, rope_settings
 from fixate_jax.backbones.decoder_layer import DecoderConfig
-from fixate_jax.backbones.family import ChatTurn, template_chat
-from fixate_jax.backbones.inputs import Prefix, SequenceInputs, TailOutput
+from fixate_jax.backbones.family import ChatTurn, Model, template_chat
 from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.backbones.qwen3_vl_pages import PageProcessor
 from fixate_jax.backbones.qwen3_vl_vision import PageInputs, VisionConfig, VisionTower
@@ -38,8 +37,8 @@ class Qwen3VLConfig:
     """Count the page's tokens like words instead of by row and column (not what the model was trained with)."""
 
 
-class Qwen3VL(nnx.Module):
-    """Vision tower and decoder behind the interface that the rest of the library uses."""
+class Qwen3VL(Model):
+    """Vision tower and decoder."""
 
     def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs):
         """Make a model with random weights (checkpoints replace them)."""
@@ -50,21 +49,6 @@ class Qwen3VL(nnx.Module):
     def encode_pages(self, pages: PageInputs) -> Float[Array, "batch visual levels width"]:
         """Visual tokens of pages; depends on nothing that is trained, so it can be cached."""
         return self.vision(pages)[:, :, : 1 + self.config.decoder.deepstack_levels]
-
-    def prefill(
-        self,
-        inputs: SequenceInputs,
-        prompt: Float[Array, "batch tokens width"],
-        use_prompt: Bool[Array, ""] | bool = True,
-    ) -> Prefix:
-        """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
-        return self.decoder.prefill(inputs, prompt, use_prompt)
-
-    def tail(
-        self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
-    ) -> TailOutput:
-        """See :meth:`fixate_jax.backbones.decoder.Decoder.tail`."""
-        return self.decoder.tail(prefix, taps)
 
 
 def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 UNROLLED = 4
 """Most blocks that are laid out one by one."""
@@ -21,8 +21,15 @@ Block = Callable[[Int[Array, ""] | int, int, int], Result]
 """From first row, number of rows and number of keys to the result of one block."""
 
 
-def rows_of(x: Array, first: Int[Array, ""] | int, size: int, axis: int = 1) -> Array:
-    """Some rows of an array."""
+def rows_of(x: Shaped[Array, "..."], first: Int[Array, ""] | int, size: int, axis: int = 1) -> Shaped[Array, "..."]:
+    """Some rows of an array.
+
+    Args:
+        x: the array.
+        first: number of the first row; known while tracing where blocks are laid out one by one.
+        size: how many rows.
+        axis: along which they lie.
+    """
     if isinstance(first, int):
         return jax.lax.slice_in_dim(x, first, first + size, axis=axis)
     return jax.lax.dynamic_slice_in_dim(x, first, size, axis=axis)
@@ -61,8 +68,17 @@ def _laid_out(one: Block[Result], first: int, seq: int, block: int, causal: bool
     return parts
 
 
-def join_blocks(one: Block[Array], seq: int, block: int, *, causal: bool) -> Array:
-    """The results of all blocks, one after the other along axis 1; the backward pass computes a block again."""
+def join_blocks(
+    one: Block[Shaped[Array, "batch _rows ..."]], seq: int, block: int, *, causal: bool
+) -> Shaped[Array, "batch {seq} ..."]:
+    """The results of all blocks, one after the other along axis 1; the backward pass computes a block again.
+
+    Args:
+        one: makes the rows of a block.
+        seq: rows in all.
+        block: rows of a block; the last one may have fewer.
+        causal: a row reads the keys up to its own position; otherwise every row reads all.
+    """
     count, keys = _plan(seq, block, causal)
     parts = []
     if count:
@@ -73,7 +89,13 @@ def join_blocks(one: Block[Array], seq: int, block: int, *, causal: bool) -> Arr
 
 
 def add_blocks(one: Block[Result], seq: int, block: int) -> Result:
-    """The sum of the results of all causal blocks; the backward pass computes a block again."""
+    """The sum of the results of all causal blocks; the backward pass computes a block again.
+
+    Args:
+        one: makes a tree of arrays from a block, of the same shapes for each.
+        seq: rows in all.
+        block: rows of a block; the last one may have fewer.
+    """
     count, keys = _plan(seq, block, causal=True)
     total: Any = None
     if count:

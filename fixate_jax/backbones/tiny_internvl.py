@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fixate_jax.backbones import tiny_qwen3_vl
-from fixate_jax.backbones.tiny_qwen3_vl import affine, text_config
+from fixate_jax.backbones.tiny_qwen3_vl import affine, generation_config, text_config
 
 if TYPE_CHECKING:
     from fixate_jax.backbones.tiny_sizes import TinySizes
@@ -87,12 +87,11 @@ def config_files(sizes: "TinySizes") -> dict[str, dict[str, Any]]:
         "image_std": [0.5, 0.5, 0.5],
         "size": {"height": sizes.tile, "width": sizes.tile},
     }
-    generation = {
-        "do_sample": False,
-        "eos_token_id": [token["<|im_end|>"], token["<|endoftext|>"]],
-        "pad_token_id": token["<|endoftext|>"],
+    return {
+        "config.json": config,
+        "preprocessor_config.json": preprocessor,
+        "generation_config.json": generation_config(token),
     }
-    return {"config.json": config, "preprocessor_config.json": preprocessor, "generation_config.json": generation}
 
 
 def _vision_config(sizes: "TinySizes") -> dict[str, Any]:

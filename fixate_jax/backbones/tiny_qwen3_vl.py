@@ -103,12 +103,20 @@ def config_files(sizes: "TinySizes") -> dict[str, dict[str, Any]]:
         "image_std": [0.5, 0.5, 0.5],
         "size": {"shortest_edge": sizes.min_pixels, "longest_edge": sizes.max_pixels},
     }
-    generation = {
+    return {
+        "config.json": config,
+        "preprocessor_config.json": preprocessor,
+        "generation_config.json": generation_config(token),
+    }
+
+
+def generation_config(token: dict[str, int]) -> dict[str, Any]:
+    """How the model answers: always its best guess, up to the end of its turn."""
+    return {
         "do_sample": False,
         "eos_token_id": [token["<|im_end|>"], token["<|endoftext|>"]],
         "pad_token_id": token["<|endoftext|>"],
     }
-    return {"config.json": config, "preprocessor_config.json": preprocessor, "generation_config.json": generation}
 
 
 def text_config(sizes: "TinySizes", *, model_type: str, rope: dict[str, Any]) -> dict[str, Any]:

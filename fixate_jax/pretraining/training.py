@@ -304,7 +304,7 @@ class Pretraining:
             pages: fresh pages of each kind.
         """
         from fixate_jax.pretraining import reading
-        from fixate_jax.report.figures import pretraining_curves
+        from fixate_jax.report.curves import pretraining_curves
 
         plain = self.export(self.directory / "plain")
         settings = BackboneConfig(path=str(plain), tapped_layers=self.recipe.layers, unroll=True)

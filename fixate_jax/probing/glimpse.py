@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fixate_jax.backbones.attention import precise
+from fixate_jax.backbones.attention import group_heads, precise
 from fixate_jax.backbones.inputs import Stream
 from fixate_jax.backbones.row_blocks import add_blocks, rows_of
 from fixate_jax.config import OperatorConfig
-from fixate_jax.probing.row_blocks import attention_rows, grouped, widen
+from fixate_jax.probing.attention_rows import attention_rows, widen
 from fixate_jax.probing.rules import TwiceRules
 from fixate_jax.probing.trace import Probe, Trace
 
@@ -151,7 +151,7 @@ def _block_gradient(
     cotangent: Float[Array, "batch branch rows heads head"], value: Float[Array, "batch keys kv head"]
 ) -> Float[Array, "batch branch heads rows keys"]:
     """Some rows of G."""
-    asked = grouped(cotangent, value.shape[-2])
+    asked = group_heads(cotangent, value.shape[-2])
     out = jnp.einsum("bcqhgd,bkhd->bchgqk", asked, value, preferred_element_type=precise(value))
     return out.reshape(*out.shape[:2], -1, *out.shape[-2:])
 
@@ -183,7 +183,7 @@ def _prefix_sums(
         )
         if not masked:
             return parts
-        beyond = jnp.einsum("bcqhgd,bcthd->bchgqt", grouped(cotangent, kv), layer.tail_value)
+        beyond = jnp.einsum("bcqhgd,bcthd->bchgqt", group_heads(cotangent, kv), layer.tail_value)
         beyond = beyond.reshape(*gradient.shape[:-1], -1).astype(gradient.dtype)
         beyond = jnp.where(tail_valid[:, :, None, None, :], beyond, 0)
         return parts._replace(

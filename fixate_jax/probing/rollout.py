@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from fixate_jax.backbones.attention import precise
 from fixate_jax.backbones.row_blocks import add_blocks, rows_of
 from fixate_jax.config import OperatorConfig
-from fixate_jax.probing.row_blocks import attention_rows, widen
+from fixate_jax.probing.attention_rows import attention_rows, widen
 from fixate_jax.probing.trace import Probe, Trace
 
 

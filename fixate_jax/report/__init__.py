@@ -1,6 +1,7 @@
 """Tables, figures and the HTML report of a run."""
 
-from fixate_jax.report.figures import page_figure, training_curves, user_improvement
+from fixate_jax.report.curves import training_curves
+from fixate_jax.report.figures import page_figure, user_improvement
 from fixate_jax.report.html import write_report
 from fixate_jax.report.tables import comparison_table, print_table, results_table, to_markdown
 

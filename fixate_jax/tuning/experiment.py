@@ -21,7 +21,8 @@ from fixate_jax.metrics import session_metrics, summarise, user_means
 from fixate_jax.probing import get_operator, heat_map
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams
-from fixate_jax.report.figures import page_figure, training_curves, user_improvement
+from fixate_jax.report.curves import training_curves
+from fixate_jax.report.figures import page_figure, user_improvement
 from fixate_jax.report.html import write_report
 from fixate_jax.report.tables import comparison_table, flatten, results_table
 from fixate_jax.settings import config_to_dict, dump_config, load_config

@@ -22,8 +22,8 @@ from fixate_jax.backbones.config_json import read_config_json
 from fixate_jax.backbones.decoder import Decoder
 from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder
 from fixate_jax.backbones.decoder_layer import DecoderConfig
-from fixate_jax.backbones.family import ChatTurn, template_chat
-from fixate_jax.backbones.inputs import EncodedPage, HostOrDevice, Prefix, SequenceInputs, TailOutput
+from fixate_jax.backbones.family import ChatTurn, Model, template_chat
+from fixate_jax.backbones.inputs import EncodedPage, HostOrDevice
 from fixate_jax.backbones.tiny_random import TinySizes, random_tensors, tokenizer_of, write_tokenizer_files
 from fixate_jax.config import BackboneConfig
 
@@ -47,7 +47,7 @@ class ColoursConfig:
     cell: int
 
 
-class ColoursModel(nnx.Module):
+class ColoursModel(Model):
     """One linear layer and a decoder."""
 
     def __init__(self, config: ColoursConfig, rngs: nnx.Rngs):
@@ -61,19 +61,6 @@ class ColoursModel(nnx.Module):
         """Page tokens of mean colours; zero where there is padding."""
         tokens = jnp.where(pages.valid[..., None], self.colours(pages.colour), 0)
         return tokens[:, :, None]
-
-    def prefill(
-        self,
-        inputs: SequenceInputs,
-        prompt: Float[Array, "batch soft width"],
-        use_prompt: Bool[Array, ""] | bool = True,
-    ) -> Prefix:
-        """The decoder's."""
-        return self.decoder.prefill(inputs, prompt, use_prompt)
-
-    def tail(self, prefix: Prefix, taps: Float[Array, "layers batch branch heads keys"] | None = None) -> TailOutput:
-        """The decoder's."""
-        return self.decoder.tail(prefix, taps)
 
 
 class ColoursProcessor:

@@ -4,13 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fixate_jax.backbones.attention import MASKED, precise
-
-
-def grouped(query: Float[Array, "*dims heads head"], kv_heads: int) -> Float[Array, "*dims kv group head"]:
-    """Query heads beside the key head that they read."""
-    *dims, heads, width = query.shape
-    return query.reshape(*dims, kv_heads, heads // kv_heads, width)
+from fixate_jax.backbones.attention import MASKED, group_heads, precise
 
 
 def attention_rows(
@@ -21,7 +15,7 @@ def attention_rows(
 ) -> Float[Array, "batch heads rows keys"]:
     """Post-softmax causal attention of some rows, the first of them being position ``first``; 0 where masked."""
     scale = query.shape[-1] ** -0.5
-    asked = grouped(query, key.shape[2])
+    asked = group_heads(query, key.shape[2])
     scores = jnp.einsum("bqhgd,bkhd->bhgqk", asked, key, preferred_element_type=precise(query)) * scale
     rows = first + jnp.arange(query.shape[1])
     seen = valid[:, None, :] & (jnp.arange(key.shape[1]) <= rows[:, None])
