@@ -181,6 +181,9 @@ class Analyze:
     """People with fewer sessions are left out and counted."""
     layouts: int = 1
     """How many of the commonest page layouts to analyse, each by itself."""
+    alike: Literal["boxes", "labels"] = "boxes"
+    """Pages are laid out alike when the same labels stand in the same boxes, or when they bear the same labels wherever
+    these stand, as on pages that scroll."""
     seed: int = 0
     """Of the halves, the permutation test and the bootstrap."""
     settings: Settings = field(default_factory=RunConfig)
@@ -188,7 +191,7 @@ class Analyze:
     def run(self) -> int:
         """Run the command."""
         from fixate_jax.analysis import AnalysisSettings, write_analysis
-        from fixate_jax.data import open_or_prepare
+        from fixate_jax.data import open_or_prepare, usable_sessions
 
         data = self.settings.data
         wanted = AnalysisSettings(
@@ -198,10 +201,12 @@ class Analyze:
             halvings=self.halvings,
             min_sessions=self.min_sessions,
             layouts=self.layouts,
+            alike=self.alike,
             seed=self.seed,
         )
         out = self.out or Path("analyses") / (self.preset.stem if self.preset else data.name)
-        _print_analysis(write_analysis(open_or_prepare(data), out, wanted), out)
+        store = open_or_prepare(data)
+        _print_analysis(write_analysis(store, out, wanted, sessions=usable_sessions(store, data)), out)
         return 0
 
 

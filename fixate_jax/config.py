@@ -28,10 +28,14 @@ class DataConfig:
     """Folder of the prepared session store; made from `path` when it does not exist yet."""
     slots: Literal["alternatives", "texts"] = "alternatives"
     """human_choice: 3 slots (one an alternative) or 6 (one a text)."""
+    definition: Literal["page", "screen"] = "page"
+    """recgaze: what a session is, the page visit of the final click or the opening view of the screen."""
     page_width: int = 320
     """Width of the drawn page in pixels."""
     signal: str = "fixation"
-    """Which dwell signal to align with."""
+    """Which dwell signal to align with, e.g. fixation or cursor."""
+    common_sessions: bool = False
+    """Use only the sessions that have every signal of the data set, so that runs on different signals see the same."""
     gaze_temperature: float = 1.0
     """τ in g^(1/τ): above 1 flattens the human distribution, below 1 sharpens it."""
     split_seed: int = 0

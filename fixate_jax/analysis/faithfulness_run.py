@@ -22,7 +22,7 @@ from fixate_jax.analysis.faithfulness import (
 )
 from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.config import RunConfig
-from fixate_jax.data import open_or_prepare
+from fixate_jax.data import open_or_prepare, usable_sessions
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
@@ -90,7 +90,7 @@ def run_faithfulness(
     chosen = choose_variants(config.operator, settings.operators)
     store = open_or_prepare(config.data)
     _claim(out, config, settings, run)
-    sessions = [s for s in store.sessions if s.split == settings.split]
+    sessions = [s for s in usable_sessions(store, config.data) if s.split == settings.split]
     sessions = choose_sessions(sessions, settings.sessions, seed=settings.seed)
     curves: list[pd.DataFrame] = []
     try:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ class AnalysisSettings:
         halvings: how often each person's sessions are split into random halves.
         min_sessions: people with fewer sessions are left out and counted, on the whole and on each page layout.
         layouts: how many of the commonest page layouts to analyse, each by itself.
+        alike: pages are laid out alike when the same labels stand in the same boxes, or when they bear the same labels
+            wherever these stand, as on pages that scroll.
         seed: of the halves, the shuffles and the bootstrap.
     """
 
@@ -36,6 +39,7 @@ class AnalysisSettings:
     halvings: int = 100
     min_sessions: int = 4
     layouts: int = 1
+    alike: Literal["boxes", "labels"] = "boxes"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,11 +53,11 @@ class AnalysisSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Sessions on pages that show the same labels in the same boxes.
+    """Sessions on pages that are laid out alike.
 
     Attributes:
         labels: of the slots.
-        boxes: (x0, y0, x1, y1) of each slot in relative page coordinates.
+        boxes: (x0, y0, x1, y1) of each slot in relative page coordinates, in the median over sessions.
         page_id: one of the pages.
         users: the people, in natural order; everybody has the sessions that are asked for.
         user: place in `users` of each session's person.
@@ -116,7 +120,7 @@ def select_sessions(sessions: Sequence[Session], settings: AnalysisSettings) -> 
     groups: dict[object, list[Session]] = {}
     for session in kept:
         box = tuple(np.round(session.boxes, BOX_DECIMALS).ravel().tolist())
-        groups.setdefault((session.labels, box), []).append(session)
+        groups.setdefault((session.labels, box if settings.alike == "boxes" else ()), []).append(session)
     enough = [(group, _of_people_with_enough(group, settings.min_sessions)) for group in groups.values()]
     enough = [(group, good) for group, good in enough if len({s.user_id for s in good}) >= 2]
     if not enough:
@@ -164,7 +168,7 @@ def _layout(sessions: Sequence[Session], settings: AnalysisSettings) -> Layout:
     place = {name: index for index, name in enumerate(users)}
     return Layout(
         labels=sessions[0].labels,
-        boxes=sessions[0].boxes,
+        boxes=np.median([s.boxes for s in sessions], axis=0),
         page_id=sessions[0].page_id,
         users=tuple(users),
         user=np.array([place[s.user_id] for s in sessions]),

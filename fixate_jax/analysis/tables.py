@@ -32,7 +32,8 @@ class Analysis:
     """What was found.
 
     Attributes:
-        tables: by name of the file: "stability", "clicks", "clicks_by_user", "user_slot_gaze", "bounds", "left_out".
+        tables: by name of the file: "stability", "clicks", "clicks_by_user", "user_slot_gaze", "bounds", "left_out";
+            `write_analysis` adds "dropped".
         layouts: the page layouts that were analysed, the commonest first.
         notes: what was used and how the tables are read, in sentences.
     """

@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pandas as pd
 from fixate_jax.analysis.layouts import AnalysisSettings, Layout
 from fixate_jax.analysis.measures import random_halves, user_means
 from fixate_jax.analysis.tables import Analysis, analyse
+from fixate_jax.data.session import Session
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.report.figures import half_scatter, slot_maps
@@ -26,6 +27,7 @@ HEADINGS = {
     "clicks_by_user": "Gaze and clicks of each person",
     "user_slot_gaze": "Mean gaze of each person",
     "left_out": "Sessions left out",
+    "dropped": "Left out when the data were read",
 }
 READING = [
     "Stability: each person's sessions are split into random halves, many times. The correlation, over people and "
@@ -39,7 +41,9 @@ READING = [
 ]
 
 
-def write_analysis(store: SessionStore, out: Path, settings: AnalysisSettings) -> Analysis:
+def write_analysis(
+    store: SessionStore, out: Path, settings: AnalysisSettings, *, sessions: Sequence[Session] | None = None
+) -> Analysis:
     """Analyse a store's sessions and write everything that was found.
 
     Args:
@@ -47,12 +51,15 @@ def write_analysis(store: SessionStore, out: Path, settings: AnalysisSettings) -
         out: folder for the CSV files (named as in `Analysis.tables`), `figures/` and `analysis.html`; made where it is
             missing. Files of an earlier analysis are replaced.
         settings: what to analyse, and how.
+        sessions: those of the store that count (None: all).
 
     Raises:
         ConfigError: `out` cannot be made, for example because a file is in its place.
         DataError: too few people with enough sessions, or a session without the signal.
     """
-    found = analyse(store.sessions, settings)
+    found = analyse(store.sessions if sessions is None else sessions, settings)
+    dropped = pd.DataFrame(store.dropped.items(), columns=["reason", "count"])
+    found = replace(found, tables={**found.tables, "dropped": dropped})
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,7 +14,7 @@ from fixate_jax.data import human_choice, synthetic_carousel, synthetic_choice
 from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import SPLITS, Session, Split
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image, sessions_frame
-from fixate_jax.errors import ConfigError, StoreError
+from fixate_jax.errors import ConfigError, DataError, StoreError
 from fixate_jax.progress import track
 
 SYNTHETIC_USERS, SYNTHETIC_TRIALS = 12, 60
@@ -80,7 +80,7 @@ DATASETS: dict[str, DataSet] = {
 }
 """Data sets by name."""
 
-NOT_STORED = ("store", "signal", "gaze_temperature")
+NOT_STORED = ("store", "signal", "common_sessions", "gaze_temperature")
 """Settings that do not change what a store holds."""
 
 
@@ -139,6 +139,27 @@ def open_or_prepare(config: DataConfig) -> SessionStore:
     return store
 
 
+def usable_sessions(store: SessionStore, config: DataConfig) -> list[Session]:
+    """The sessions of a store that the settings ask for.
+
+    Raises:
+        DataError: when one of them lacks the signal that is asked for.
+    """
+    sessions = list(store.sessions)
+    if config.common_sessions:
+        signals = set().union(*(s.dwell_ms for s in sessions))
+        sessions = [s for s in sessions if signals <= set(s.dwell_ms)]
+    missing = next((s for s in sessions if config.signal not in s.dwell_ms), None)
+    if missing is not None:
+        raise DataError(
+            f"data.signal = {config.signal!r}: session {missing.session_id!r} has only {', '.join(missing.dwell_ms)}; "
+            "choose another signal, or set data.common_sessions to leave such sessions out"
+        )
+    if not sessions:
+        raise DataError(f"data.common_sessions: no session in {store.directory} has {' and '.join(sorted(signals))}")
+    return sessions
+
+
 def _prepare(config: DataConfig, directory: Path, settings: Mapping[str, Any]) -> None:
     def writer_of(names: tuple[str, ...]) -> StoreWriter:
         return StoreWriter(directory, name=config.name, settings=settings, slot_feature_names=names)
@@ -163,4 +184,5 @@ __all__ = [
     "open_or_prepare",
     "sessions_frame",
     "store_settings",
+    "usable_sessions",
 ]

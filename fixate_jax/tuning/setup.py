@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from fixate_jax.backbones import Backbone, EncodedSession, load_backbone
 from fixate_jax.config import RunConfig
+from fixate_jax.data import usable_sessions
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
@@ -93,16 +94,11 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     Raises:
         FixateError: naming what is wrong with checkpoint, data or settings.
     """
-    sessions = list(store.sessions)
+    sessions = usable_sessions(store, config.data)
     splits: dict[str, list[int]] = {split: [i for i, s in enumerate(sessions) if s.split == split] for split in SPLITS}
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
         raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")
-    missing = next((s for s in sessions if config.data.signal not in s.dwell_ms), None)
-    if missing is not None:
-        raise ConfigError(
-            f"data.signal = {config.data.signal!r}: session {missing.session_id!r} has only {sorted(missing.dwell_ms)}"
-        )
     backbone = load_backbone(config.backbone, work=directory)
     features = FeatureStore(
         backbone,

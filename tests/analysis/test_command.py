@@ -2,6 +2,7 @@
 
 import html
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,8 @@ def test_the_command_writes_everything(
 
     out = tmp_path / "found"
     names = ["stability", "clicks", "bounds", "clicks_by_user", "user_slot_gaze", "left_out"]
-    assert sorted(p.name for p in out.iterdir()) == sorted([*(f"{n}.csv" for n in names), "analysis.html", "figures"])
+    files = [*(f"{n}.csv" for n in names), "dropped.csv", "analysis.html", "figures"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(files)
     assert sorted(p.name for p in (out / "figures").iterdir()) == ["halves.png", "slot_maps.png"]
     tables = analyse(store.sessions, AnalysisSettings(halvings=10)).tables
     for name in names:
@@ -119,7 +121,7 @@ def test_the_command_writes_everything(
     assert pd.read_csv(out / "stability.csv")["value"].between(0.5, 1).all(), "made-up people have habits"
     page = (out / "analysis.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
-    assert all(heading in page for heading in analysis_write.HEADINGS.values())
+    assert all((heading in page) == (name != "dropped") for name, heading in analysis_write.HEADINGS.items())
     assert "27 sessions of the test split were left untouched" in page and ">slot 2</th>" in page
 
     assert (
@@ -151,6 +153,14 @@ def test_the_command_writes_everything(
         assert f"<td>analysis.{name}</td><td>{html.escape(str(value))}</td>" in page
 
 
+def test_what_the_reader_dropped_is_counted(store: SessionStore, tmp_path: Path):
+    lossy = replace(store, manifest={**store.manifest, "dropped": {"no gaze": 3, "no click": 1}})
+    write_analysis(lossy, tmp_path, SETTINGS)
+    assert (tmp_path / "dropped.csv").read_text() == "reason,count\nno gaze,3\nno click,1\n"
+    page = (tmp_path / "analysis.html").read_text(encoding="utf-8")
+    assert analysis_write.HEADINGS["dropped"] in page and "no gaze" in page
+
+
 def test_help_explains_every_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "100")
     assert call("analyze", "--help") == 0
@@ -178,7 +188,7 @@ def test_mistakes_stop_the_command(
     assert call(*ARGUMENTS, "--data.store", str(store.directory), "--min-sessions", "52") == 2
     assert "0 of 3 people have at least 52 sessions in train, validation" in capsys.readouterr().err
     assert call(*ARGUMENTS, "--data.store", str(store.directory), "--data.signal", "cursor") == 2
-    assert "no signal 'cursor', only ['fixation']" in capsys.readouterr().err
+    assert "has only fixation; choose another signal" in capsys.readouterr().err
     assert not (tmp_path / "analyses").exists()
     assert call("analyze", "--seed", "1", DEMO) == 2
     assert f"give the preset first: fixate analyze {DEMO}" in capsys.readouterr().err

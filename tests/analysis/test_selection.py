@@ -106,3 +106,18 @@ def test_people_with_too_few_sessions_are_counted_or_stop_it():
 def test_settings_that_cannot_be_used(change: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         AnalysisSettings(**change)
+
+
+def test_pages_that_scroll_are_alike_by_their_labels():
+    people = made_up(3, 8)
+    moved = [replace(s, boxes=s.boxes - np.array([0, i / 150, 0, i / 150])) for i, s in enumerate(people)]
+    with pytest.raises(DataError, match="on none of the"):
+        analyse(moved, SETTINGS)
+    found = analyse(moved, replace(SETTINGS, alike="labels"))
+    still = analyse(people, SETTINGS)
+    for name, table in found.tables.items():
+        placed = [c for c in table.columns if c in ("x0", "y0", "x1", "y1")]
+        assert same(table.drop(columns=placed), still.tables[name].drop(columns=placed))
+    (layout,) = found.layouts
+    used = [s.boxes for s in moved if s.split != "test"]
+    assert layout.boxes == pytest.approx(np.median(used, axis=0))
