@@ -50,7 +50,7 @@ TRAITS = {
 FREQUENCIES = ("Rarely", "Weekly", "Monthly")
 TEST_SHARE, VALIDATION_SHARE = 0.20, 0.15
 """Test: of all sessions of a person; validation: of the rest."""
-FEATURES = (*("organic", *ADS), "is_ad", "rank", "left", "top", "width", "height", "page_top")
+FEATURES = ("is_ad", *ADS, "rank", "left", "top", "width", "height", "page_top")
 """Names of the slot features. Places and sizes are shares of what is seen, ``page_top`` of the document's height."""
 BATCH = 64
 """Pages drawn at a time."""
@@ -184,7 +184,9 @@ def read_session(path: Path, trial_id: str, participants: Mapping[str, Mapping[s
     assert match is not None
     user = match[1]
     if user not in participants:
-        problem = f"{path / PARTICIPANTS}: participant {user!r} of {file_of(path, 'metadata', trial_id).name} is missing"
+        problem = (
+            f"{path / PARTICIPANTS}: participant {user!r} of {file_of(path, 'metadata', trial_id).name} is missing"
+        )
         raise BadTrial(problem, "unknown participant")
     trial = read_trial(path, trial_id)
     seen = _last_view(trial)
@@ -267,10 +269,10 @@ def slot_features(row: Any) -> Float[np.ndarray, "slots features"]:
     """What is displayed in each slot, in the columns ``FEATURES``."""
     boxes = np.array(row.boxes, np.float64)
     x0, y0, x1, y1 = relative_boxes(boxes, row.crop).T
-    kinds = np.array([[kind == name for name in ("organic", *ADS)] for kind in row.kinds], np.float64)
+    kinds = np.array([[kind in ADS, *(kind == name for name in ADS)] for kind in row.kinds], np.float64)
     place = np.stack([x0, y0, x1 - x0, y1 - y0, boxes[:, 1] / row.page_height], axis=1)
     ranks = np.array(row.ranks, np.float64)[:, None]
-    return np.concatenate([kinds, 1 - kinds[:, :1], ranks, place], axis=1)
+    return np.concatenate([kinds, ranks, place], axis=1)
 
 
 def make_session(row: Any, *, page: str) -> Session:

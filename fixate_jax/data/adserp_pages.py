@@ -62,7 +62,7 @@ def draw_numbers(page: Image.Image, boxes: Float[np.ndarray, "slots 4"]) -> None
         text = str(number)
         plate_size = (font.getlength(text) + 0.5 * font.size, 1.15 * font.size)
         choices = _corners(box, plate_size, page.size)
-        plate = min(choices, key=lambda choice: (sum(_overlap(choice, other) for other in plates)))
+        plate = min(choices, key=lambda choice: sum(_overlap(choice, other) for other in plates))
         plates.append(plate)
         x0, y0, x1, y1 = (round(value) for value in plate)
         draw.rectangle([x0, y0, x1 - 1, y1 - 1], fill=PLATE)
