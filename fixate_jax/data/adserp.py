@@ -1,13 +1,13 @@
 """Gaze, cursor and clicks on search result pages: AdSERP (Latifzadeh, Gwizdka, Leiva, SIGIR 2025).
 
-A trial is a full-page screenshot with boxes of its results and ads, a person's fixations on it, and the browser's log of
-cursor, scrolling and clicks. A session is what was on the screen at the last stop of scrolling before the first click.
-The number drawn on a slot is its label: visible organic results by rank from "0" on, then visible ads.
+A trial is a full-page screenshot with boxes of its results and ads, a person's fixations on it, and the browser's log
+of cursor, scrolling and clicks. A session is what was on the screen at the last stop of scrolling before the first
+click. The number drawn on a slot is its label: visible organic results by rank from "0" on, then visible ads.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,10 @@ class AdSerp:
 
     Attributes:
         sessions: sorted by user, block and trial. Columns: ``session_id`` (the trial's ID), ``user_id``, ``block``,
-            ``trial``, ``split``, ``query``, ``profile``; the stop's ``start_ms``, ``end_ms`` and offset ``scroll_px``; the
-            document's ``page_height``; ``crop``, top and bottom of what is seen; and for each slot ``kinds``, ``ranks``
-            (0 for ads), ``boxes`` (x0, y0, x1, y1, what is seen of it), ``fixation_ms``, ``cursor_ms`` (all 0 without a
-            cursor on a slot); ``click``, the clicked slot's index. Lengths are screenshot pixels.
+            ``trial``, ``split``, ``query``, ``profile``; the stop's ``start_ms``, ``end_ms`` and offset ``scroll_px``;
+            the document's ``page_height``; ``crop``, top and bottom of what is seen; for each slot ``kinds``,
+            ``ranks`` (0 for ads), ``boxes`` (x0, y0, x1, y1, what is seen of it), ``fixation_ms``, ``cursor_ms`` (all 0
+            when the cursor was on none); ``click``, the clicked slot's index. Lengths are screenshot pixels.
         dropped: how many trials were left out, by reason.
     """
 
@@ -237,8 +237,8 @@ def _last_view(trial: Trial) -> dict[str, Any] | str:
 def assign_splits(frame: pd.DataFrame, seed: int) -> list[Split]:
     """Split every person's sessions at random, all sessions of a query into one part, whatever order the rows come in.
 
-    Queries in random order go to test until it has a fifth of the person's sessions, then to validation until it has 15%
-    of the rest (rounded), then to training.
+    Queries in random order go to test until it has a fifth of the person's sessions, then to validation until it has
+    15% of the rest (rounded), then to training.
 
     Args:
         frame: rows with ``user_id`` and ``query``.
@@ -259,7 +259,7 @@ def assign_splits(frame: pd.DataFrame, seed: int) -> list[Split]:
     return list(splits)
 
 
-def _taken(queries: Sequence[str], sizes: pd.Series, wanted: int) -> int:
+def _taken(queries: np.ndarray, sizes: pd.Series, wanted: int) -> int:
     """How many of the first queries have so many sessions together."""
     before = np.concatenate([[0], np.cumsum([sizes[query] for query in queries])])
     return int(np.searchsorted(before, wanted))

@@ -59,9 +59,9 @@ def scroll_offset(mouse: MouseLog, click: int) -> float:
 def last_stop(mouse: MouseLog, click: int) -> Stop:
     """The last stop before the click.
 
-    The page starts at offset 0 with the log's first event, and the last offset holds until the click. Scroll events that
-    do not change the offset do not end a stop. When no offset holds for ``STOP_MS``, the whole time up to the click is
-    one stop at offset 0.
+    The page starts at offset 0 with the log's first event, and the last offset holds until the click. Scroll events
+    that do not change the offset do not end a stop. When no offset holds for ``STOP_MS``, the whole time up to the
+    click is one stop at offset 0.
     """
     scrolls = np.array([event == "scroll" for event in mouse.event[:click]], bool)
     offsets = np.concatenate([[0.0], mouse.position[:click][scrolls, 1]])
