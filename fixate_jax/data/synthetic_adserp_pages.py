@@ -20,7 +20,18 @@ PRODUCTS = {
     "rain jacket": ("dry in heavy rain", "packs into its own pocket", "hood with a peak"),
     "bike lock": ("hardened chain, 90 cm", "two keys and a cover", "weighs just over a kilo"),
 }
-SITES = ("shopwell", "buyfield", "marketo", "pricely", "outdoora", "toolbarn", "reviewly", "homeline", "carpart", "sportly")
+SITES = (
+    "shopwell",
+    "buyfield",
+    "marketo",
+    "pricely",
+    "outdoora",
+    "toolbarn",
+    "reviewly",
+    "homeline",
+    "carpart",
+    "sportly",
+)
 LEFT, RESULT_WIDTH, FIRST_TOP, GAP = 162, 540, 158, 27
 TOP_AD = (586, 250)
 RIGHT_LEFT, RIGHT_WIDTH = 760, 360
@@ -95,7 +106,9 @@ def draw_screenshot(page: ResultsPage) -> bytes:
     draw = ImageDraw.Draw(image)
     draw.rounded_rectangle([LEFT, 28, LEFT + 640, 74], radius=22, outline=(200, 200, 205), width=2)
     draw.text((LEFT + 24, 51), page.query.replace("-", " "), fill=BLACK, font=draw_font(20.0), anchor="lm")
-    draw.text((LEFT, 112), "All     Shopping     Images     News     Maps", fill=GREY, font=draw_font(16.0), anchor="lm")
+    draw.text(
+        (LEFT, 112), "All     Shopping     Images     News     Maps", fill=GREY, font=draw_font(16.0), anchor="lm"
+    )
     draw.line([0, 132, SCREENSHOT_WIDTH, 132], fill=(235, 235, 238), width=2)
     for area in sorted(page.areas, key=lambda area: area.inner):
         (_draw_result if area.kind in ("organic", "native_ad") else _draw_display)(draw, area)
@@ -134,4 +147,6 @@ def _draw_display(draw: ImageDraw.ImageDraw, area: Area) -> None:
     draw.rectangle([x0 + 14, y0 + 38, x0 + 14 + picture, y0 + 38 + picture], fill=_colour(area.site))
     for i, line in enumerate((area.title, *area.lines)):
         place = (x0 + 28 + picture, y0 + 52 + i * LINE)
-        draw.text(place, line[: (x1 - x0 - picture) // 9], fill=BLUE if i == 0 else GREY, font=draw_font(14.0), anchor="lm")
+        draw.text(
+            place, line[: (x1 - x0 - picture) // 9], fill=BLUE if i == 0 else GREY, font=draw_font(14.0), anchor="lm"
+        )
