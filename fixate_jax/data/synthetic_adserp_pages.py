@@ -97,7 +97,8 @@ def _area(rng: np.random.Generator, kind: str, rank: int, brand: str, product: s
     text = [str(line) for line in rng.permutation(PRODUCTS[product])]
     shown = max(1, (box[3] - box[1]) // LINE - 2)
     title = f"{brand.title()} {product} – {site.title()}"
-    return Area(kind, rank, site, title, tuple(f"{line[0].upper()}{line[1:]}." for line in text[:shown]), box)
+    lines = [f"{a[0].upper()}{a[1:]}; {b}." for a, b in zip(text, text[1:] + text[:1], strict=True)]
+    return Area(kind, rank, site, title, tuple(lines[:shown]), box)
 
 
 def draw_screenshot(page: ResultsPage) -> bytes:
