@@ -184,10 +184,8 @@ def read_session(path: Path, trial_id: str, participants: Mapping[str, Mapping[s
     assert match is not None
     user = match[1]
     if user not in participants:
-        problem = (
-            f"{path / PARTICIPANTS}: participant {user!r} of {file_of(path, 'metadata', trial_id).name} is missing"
-        )
-        raise BadTrial(problem, "unknown participant")
+        problem = f"participant {user!r} of trial {trial_id} is missing"
+        raise BadTrial(f"{path / PARTICIPANTS}: {problem}", "unknown participant")
     trial = read_trial(path, trial_id)
     seen = _last_view(trial)
     if isinstance(seen, str):

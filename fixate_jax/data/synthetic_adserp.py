@@ -1,8 +1,9 @@
 """Made-up people on made-up result pages, written as AdSERP's raw files.
 
 A stand-in that can be shipped, for tests and trials; nothing in it is taken from real people. A person has a habit of
-how far down to read, an eye (or none) for the right column, an aversion to ads, and tastes for sites. They look, scroll,
-look again and click at the last stop; the click is drawn from a softmax in which gaze share, taste and rank count.
+how far down to read, an eye (or none) for the right column, an aversion to ads, and tastes for sites. They look,
+scroll, look again and click at the last stop; the click is drawn from a softmax in which gaze share, taste and rank
+count.
 
 What happened is known while it is made up; ``Truth`` holds it, in the columns of the reader's sessions. Now and then
 something odd happens that the reader has to cope with: no scrolling at all, or without a pause; a click on nothing, or
