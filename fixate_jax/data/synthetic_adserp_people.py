@@ -211,7 +211,7 @@ class Recording:
         self.pass_time(int(self.rng.integers(15, 50)) + ms)
         self.fixations.append((self.now, x, y, ms))
         for view in (self.view, self.opening):
-            under = area_under(view.seen, x, y)
+            under = area_under(view.seen, float(x), float(y))
             if under is not None:
                 view.gaze[under] += ms
 

@@ -198,7 +198,7 @@ def test_what_no_skipping_mends(on_bad_row: Any, tmp_path: Path) -> None:
     def message() -> str:
         with pytest.raises(DataError) as caught:
             read_adserp(tmp_path, on_bad_row=on_bad_row)
-        assert "skip" not in str(caught.value)
+        assert "on-bad-row" not in str(caught.value)
         return str(caught.value)
 
     assert "participants.csv: not found; data.path must be the folder of AdSERP" in message()
