@@ -8,12 +8,12 @@ count.
 What happened is known while it is made up; ``Truth`` holds it, in the columns of the reader's sessions. Now and then
 something odd happens that the reader has to cope with: no scrolling at all, or without a pause; a click on nothing, or
 none; nothing looked at; a second click; scrolling after the click; a jolt of the page just before it; a click whose
-element tells no rank.
+element tells no rank; a click by touch, without a cursor.
 """
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,15 @@ REPEAT = 0.1
 TRIALS_IN_BLOCK = 10
 GAZE_BONUS, TASTE_BONUS, RANK_MALUS = 4.0, 1.0, 0.15
 """What a share of gaze, taste and each further place from the top count in the click."""
-ODD = {"no click": 0.02, "nothing": 0.02, "blind": 0.02, "hurried": 0.04, "unscrolled": 0.05, "jolted": 0.05}
+ODD = {
+    "no click": 0.02,
+    "nothing": 0.02,
+    "blind": 0.02,
+    "hurried": 0.04,
+    "unscrolled": 0.05,
+    "jolted": 0.05,
+    "touched": 0.05,
+}
 """How often something odd happens."""
 RANKLESS = 0.15
 """How often the clicked element tells no rank."""
@@ -43,7 +51,7 @@ TRIAL_STREAM = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What happened, as ``adserp.AdSerp`` tells it."""
+    """What happened, as ``adserp.AdSerp`` tells it; the split is that of the reader's default seed."""
 
     sessions: pd.DataFrame
     dropped: dict[str, int]
@@ -87,7 +95,7 @@ def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Trut
             about = {"query": query, "profile": profile_text(query, person.traits)}
             rows.append({"session_id": trial_id, "user_id": name, "block": block, "trial": number} | about | seen)
     frame = pd.DataFrame(rows)
-    frame["split"] = assign_splits(frame, 0)
+    frame["split"] = assign_splits(frame, seed=0)
     return Truth(sessions=frame[list(COLUMNS)], dropped=dict(dropped))
 
 
@@ -95,6 +103,8 @@ def _live(recording: Recording) -> dict[str, Any] | str:
     """A trial happens; what is true of its session, or why it gives none."""
     rng, person = recording.rng, recording.person
     odd = str(rng.choice([*ODD, ""], p=[*ODD.values(), 1 - sum(ODD.values())]))
+    if odd == "touched":
+        recording.person = replace(person, follows=(0.0, 0.0))
     if odd == "hurried":
         for _ in range(int(rng.integers(2, 5))):
             recording.fixate(int(rng.integers(100, 900)), int(rng.integers(*recording.view.crop)), ms=120)
@@ -110,12 +120,14 @@ def _live(recording: Recording) -> dict[str, Any] | str:
         else:
             recording.look(int(rng.integers(8, 20)))
     target = _choose(recording)
-    recording.move(*((20, 500) if odd == "nothing" else recording.aim(target)))
+    place = (20, 500) if odd == "nothing" else recording.aim(target)
+    if odd != "touched":
+        recording.move(*place)
     if odd == "jolted" and recording.room() >= 40:
         recording.scroll(40)
     if odd == "no click":
         return "no click"
-    return _click(recording, None if odd == "nothing" else target)
+    return _click(recording, place, None if odd == "nothing" else target)
 
 
 def _choose(recording: Recording) -> int:
@@ -132,10 +144,9 @@ def _choose(recording: Recording) -> int:
     return int(np.argmax(np.where(readable, np.array(value) + recording.rng.gumbel(size=len(seen)), -np.inf)))
 
 
-def _click(recording: Recording, target: int | None) -> dict[str, Any] | str:
-    """The cursor's button is pressed where it is; what is true of the session, or why there is none."""
-    rng, cursor = recording.rng, recording.cursor
-    assert cursor is not None
+def _click(recording: Recording, at: tuple[int, int], target: int | None) -> dict[str, Any] | str:
+    """A click somewhere on the screen, by touch if no cursor is there; what is true of the session, or why none is."""
+    rng = recording.rng
     rank, xpath = 0, "//*[@id='rcnt']"
     if target is not None and rng.random() >= RANKLESS:
         area = recording.view.seen[target][0]
@@ -145,12 +156,13 @@ def _click(recording: Recording, target: int | None) -> dict[str, Any] | str:
         xpath = f"//*[@id='rso']/{child}/div/div/a/h3" if rank else ads.get(area.kind, "//*[@id='tvcap']/div[1]/div")
     for event in ("mousedown", "mouseup"):
         recording.pass_time(int(rng.integers(20, 60)))
-        recording.log(event, *cursor, xpath)
+        if recording.cursor is not None:
+            recording.log(event, *at, xpath)
     recording.pass_time(int(rng.integers(2, 8)))
     recording.end_view()
-    recording.log("click", *cursor, xpath)
+    recording.log("click", *at, xpath)
     stop = recording.paused or recording.opening._replace(end=recording.now)
-    place = cursor[0] * CSS, (cursor[1] + recording.view.offset) * CSS
+    place = at[0] * CSS, (at[1] + recording.view.offset) * CSS
     seen = _true_session(recording.page, stop, rank, place)
     _afterwards(recording)
     return seen

@@ -13,7 +13,7 @@ from fixate_jax.data.adserp_files import FOLDERS, file_of
 from fixate_jax.errors import DataError
 from tests.data.adserp_trials import TRIAL, dump, png, write_participants, write_trial
 
-Spoil = Callable[[Path], None]
+Spoil = Callable[[Path], object]
 """Spoils one file."""
 
 
@@ -47,7 +47,7 @@ def without(kind: str, place: int, name: str) -> Spoil:
 
 
 def content(new: bytes) -> Spoil:
-    return lambda path: path.write_bytes(new) and None  # type: ignore[func-returns-value]
+    return lambda path: path.write_bytes(new)
 
 
 def cut(path: Path) -> None:
@@ -142,7 +142,7 @@ BAD: dict[str, tuple[str, Spoil, str, str]] = {
     "cut image": ("screenshot", cut, ": not readable as a PNG image", "broken image"),
     "half an image": (
         "screenshot",
-        lambda path: path.write_bytes(path.read_bytes()[:400]) and None,  # type: ignore[func-returns-value]
+        lambda path: path.write_bytes(path.read_bytes()[:400]),
         ": not readable as a PNG image",
         "broken image",
     ),
