@@ -23,13 +23,12 @@ from fixate_jax.data.adserp_files import (
     ADS,
     FOLDERS,
     TRIAL_ID,
-    BadTrial,
-    Table,
     Trial,
     file_of,
     read_trial,
 )
 from fixate_jax.data.adserp_pages import draw_viewport, relative_boxes
+from fixate_jax.data.adserp_tables import BadTrial, Table
 from fixate_jax.data.session import Session, Split
 from fixate_jax.data.store import StoreWriter, encode_image, natural_order
 from fixate_jax.durable import THREADS

@@ -4,14 +4,11 @@ Lengths are pixels of the full-page screenshot unless said otherwise; the browse
 CSS pixels. What is checked is what is used: further columns and fields are ignored.
 """
 
-import csv
-import io
 import json
 import math
 import re
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from fixate_jax.errors import DataError
+from fixate_jax.data.adserp_tables import BadTrial, Table, bytes_of
 
 SCREENSHOT_WIDTH = 1280
 FOLDERS = {
@@ -39,23 +36,6 @@ ADS = ("native_ad", "dd_top", "dd_right")
 TRIAL_ID = re.compile(r"(p\d+)-b(\d+)-t(\d+)")
 BOX_TOLERANCE = 1.0
 """A box may reach off the screenshot by this much, for rounding; it is cut there."""
-_REMEDY = "mend the file or pass --data.on-bad-row skip"
-_LARGEST = 2.0**53
-"""Whole numbers up to here are exact in float64."""
-
-
-class BadTrial(DataError):
-    """A trial's files cannot be used.
-
-    Attributes:
-        problem: the message without what to do.
-        reason: what such trials are counted under when they are left out.
-    """
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(f"{message}; {_REMEDY}")
-        self.problem = message
-        self.reason = reason
 
 
 class Aoi(NamedTuple):
@@ -137,90 +117,7 @@ def read_trial(path: Path, trial_id: str) -> Trial:
     )
 
 
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise BadTrial(f"{path}: not found", "missing file") from None
-    except OSError as error:
-        raise BadTrial(f"{path}: not readable ({error})", "unreadable file") from error
-
-
 # CSV
-
-
-class Table:
-    """The texts of a CSV file by column, with their line numbers as an editor counts.
-
-    Raises:
-        BadTrial: naming the file, and the column or line.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str], *, commas_in: str | None = None) -> None:
-        """Read the columns; ``commas_in`` is a last column whose texts may hold commas though nothing quotes them."""
-        self.path = path
-        try:
-            reader = csv.reader(io.StringIO(_bytes_of(path).decode("utf-8-sig"), newline=""))
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise BadTrial(f"{path}: not readable as CSV ({error})", "unreadable file") from error
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise BadTrial(f"{path}: columns {', '.join(missing)} are missing", "missing column")
-        if repeated := sorted({name for name in header if header.count(name) > 1}):
-            raise BadTrial(f"{path}: columns {', '.join(repeated)} are given twice", "repeated column")
-        if commas_in is not None and header[-1] == commas_in:
-            n = len(header)
-            rows = [(line, [*row[: n - 1], ",".join(row[n - 1 :])] if len(row) > n else row) for line, row in rows]
-        for line, row in rows:
-            if len(row) != len(header):
-                problem = "has another number of fields than the header"
-                raise BadTrial(f"{path}, line {line}: {problem}", "wrong number of fields")
-        self.lines = [line for line, _ in rows]
-        self.texts = {name: [row[i].strip() for _, row in rows] for i, name in enumerate(header)}
-
-    def fail(self, row: int, column: str, wanted: str, reason: str) -> BadTrial:
-        """The error about a field."""
-        return BadTrial(
-            f"{self.path}, line {self.lines[row]}, field {column!r} = {self.texts[column][row]!r}: {wanted}", reason
-        )
-
-    def filled(self, column: str) -> list[str]:
-        """Texts of a column, none of them empty."""
-        if "" in self.texts[column]:
-            raise self.fail(self.texts[column].index(""), column, "is empty; fill it in", "missing value")
-        return self.texts[column]
-
-    def numbers(self, column: str) -> Float[np.ndarray, " rows"]:
-        """A column of finite numbers."""
-        values = np.empty(len(self.lines))
-        for row, text in enumerate(self.texts[column]):
-            try:
-                values[row] = float(text)
-            except ValueError:
-                if text == "":
-                    raise self.fail(row, column, "is empty; fill it in", "missing value") from None
-                raise self.fail(row, column, "is not a number", "not a number") from None
-        self._require(np.isfinite(values), column, "is not a number", "not a number")
-        return values
-
-    def not_negative(self, column: str) -> Float[np.ndarray, " rows"]:
-        """A column of numbers from 0."""
-        values = self.numbers(column)
-        self._require(values >= 0, column, "must not be negative", "negative value")
-        return values
-
-    def whole(self, column: str) -> Int[np.ndarray, " rows"]:
-        """A column of whole numbers from 0."""
-        values = self.not_negative(column)
-        good = (values % 1 == 0) & (values <= _LARGEST)
-        self._require(good, column, "must be a whole number", "no whole number")
-        return values.astype(np.int64)
-
-    def _require(self, good: np.ndarray, column: str, wanted: str, reason: str) -> None:
-        if not good.all():
-            raise self.fail(int(np.argmin(good)), column, wanted, reason)
 
 
 def read_fixations(path: Path) -> Float[np.ndarray, "fixations 4"]:
@@ -255,7 +152,7 @@ def read_metadata(path: Path) -> tuple[str, int]:
 
     ``task`` is the query, with or without "batch_20_trial_3 | " before it; ``document`` is like "1403x2642".
     """
-    content = _bytes_of(path)
+    content = bytes_of(path)
     try:
         _refuse_declarations(path, content)
         root = ElementTree.fromstring(content)
@@ -321,7 +218,7 @@ def read_ads(path: Path, size: tuple[int, int]) -> list[Aoi]:
 
 def _json_of(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(_bytes_of(path).decode("utf-8-sig"))
+        data = json.loads(bytes_of(path).decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadTrial(f"{path}: not valid JSON ({error})", "broken JSON") from error
     if not isinstance(data, dict):

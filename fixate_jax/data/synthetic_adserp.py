@@ -94,9 +94,9 @@ def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Trut
             query = page.query.replace("-", " ")
             about = {"query": query, "profile": profile_text(query, person.traits)}
             rows.append({"session_id": trial_id, "user_id": name, "block": block, "trial": number} | about | seen)
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["split"] = assign_splits(frame, seed=0)
-    return Truth(sessions=frame[list(COLUMNS)], dropped=dict(dropped))
+    return Truth(sessions=frame, dropped=dict(dropped))
 
 
 def _live(recording: Recording) -> dict[str, Any] | str:

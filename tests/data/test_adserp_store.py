@@ -13,8 +13,9 @@ from PIL import Image
 from fixate_jax.config import DataConfig
 from fixate_jax.data import adserp
 from fixate_jax.data.adserp import FEATURES, prepare
-from fixate_jax.data.adserp_files import BadTrial, check_screenshot, file_of
+from fixate_jax.data.adserp_files import check_screenshot, file_of
 from fixate_jax.data.adserp_pages import PLATE, draw_viewport
+from fixate_jax.data.adserp_tables import BadTrial
 from fixate_jax.data.store import SessionStore, StoreWriter
 from fixate_jax.errors import DataError
 from tests.data.adserp_trials import CLICK, LOAD, png, scroll, write_participants, write_trial
@@ -163,6 +164,7 @@ def test_a_bad_file_is_counted_on_the_way_to_the_store(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
+from fixate_jax.data.adserp_tables import BadTrial
 from fixate_jax.data.store import StoreWriter
 from tests.data.test_adserp_store import prepared
 add, added = StoreWriter.add, []
