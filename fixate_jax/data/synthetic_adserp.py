@@ -22,7 +22,7 @@ import pandas as pd
 
 from fixate_jax.data.adserp import COLUMNS, PARTICIPANTS, TRAITS, assign_splits, profile_text
 from fixate_jax.data.adserp_files import ADS, FOLDERS, file_of
-from fixate_jax.data.synthetic_adserp_pages import SITES, ResultsPage, draw_screenshot, make_page
+from fixate_jax.data.synthetic_adserp_pages import SITES, Area, ResultsPage, draw_screenshot, make_page
 from fixate_jax.data.synthetic_adserp_people import CSS, LEAST_SEEN, Recording, View, area_under, make_person
 
 PAGES = 40
@@ -121,13 +121,14 @@ def _live(recording: Recording) -> dict[str, Any] | str:
             recording.look(int(rng.integers(8, 20)))
     target = _choose(recording)
     place = (20, 500) if odd == "nothing" else recording.aim(target)
+    wanted = None if odd == "nothing" else recording.view.seen[target][0]
     if odd != "touched":
         recording.move(*place)
     if odd == "jolted" and recording.room() >= 40:
         recording.scroll(40)
     if odd == "no click":
         return "no click"
-    return _click(recording, place, None if odd == "nothing" else target)
+    return _click(recording, place, wanted)
 
 
 def _choose(recording: Recording) -> int:
@@ -144,16 +145,15 @@ def _choose(recording: Recording) -> int:
     return int(np.argmax(np.where(readable, np.array(value) + recording.rng.gumbel(size=len(seen)), -np.inf)))
 
 
-def _click(recording: Recording, at: tuple[int, int], target: int | None) -> dict[str, Any] | str:
+def _click(recording: Recording, at: tuple[int, int], wanted: Area | None) -> dict[str, Any] | str:
     """A click somewhere on the screen, by touch if no cursor is there; what is true of the session, or why none is."""
     rng = recording.rng
     rank, xpath = 0, "//*[@id='rcnt']"
-    if target is not None and rng.random() >= RANKLESS:
-        area = recording.view.seen[target][0]
-        rank = area.rank
+    if wanted is not None and rng.random() >= RANKLESS:
+        rank = wanted.rank
         child = "div" if rank == 1 and rng.random() < 0.5 else f"div[{rank}]"
         ads = {"native_ad": "//*[@id='tads']/div[2]/div/a", "dd_right": "//*[@id='rhs']/div[1]"}
-        xpath = f"//*[@id='rso']/{child}/div/div/a/h3" if rank else ads.get(area.kind, "//*[@id='tvcap']/div[1]/div")
+        xpath = f"//*[@id='rso']/{child}/div/div/a/h3" if rank else ads.get(wanted.kind, "//*[@id='tvcap']/div[1]/div")
     for event in ("mousedown", "mouseup"):
         recording.pass_time(int(rng.integers(20, 60)))
         if recording.cursor is not None:
