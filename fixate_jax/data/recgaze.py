@@ -3,17 +3,17 @@
 87 people saw up to 40 screens (``recgaze_geometry``), one a task, and clicked a movie on each. Two definitions of a
 session, one for each task of a person at most:
 
-- ``page``, with the non-public table: the page visit in which the final movie was clicked. Slots are the posters of the
-  fully visible carousels, five each, at most 15.
-- ``screen``, from the public files alone: the 15 posters of the opening view (carousels 1 to 3, places 1 to 5), with the
-  time spent on them during the whole task, whatever was on screen, and the task's final movie click.
+- ``page``, with the non-public table: the page visit in which the final movie was clicked. Slots are the posters of
+  the fully visible carousels, five each, at most 15.
+- ``screen``, from the public files alone: the 15 posters of the opening view (carousels 1 to 3, places 1 to 5), with
+  the time spent on them during the whole task, whatever was on screen, and the task's final movie click.
 
 **What becomes of odd logs**
 
 - Rows of different people and tasks may be mixed; within a task they are put in order of time, and those of the same
   time stay as in the file. The order of occurrence counts all rows of the same person, task and timestamp.
-- An event exists where its ``type`` is given; where it is not, its other columns do not matter. One row can hold several
-  events: the fixation comes first, the click last, so a swipe changes what is on screen from the next row on.
+- An event exists where its ``type`` is given; where it is not, its other columns do not matter. One row can hold
+  several events: the fixation comes first, the click last, so a swipe changes what is on screen from the next row on.
 - The scroll offset needs a later row: a gaze sample on the fixation's own row does not count. A fixation without one is
   left out altogether: it starts no visit and its time goes nowhere ("fixation without scroll offset").
 - Visits start with a fixation, on whatever it is. After a swipe the visit before goes on until then, and clicks and
@@ -28,13 +28,14 @@ session, one for each task of a person at most:
   to a millionth, so that 17.000000000000004 px are 17.
 - Clicks on anything but movies and swipe buttons do nothing.
 
-**What is left out**, counted in ``dropped``: tasks of a person ("practice task", "direct-search task", "no movie click",
-"no visit before the final click", "final click off the slots", "no dwell on the slots"; the first that applies), single
-fixations ("fixation without scroll offset"), and with ``on_bad_row="skip"`` rows of the logs: "wrong number of fields",
-"missing value", "not a number", "unknown task", "unknown user", "task without a screen", "unknown type", "place outside
-the screen", "movie not at its place", "negative duration", "no partner in the non-public table". Rows of the practice
-and direct-search tasks are checked for user, task and timestamp alone. ``item_features.csv`` and ``user_features.csv``
-must be whole: nothing in them is skipped, but for movies without a TaskID, which were on no screen.
+**What is left out**, counted in ``dropped``: tasks of a person ("practice task", "direct-search task", "no movie
+click", "no visit before the final click", "final click off the slots", "no dwell on the slots"; the first that applies),
+single fixations ("fixation without scroll offset"), and with ``on_bad_row="skip"`` rows of the logs: "wrong number of
+fields", "missing value", "not a number", "unknown task", "unknown user", "task without a screen", "unknown type",
+"place outside the screen", "movie not at its place", "negative duration", "no partner in the non-public table". Rows of
+the practice and direct-search tasks are checked for user, task and timestamp alone. ``item_features.csv`` and
+``user_features.csv`` must be whole: nothing in them is skipped, but for movies without a TaskID, which were on no
+screen.
 """
 
 import random

@@ -270,7 +270,9 @@ def read_items(path: Path) -> dict[int, Integer[np.ndarray, " movies"]]:
         screen[poster_code(carousel, place)[own].astype(int)] = movie[own]
         if (screen < 0).any():
             empty = poster_of(int(np.argmax(screen < 0)))
-            raise DataError(f"{path}: the screen of task {number} lacks carousel {empty[0]}, place {empty[1]}; add a row")
+            raise DataError(
+                f"{path}: the screen of task {number} lacks carousel {empty[0]}, place {empty[1]}; add a row"
+            )
         screens[number] = screen
     return screens
 
