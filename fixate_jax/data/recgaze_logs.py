@@ -190,8 +190,8 @@ def _check_events(sieve: Sieve, screens: dict[int, Integer[np.ndarray, " movies"
     table = sieve.table
     sieve.refuse_texts()
     movies = np.full((MAX_TASK + 1, CAROUSELS * MOVIES), -1, np.int64)
-    for task, screen in screens.items():
-        movies[task] = screen
+    for number, screen in screens.items():
+        movies[number] = screen
     task = np.where(sieve.good, table.numbers["TaskID"], 0).astype(np.int64)
     sieve.refuse(movies[task, 0] < 0, column="TaskID", reason="task without a screen", wanted=f"has no rows in {ITEMS}")
     kinds, posters = dict[str, np.ndarray](), dict[str, np.ndarray]()

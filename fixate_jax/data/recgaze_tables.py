@@ -1,7 +1,7 @@
 """The CSV files of RecGaze: read fast, checked row by row, each fault under its line and field.
 
 The logs are read by pyarrow, only the columns that are used. A file that it does not take (a text among numbers, a row
-longer or shorter than the header, an empty line) is read again by Python's own reader, which knows the line of every row.
+longer or shorter than the header, an empty line) is read again by Python's own reader, which knows every row's line.
 """
 
 import csv
