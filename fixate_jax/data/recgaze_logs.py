@@ -311,5 +311,5 @@ def _partners(keys: _Keys, other: _Keys) -> Integer[np.ndarray, " keys"]:
 
 def _runs(values: Integer[np.ndarray, " rows"]) -> Iterator[tuple[int, int]]:
     """Start and end of every run of equal values."""
-    firsts = _firsts(values).tolist()
-    yield from zip(firsts, [*firsts[1:], len(values)], strict=True)
+    firsts = _firsts(values)
+    yield from zip(firsts.tolist(), np.append(firsts, len(values))[1:].tolist(), strict=True)
