@@ -101,7 +101,9 @@ def _rows_of_a_person(name: str, rng: np.random.Generator) -> dict[str, np.ndarr
     movie = ((task - 1) * CAROUSELS + carousel - 1) * MOVIES + place - 1
     for prefix, mine in ((FIXATION, looked), (CLOSEST, looked), (CURSOR, rested), (CLICK, swiped | clicked)):
         poster = mine & ~swiped
-        rows[f"{prefix}type"] = np.where(mine, np.where(swiped, "Forward", "Movie").astype(object), None)
+        rows[f"{prefix}type"] = np.where(
+            mine, np.where(swiped, "Forward", "Movie").astype(object), np.array(None, object)
+        )
         rows[f"{prefix}Carousel_position"] = np.where(mine, carousel, np.nan)
         rows[f"{prefix}Movie_position_in_carousel"] = np.where(poster, place, np.nan)
         rows[f"{prefix}MovieID"] = np.where(poster, movie, np.nan)
@@ -158,16 +160,16 @@ _PLACE = ("Carousel_position", "Movie_position_in_carousel")
 
 def read_alone(how: str, folder: Path) -> None:
     """The process that :func:`measure` starts."""
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     read = read_recgaze(folder, definition="page") if how == PAGEWISE else None
     sessions = len(read.sessions) if read is not None else read_row_by_row(folder)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "peak": peak, "sessions": sessions}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "sessions": sessions}))
 
 
 def measure(how: str, folder: Path) -> dict[str, float]:
-    """Seconds, peak resident bytes and sessions of a reading in a process of its own."""
+    """Seconds on the clock and of all threads, peak resident bytes, sessions: of a reading in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.recgaze_reader", "--one", how, "--folder", str(folder)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, float] = json.loads(out.splitlines()[-1])
@@ -201,12 +203,11 @@ def show(whole: dict[str, float], part: dict[str, float], *, users: int, gigabyt
     """Print how long it took."""
     public, other = (users * TASKS * n / 1e6 for n in (EVENT_ROWS, EVENT_ROWS + SAMPLE_ROWS))
     title = f"{users} people × {TASKS} tasks: {public:.2f} and {other:.1f} million rows ({gigabytes:.2f} GB)"
-    table = Table("", "s", "peak memory, GB", "million rows/s", "sessions", title=title)
-    scaled = part["seconds"] * users / PART
-    for how, seconds, row in ((PAGEWISE, whole["seconds"], whole), (f"{ROWS}, scaled up", scaled, part)):
-        peak = f"{row['peak'] / 1e9:.2f}" if row is whole else "–"
-        sessions = f"{row['sessions']:.0f}" if row is whole else "–"
-        table.add_row(how, f"{seconds:.1f}", peak, f"{(public + other) / seconds:.3f}", sessions)
+    table = Table("", "s", "CPU s", "peak memory, GB", "million rows/s", "sessions", title=title)
+    for how, row, times in ((PAGEWISE, whole, 1.0), (f"{ROWS}, {PART} people scaled up", part, users / PART)):
+        seconds, cpu = times * row["seconds"], times * row["cpu"]
+        memory, sessions = (f"{row['peak'] / 1e9:.2f}", f"{row['sessions']:.0f}") if row is whole else ("–", "–")
+        table.add_row(how, f"{seconds:.1f}", f"{cpu:.1f}", memory, f"{(public + other) / seconds:.3f}", sessions)
     Console().print(table)
 
 

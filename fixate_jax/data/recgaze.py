@@ -30,10 +30,10 @@ session, one for each task of a person at most:
 
 **What is left out**, counted in ``dropped``: tasks of a person ("practice task", "direct-search task", "no movie
 click", "no visit before the final click", "final click off the slots", "no dwell on the slots"; the first that
-applies), single fixations ("fixation without scroll offset"), and with ``on_bad_row="skip"`` rows of the logs: "wrong number of
-fields", "missing value", "not a number", "unknown task", "unknown user", "task without a screen", "unknown type",
-"place outside the screen", "movie not at its place", "negative duration", "no partner in the non-public table". Rows of
-the practice and direct-search tasks are checked for user, task and timestamp alone. ``item_features.csv`` and
+applies), single fixations ("fixation without scroll offset"), and with ``on_bad_row="skip"`` rows of the logs: "wrong
+number of fields", "missing value", "not a number", "unknown task", "unknown user", "task without a screen", "unknown
+type", "place outside the screen", "movie not at its place", "negative duration", "no partner in the non-public table".
+Rows of the practice and direct-search tasks are checked for user, task and timestamp alone. ``item_features.csv`` and
 ``user_features.csv`` must be whole: nothing in them is skipped, but for movies without a TaskID, which were on no
 screen.
 """

@@ -65,7 +65,7 @@ def made_up(steps: list[Step]) -> list[Row]:
             continue
         state.time = round(state.time + (0, 0, 0.1, 0.25, -0.1)[chance % 5], 3)  # The same again, later, or earlier.
         poster, ms = movie(carousel, place), DURATIONS[chance % len(DURATIONS)]
-        more: dict[str, Any] = {
+        events: dict[str, dict[str, Any]] = {
             "look": {"look": poster},
             "near": {"look": BACKGROUND, "closest": poster},
             "away": {"look": [BACKGROUND, ("Genre", carousel, None), ("Forward", carousel, None)][chance % 3]},
@@ -74,7 +74,8 @@ def made_up(steps: list[Step]) -> list[Row]:
             "click": {"click": poster},
             "cursor": {"cursor": poster, "seconds": ms / 1000},
             "both": {"look": poster, "click": movie(1 + chance % 3, place), "cursor": BACKGROUND, "seconds": 0.5},
-        }[kind]
+        }
+        more = events[kind]
         if "look" in more:
             more |= {"ms": ms, "page_y": state.scroll + 400.1 if chance != 7 else None}
         rows.append(event(user, task, state.time, **more))
