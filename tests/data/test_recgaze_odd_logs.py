@@ -28,10 +28,24 @@ CASES = int(os.environ.get("RECGAZE_CASES", "1000"))
 """Odd logs that are made up."""
 SCREENS = [("KInIT_10", 1), ("KInIT_2", 1), ("KInIT_2", 29), ("UvA_1", 29), ("UvA_1", 36), ("KInIT_2", 0)]
 """Mixed up in one file; some have a single session, some none."""
-SCROLLS = [0, 17, 17.3, 34.4, 366, 366.25, 366.5, 367, 369.4, 500, 1000.5, 2345, 2600, -8]
+SCROLLS = [0, 17, 17.3, 34.4, 176.5, 176.6, 366, 366.25, 366.5, 367, 369.4, 500, 1000.5, 2345, 2600, -8]
 """Among them offsets at which a row is just visible, just not, or just in full."""
 DURATIONS = [0, 80, 149.9, 150, 210.5, 400]
-KINDS = ["look", "look", "look", "near", "away", "forward", "backward", "click", "cursor", "scroll", "scroll", "both"]
+KINDS = [
+    "look",
+    "look",
+    "look",
+    "near",
+    "away",
+    "forward",
+    "backward",
+    "click",
+    "cursor",
+    "scroll",
+    "scroll",
+    "both",
+    "turn",
+]
 DEFINITIONS: list[Definition] = ["page", "page", "screen"]
 Step = tuple[int, str, int, int, int]
 STEPS = st.lists(
@@ -73,16 +87,17 @@ def made_up(steps: list[Step]) -> list[Row]:
             "backward": {"click": ("Backward", carousel, None)},
             "click": {"click": poster},
             "cursor": {"cursor": poster, "seconds": ms / 1000},
+            "turn": {"look": poster, "click": ("Forward", carousel, None)},
             "both": {"look": poster, "click": movie(1 + chance % 3, place), "cursor": BACKGROUND, "seconds": 0.5},
         }
         more = events[kind]
         if "look" in more:
             more |= {"ms": ms, "page_y": state.scroll + 400.1 if chance != 7 else None}
-        rows.append(event(user, task, state.time, **more))
+        rows.append(event(user, task, state.time, **more) | {"Gaze_LocY": 333.3 if chance % 5 == 1 else None})
         if "look" in more:
             lost = (0, 0, 1, 2, 3)[chance // 6]
             rows += [sample(user, task, state.time, None) for _ in range(lost)]
-            rows += [sample(user, task, state.time + 0.005, 400.1)] if chance % 11 else []
+            rows += [sample(user, task, state.time + 0.005, 400.1)] if chance % 4 else []
     return rows
 
 

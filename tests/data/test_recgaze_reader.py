@@ -124,6 +124,11 @@ def test_a_visit_starts_with_other_rows_or_with_a_long_look_after_scrolling(
     assert starts(tmp_path, [*look(1.0, 1, 1), *look(2.0, 2, 1, ms, scroll=scroll)]) == visits
 
 
+def test_17_px_are_not_enough_also_where_the_page_scrolls_on(tmp_path: Path) -> None:
+    rows = [*look(1.0, 2, 1), *look(2.0, 2, 1, scroll=17), *look(3.0, 2, 1, 100, scroll=30), *look(4.0, 2, 1)]
+    assert starts(tmp_path, [*rows, *look(5.0, 2, 1, scroll=17.1)]) == [1.0, 5.0]
+
+
 def test_scrolling_adds_up_since_the_visit_began(tmp_path: Path) -> None:
     rows = [row for i in range(8) for row in look(1.0 + i, 2, 1, 200, scroll=6.0 * i)]
     assert starts(tmp_path, rows) == [1.0, 4.0, 7.0]
@@ -151,6 +156,14 @@ def test_a_gaze_sample_counts_within_three_rows_of_the_same_screen(rows_between:
     assert found.visits["scroll_px"].tolist() == ([10.0] if rows_between < 3 else [])
     reasons = {"fixation without scroll offset": 1, "no visit before the final click": 1}
     assert found.dropped == (reasons if rows_between == 3 else {})
+
+
+def test_the_next_screen_gives_no_offset_away(tmp_path: Path) -> None:
+    here = event(USER, 2, 9.0, look=movie(1, 2), ms=200, page_y=600)
+    rows = [here, sample(USER, 3, 0.1, 590.0), *look(1.0, 1, 1, task=3), click(2.0, 1, 1, task=3)]
+    found = read_recgaze(write_folder(tmp_path, rows), definition="page")
+    assert found.visits["task_id"].tolist() == [3]
+    assert found.dropped == {"fixation without scroll offset": 1, "no movie click": 1}
 
 
 def test_rows_of_the_same_time_are_joined_in_their_order(tmp_path: Path) -> None:
