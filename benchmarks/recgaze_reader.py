@@ -1,6 +1,6 @@
 """Reading RecGaze logs of full size: seconds, memory and rows a second, beside going through the rows one by one.
 
-python -m benchmarks.recgaze_reader               about 3 minutes on 2 cores; 1 GB in a temporary folder
+python -m benchmarks.recgaze_reader               under 2 minutes on 2 free cores, 0.6 GB in a temporary folder
 python -m benchmarks.recgaze_reader --users 9     a quick look
 
 The logs are random numbers in the right columns. Going through the rows is timed on two people and scaled up.

@@ -124,6 +124,7 @@ def same(found: RecGaze, expected: tuple[list[dict[str, Any]], list[dict[str, An
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, deadline=None, suppress_health_check=CHECKS)
 @given(steps=STEPS, definition=st.sampled_from(DEFINITIONS))
 def test_an_odd_log_is_read_as_the_rules_say(steps: list[Step], definition: Definition, folder: Path) -> None:
