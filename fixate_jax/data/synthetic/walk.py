@@ -2,7 +2,7 @@
 
 The eyes walk over the posters in view, a Markov chain with a memory for what was seen: place and taste pull, the same
 row is easier to stay in, far posters cost, and what was looked at often loses. After some fixations the person chooses
-or moves on. Choosing weighs dwell in the view and appeal; the chosen poster is looked at once more, then clicked.
+or moves on. Choosing weighs dwell in the view and appeal; the chosen poster is often looked at once more, then clicked.
 """
 
 from typing import NamedTuple
@@ -34,24 +34,24 @@ LOSS, LOSS_GOES_ON = 0.012, 0.4
 """Chance that the tracker loses the eyes at a fixation (the log then has no gaze samples), and at the next one, too."""
 LATER_LOOK = 0.6
 """Fixations in a later view, as a share of those in the opening one."""
-SWIPED_LOOK, NUDGED_LOOK = 0.45, 0.35
-"""Likewise after a swipe and after a small scroll."""
+SWIPED_LOOK, NUDGED_LOOK, SEARCHING_LOOK = 0.45, 0.35, 0.4
+"""Likewise after a swipe and after a small scroll; and each view's share when one film is searched for."""
 APPEAL_URGE, VIEW_URGE, MOST_VIEWS = 1.2, 0.12, 14
 """Log-odds of choosing now: for a unit of the best poster's appeal, and for each earlier view; and who has seen so many
 views takes what there is."""
-GAZE_BONUS, TASTE_BONUS = 0.5, 2.0
+GAZE_BONUS, TASTE_BONUS = 0.4, 1.7
 """What log(1 + s of dwell / 0.25) and a unit of appeal add to a poster's value in the click; its noise is Gumbel's."""
 PART_PENALTY = 1.5
 """What a poster seen in part loses in the click."""
-CONFIRM = 0.35
-"""Chance of one more fixation on the chosen poster before the click, after the first."""
+CONFIRM = 0.5
+"""Chance of a last fixation on the chosen poster before the click, and of another one after each."""
 EARLY_CLICK, NO_CLICK = 0.05, 0.015
 """Chance at each move that a film is clicked first and the search goes on; and that nothing is chosen in the end."""
 NUDGE, NUDGE_PX = 0.07, (3, 60)
 """Share of moves that are a small scroll, and its least and greatest length in pixels."""
 BACK, BACK_AT = 0.18, (180, 640)
-"""Share of moves from the third view on that go back to the best poster so far, and how far down the viewport it then is,
-in pixels."""
+"""Share of moves from the third view on that go back to the best poster so far, and how far down the viewport it then
+is, in pixels."""
 ON_THE_WAY, ON_THE_WAY_MS = 0.4, (60, 149)
 """Chance of a short fixation while the page scrolls, and its least and greatest duration in ms."""
 NOTCH_PX, JUMP_SPREAD, SCROLL_MS = 100, 0.35, (180, 500)
@@ -127,13 +127,13 @@ class Walk:
         self.counts = np.zeros(aim.appeal.shape)
         self.view_ms: dict[Poster, int] = {}
         self.here: Poster | None = None
-        self.losing = False
+        self.losing = self.placed = False
 
     def run(self) -> None:
         """Look, choose or move on, until something is chosen."""
-        share = 1.0
+        share, searching = 1.0, 1.0 if self.aim.target is None else SEARCHING_LOOK
         for view in range(MOST_VIEWS):
-            self._look(share)
+            self._look(searching * share)
             if view + 1 == MOST_VIEWS or self._content(view):
                 break
             if self.rng.random() < EARLY_CLICK:
@@ -205,14 +205,12 @@ class Walk:
         if near and self._on_screen(y):
             self._fixate(seen.NOWHERE, aoi, self._across(poster), y, ms, kept=kept)
         else:
-            low = max(top, self.scroll) + 0.5
-            high = min(top + _HEIGHT, self.scroll + geometry.VIEWPORT[1]) - 0.5
-            y = low + (high - low) * self.rng.beta(2, 2)
-            self._fixate(aoi, None, self._across(poster), y, ms, kept=kept)
+            self._fixate(aoi, None, *self._point_on(poster), ms, kept=kept)
         self.view_ms[poster] = self.view_ms.get(poster, 0) + ms
 
     def _fixate(self, aoi: Aoi, closest: Aoi | None, x: float, y: float, ms: int, *, kept: bool = False) -> None:
         self.losing = bool(self.rng.random() < (LOSS_GOES_ON if self.losing else LOSS)) and not kept
+        self.placed = self.placed or not self.losing
         y = seen.eighth(y)
         self.fixations.append(Fixation(self.now, ms, aoi, closest, x, y, self.scroll, self.losing))
         meant = aoi if closest is None else closest
@@ -250,10 +248,11 @@ class Walk:
             chosen = self.aim.target
         while self.rng.random() < CONFIRM:
             self._fixate_poster(chosen)
-        self._fixate_poster(chosen, kept=True)
+        if not self.placed:  # the log must tell what was on the screen
+            self._fixate_poster(chosen, kept=True)
         self.now += self._between(REACTION_MS)
-        last = self.fixations[-1]
-        self.clicks.append(Click(self.now, Aoi(seen.MOVIE, *chosen), last.x, last.y - self.scroll))
+        x, y = self._point_on(chosen)
+        self.clicks.append(Click(self.now, Aoi(seen.MOVIE, *chosen), x, y - self.scroll))
         self.diary.click(chosen)
         self.now += self._between(REACTION_MS)
 
@@ -296,9 +295,7 @@ class Walk:
             posters, pull, _ = self._pulls()
             poster = posters[int(np.argmax(pull + self.rng.gumbel(size=len(pull))))]
             aoi = Aoi(seen.MOVIE, *poster)
-            top = geometry.poster_top(poster[0])
-            y = np.clip(top + _HEIGHT / 2, max(top, self.scroll), min(top + _HEIGHT, self.scroll + 1080) - 1)
-            self._fixate(aoi, None, self._across(poster), float(y), int(self.rng.integers(*ON_THE_WAY_MS)))
+            self._fixate(aoi, None, *self._point_on(poster), int(self.rng.integers(*ON_THE_WAY_MS)))
         self.now += half
         self._turn(goal, self.pages)
 
@@ -325,7 +322,7 @@ class Walk:
 
     def _turn(self, scroll: float, pages: tuple[int, ...]) -> None:
         """From now on the page stands so."""
-        self.scroll, self.pages = scroll, pages
+        self.scroll, self.pages, self.placed = scroll, pages, False
         self.states.append(State(self.now, scroll, pages))
         self.view_ms, self.here = {}, None
 
@@ -334,6 +331,13 @@ class Walk:
     def _ms(self, appeal: float) -> int:
         log = np.log(self.person.fixation_ms) + self.rng.normal(0, DURATION_SPREAD) + DURATION_PER_APPEAL * appeal
         return int(np.clip(np.rint(np.exp(log)), SHORTEST_MS, LONGEST_MS))
+
+    def _point_on(self, poster: Poster) -> tuple[float, float]:
+        """A point on what is seen of a poster, in page pixels."""
+        top = geometry.poster_top(poster[0])
+        low = max(top, self.scroll) + 0.5
+        high = min(top + _HEIGHT, self.scroll + geometry.VIEWPORT[1]) - 0.5
+        return self._across(poster), low + (high - low) * float(self.rng.beta(2, 2))
 
     def _across(self, poster: Poster) -> float:
         return geometry.poster_left(poster[1]) + _WIDTH * float(self.rng.beta(2, 2))
