@@ -28,18 +28,20 @@ SACCADE_MS = (25, 60)
 """Least and greatest time between two fixations."""
 NEAR, ON_GENRE, ON_NOTHING = 0.09, 0.04, 0.03
 """Shares of the fixations that land just below a poster, on a carousel's name, and far from anything."""
+BESIDE_NAME, BESIDE_PX = 0.3, 20
+"""Share of those on a name that land to the right of it, by up to so many pixels."""
 BELOW_PX, FAR_PX = (1, 35), (62, 84)
 """How far below a poster those land, in pixels: near it, and more than 60 px off it and the next carousel."""
 LOSS, LOSS_GOES_ON = 0.012, 0.4
 """Chance that the tracker loses the eyes at a fixation (the log then has no gaze samples), and at the next one, too."""
-LATER_LOOK = 0.6
+LATER_LOOK = 0.55
 """Fixations in a later view, as a share of those in the opening one."""
 SWIPED_LOOK, NUDGED_LOOK, SEARCHING_LOOK = 0.45, 0.35, 0.4
 """Likewise after a swipe and after a small scroll; and each view's share when one film is searched for."""
 APPEAL_URGE, VIEW_URGE, MOST_VIEWS = 1.2, 0.12, 14
 """Log-odds of choosing now: for a unit of the best poster's appeal, and for each earlier view; and who has seen so many
 views takes what there is."""
-GAZE_BONUS, TASTE_BONUS = 0.4, 1.7
+GAZE_BONUS, TASTE_BONUS = 0.7, 1.7
 """What log(1 + s of dwell / 0.25) and a unit of appeal add to a poster's value in the click; its noise is Gumbel's."""
 PART_PENALTY = 1.5
 """What a poster seen in part loses in the click."""
@@ -54,8 +56,8 @@ BACK, BACK_AT = 0.18, (180, 640)
 is, in pixels."""
 ON_THE_WAY, ON_THE_WAY_MS = 0.4, (60, 149)
 """Chance of a short fixation while the page scrolls, and its least and greatest duration in ms."""
-NOTCH_PX, JUMP_SPREAD, SCROLL_MS = 100, 0.35, (180, 500)
-"""A wheel's notch, deviation of the logarithm of a scroll's length, and how long it takes."""
+NOTCH_PX, JUMP_SPREAD, HALF_SCROLL_MS = 100, 0.35, (90, 250)
+"""A wheel's notch, deviation of the logarithm of a scroll's length, and the time of half a scroll."""
 BACK_SWIPE, SWIPE_AGAIN, SWIPE_MS = 0.15, 0.35, (250, 450)
 """Share of swipes that go backward, chance to swipe the same carousel at once again, and how long one takes."""
 BUTTON_LOOK = 0.8
@@ -184,17 +186,19 @@ class Walk:
 
     def _glance(self, poster: Poster) -> None:
         """A fixation that is meant for a poster, and mostly lands on it."""
-        kind = self.rng.random()
-        top = geometry.poster_top(poster[0])
-        if kind < ON_NOTHING + ON_GENRE:
-            gap = int(self.rng.integers(*FAR_PX, endpoint=True))
-            name = kind < ON_GENRE
-            y = top - geometry.GENRE_TOP + geometry.GENRE_HEIGHT / 2 if name else top + _HEIGHT + gap
-            x = geometry.FIRST_LEFT + self.rng.uniform(0, seen.GENRE_WIDTH) if name else self._across(poster)
-            if self._on_screen(y):
-                self._fixate(Aoi(seen.GENRE, poster[0], 0) if name else seen.NOWHERE, None, x, y, self._ms(0.0))
-                return
-        self._fixate_poster(poster, near=kind > 1 - NEAR)
+        kind, beside = self.rng.random(), self.rng.random() < BESIDE_NAME
+        row, top = poster[0], geometry.poster_top(poster[0])
+        name, name_y = Aoi(seen.GENRE, row, 0), top - geometry.GENRE_TOP + geometry.GENRE_HEIGHT / 2
+        nothing_y = top + _HEIGHT + float(self.rng.integers(*FAR_PX, endpoint=True))
+        if kind < ON_GENRE and self._on_screen(name_y):
+            first, span = (seen.GENRE_WIDTH + 1, BESIDE_PX) if beside else (0, seen.GENRE_WIDTH)
+            x = geometry.FIRST_LEFT + first + span * float(self.rng.random())
+            self._fixate(seen.NOWHERE if beside else name, name if beside else None, x, name_y, self._ms(0.0))
+        # Under the first column there is the next carousel's name.
+        elif ON_GENRE < kind < ON_GENRE + ON_NOTHING and self._on_screen(nothing_y) and poster[1] % geometry.SHOWN != 1:
+            self._fixate(seen.NOWHERE, None, self._across(poster), nothing_y, self._ms(0.0))
+        else:
+            self._fixate_poster(poster, near=kind > 1 - NEAR)
 
     def _fixate_poster(self, poster: Poster, *, near: bool = False, kept: bool = False) -> None:
         """A fixation on a poster, or just below it if ``near``; the tracker does not lose it if ``kept``."""
@@ -287,7 +291,7 @@ class Walk:
     def _scroll_to(self, offset: float) -> None:
         """Scroll, with a short look on the way at times."""
         goal = seen.settle(offset, whole=self.person.wheel)
-        half = self._between(SCROLL_MS) // 2
+        half = self._between(HALF_SCROLL_MS)
         if self.rng.random() < ON_THE_WAY:
             self.now += half
             between = self.scroll + (goal - self.scroll) * self.rng.uniform(0.3, 0.8)
