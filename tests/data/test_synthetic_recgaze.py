@@ -1,4 +1,4 @@
-"""Made-up people on RecGaze's screens: logs are in the raw form, the truth about them holds, and people's traits show."""
+"""Made-up people on RecGaze's screens: logs in the raw form, a truth that holds, traits that show."""
 
 import csv
 from collections.abc import Iterable
@@ -413,12 +413,12 @@ def test_some_sessions_have_no_cursor(truth: Truth) -> None:
 
 def test_searchers_find_the_film_they_are_asked_for() -> None:
     found = []
-    for walk in [w for person in draw_people(8, 0) for w in walks(person, range(36, 41))]:
+    for walk in [w for person in draw_people(6, 0) for w in walks(person, range(36, 41))]:
         if walk.diary.clicks and walk.aim.target in {
             poster for visit in walk.diary.visits for poster in visit.fixation_ms
         }:
             found.append(walk.diary.clicks[-1][0] == walk.aim.target)
-    assert len(found) >= 5 and np.mean(found) > 0.8
+    assert len(found) >= 15 and np.mean(found) > 0.8
 
 
 def test_the_built_in_screens_hold_every_genre_once_in_an_order_of_their_own() -> None:

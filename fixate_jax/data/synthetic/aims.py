@@ -15,6 +15,8 @@ OWN_APPEAL = 0.5
 """Deviation of what a film appeals to a person beside its genres."""
 GOAL_APPEAL = 1.2
 """What a film gains if it is all of the genre that is looked for."""
+TARGET_APPEAL = 5.0
+"""What the film gains that is searched for."""
 
 _TARGETS = 7
 """Keeps the stream of random numbers for the films to find apart."""
@@ -41,6 +43,7 @@ def aim_of(
     appeal = weights @ np.array(person.tastes) + rng.normal(0, OWN_APPEAL, weights.shape[:2])
     if task >= FIRST_DIRECT_TASK:
         carousel, place = np.random.default_rng([task, _TARGETS]).integers(1, [CAROUSELS + 1, MOVIES + 1]).tolist()
+        appeal[carousel - 1, place - 1] += TARGET_APPEAL
         return Aim(appeal, (carousel, place))
     if task >= FIRST_SEMI_FREE_TASK:
         appeal = appeal + GOAL_APPEAL * weights[:, :, task % len(GENRES)]

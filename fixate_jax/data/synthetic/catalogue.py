@@ -92,13 +92,10 @@ def built_in(tasks: Sequence[int]) -> dict[int, Page]:
 
 def _titles(genre: str) -> list[str]:
     """More than fifteen titles for each of the forty screens, none twice."""
-    nouns = NOUNS[genre]
-    plain = [f"The {adjective} {noun}" for adjective in ADJECTIVES for noun in nouns]
-    return (
-        plain
-        + [f"{noun} of {place}" for place in PLACES for noun in nouns]
-        + [f"{adjective} {noun} II" for adjective in ADJECTIVES for noun in nouns]
-    )
+    nouns, adjectives, places = NOUNS[genre].split(), ADJECTIVES.split(), PLACES.split()
+    described = [f"{adjective} {noun}" for adjective in adjectives for noun in nouns]
+    somewhere = [f"{noun} of {place}" for place in places for noun in nouns]
+    return [f"The {name}" for name in described] + [f"{name} II" for name in described] + somewhere
 
 
 def _built_in(task: int, titles: dict[str, list[str]]) -> Page:

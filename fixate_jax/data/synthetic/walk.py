@@ -60,6 +60,8 @@ NOTCH_PX, JUMP_SPREAD, HALF_SCROLL_MS = 100, 0.35, (90, 250)
 """A wheel's notch, deviation of the logarithm of a scroll's length, and the time of half a scroll."""
 BACK_SWIPE, SWIPE_AGAIN, SWIPE_MS = 0.15, 0.35, (250, 450)
 """Share of swipes that go backward, chance to swipe the same carousel at once again, and how long one takes."""
+SEARCH_SWIPES = 0.75
+"""Share of swipes among the moves of people who search for one film and see its carousel; they swipe no other."""
 BUTTON_LOOK = 0.8
 """Chance of a fixation on the button before a swipe."""
 REACTION_MS, AFTER_MS = (250, 700), (150, 500)
@@ -269,7 +271,8 @@ class Walk:
             length = self.rng.uniform(*NUDGE_PX) * self.rng.choice([-1, 1])
             self._turn(seen.settle(self.scroll + length, whole=self.person.wheel), self.pages)
             return NUDGED_LOOK
-        if self.rng.random() < self.person.swipe_readiness:
+        searching = SEARCH_SWIPES * self._near_target()
+        if self.rng.random() < (self.person.swipe_readiness if self.aim.target is None else searching):
             self._swipe()
             return SWIPED_LOOK
         if view >= 2 and kind > 1 - BACK and self.aim.target is None:
@@ -308,6 +311,8 @@ class Walk:
         rows = seen.full_rows(self.scroll)
         liking = [self.aim.appeal[row - 1].mean() + (self.here is not None and self.here[0] == row) for row in rows]
         row = rows[int(np.argmax(np.array(liking) + self.rng.gumbel(size=len(rows))))]
+        if self.aim.target is not None:
+            row = self.aim.target[0]
         while True:
             forward = bool(self.rng.random() >= BACK_SWIPE)
             left = geometry.FORWARD_LEFT if forward else geometry.BACKWARD_LEFT
@@ -323,6 +328,10 @@ class Walk:
             if self.rng.random() >= SWIPE_AGAIN:
                 break
         self.here = (row, geometry.places_on(self.pages[row - 1])[0])
+
+    def _near_target(self) -> bool:
+        """Is the carousel in full view that holds what is searched for?"""
+        return self.aim.target is not None and self.aim.target[0] in seen.full_rows(self.scroll)
 
     def _turn(self, scroll: float, pages: tuple[int, ...]) -> None:
         """From now on the page stands so."""
