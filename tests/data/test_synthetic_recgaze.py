@@ -316,6 +316,10 @@ def share(done: list[Walk], wanted: Any) -> float:
     return sum(f.ms for f in seen if wanted(f.aoi)) / sum(f.ms for f in seen)
 
 
+def changed(trait: str, value: float) -> dict[str, Any]:
+    return {trait: value}
+
+
 def test_scan_habits_show_in_gaze() -> None:
     person = draw_people(1, 0)[0]
     for trait, low, high, wanted in [
@@ -323,7 +327,7 @@ def test_scan_habits_show_in_gaze() -> None:
         ("left_pull", 0.0, 0.8, lambda aoi: aoi.place % 5 == 1),
         ("centre_pull", -0.5, 1.2, lambda aoi: aoi.place % 5 == 3),
     ]:
-        little, much = (share(walks(replace(person, **{trait: value})), wanted) for value in (low, high))
+        little, much = (share(walks(replace(person, **changed(trait, value))), wanted) for value in (low, high))
         assert much > little + 0.1, trait
 
 

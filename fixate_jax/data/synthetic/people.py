@@ -14,15 +14,15 @@ GENRES = ("Action", "Animation", "Comedy", "Crime", "Drama", "Fantasy", "Horror"
 KINIT, UVA = 61, 26
 """People at each of the study's two sites."""
 
-TOP_PULL = (0.55, 0.45)
-LEFT_PULL = (0.30, 0.28)
-CENTRE_PULL = (0.25, 0.55)
+TOP_PULL = (0.45, 0.65)
+LEFT_PULL = (0.22, 0.4)
+CENTRE_PULL = (0.25, 0.8)
 ROW_LOYALTY = (1.1, 0.5)
 REACH_COST = (0.45, 0.15)
 TASTE_PULL = (0.4, 0.18)
 CURIOSITY = (0.4, 0.15)
 FIXATION_MS = (230.0, 0.17)
-LOOK = (19.0, 0.27)
+LOOK = (22.0, 0.27)
 DECISIVENESS = (-0.35, 0.7)
 SWIPE_READINESS = (1.2, 3.2)
 JUMP_PX = (560.0, 0.3)

@@ -41,7 +41,7 @@ SWIPED_LOOK, NUDGED_LOOK, SEARCHING_LOOK = 0.45, 0.35, 0.4
 APPEAL_URGE, VIEW_URGE, MOST_VIEWS = 1.2, 0.12, 14
 """Log-odds of choosing now: for a unit of the best poster's appeal, and for each earlier view; and who has seen so many
 views takes what there is."""
-GAZE_BONUS, TASTE_BONUS = 0.7, 1.7
+GAZE_BONUS, TASTE_BONUS = 0.5, 1.7
 """What log(1 + s of dwell / 0.25) and a unit of appeal add to a poster's value in the click; its noise is Gumbel's."""
 PART_PENALTY = 1.5
 """What a poster seen in part loses in the click."""
