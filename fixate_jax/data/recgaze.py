@@ -15,7 +15,8 @@ session, one for each task of a person at most:
 - An event exists where its ``type`` is given; where it is not, its other columns do not matter. One row can hold
   several events: the fixation comes first, the click last, so a swipe changes what is on screen from the next row on.
 - The scroll offset needs a later row: a gaze sample on the fixation's own row does not count. A fixation without one is
-  left out altogether: it starts no visit and its time goes nowhere ("fixation without scroll offset").
+  left out altogether: it starts no visit and its time goes nowhere ("fixation without scroll offset"). So is one
+  whose row the non-public table lacks; what else such a row holds counts. Without any of the rows it is an error.
 - Visits start with a fixation, on whatever it is. After a swipe the visit before goes on until then, and clicks and
   cursor belong to it; swipes that cancel out in between, and those of carousels out of sight, start none. Before the
   first visit, clicks and cursor belong to none.
@@ -32,7 +33,7 @@ session, one for each task of a person at most:
 click", "no visit before the final click", "final click off the slots", "no dwell on the slots"; the first that
 applies), single fixations ("fixation without scroll offset"), and with ``on_bad_row="skip"`` rows of the logs: "wrong
 number of fields", "missing value", "not a number", "unknown task", "unknown user", "task without a screen", "unknown
-type", "place outside the screen", "movie not at its place", "negative duration", "no partner in the non-public table".
+type", "place outside the screen", "movie not at its place" and "negative duration".
 Rows of the practice and direct-search tasks are checked for user, task and timestamp alone. ``item_features.csv`` and
 ``user_features.csv`` must be whole: nothing in them is skipped, but for movies without a TaskID, which were on no
 screen.

@@ -23,6 +23,7 @@ from fixate_jax.data.recgaze_tables import (
     read_table,
     read_users,
 )
+from fixate_jax.errors import DataError
 
 TYPES = ("Movie", "Genre", "Forward", "Backward", "Background")
 MOVIE, _, FORWARD, BACKWARD, BACKGROUND = range(len(TYPES))
@@ -115,16 +116,7 @@ def read_log(
     offsets = np.full(len(table), np.nan)
     if scroll:
         other = read_table(path / NON_PUBLIC, numbers=[*KEY, "Fixation_LocY", "Gaze_LocY"], texts=["UserID"])
-        joined = _join(keys, Sieve(other, on_bad_row=on_bad_row, dropped=dropped), users)
-        offsets[keys.rows] = joined.scroll
-        alone = np.zeros(len(table), bool)
-        alone[keys.rows] = ~joined.found
-        sieve.refuse(
-            alone,
-            column="Timestamp",
-            reason="no partner in the non-public table",
-            wanted=f"{NON_PUBLIC} has no row for it (same user, task, timestamp and order of occurrence)",
-        )
+        offsets[keys.rows] = _scroll_of(keys, Sieve(other, on_bad_row=on_bad_row, dropped=dropped), users)
     rows = keys.rows[sieve.good[keys.rows]]
     columns["scroll"] = np.where(columns["fixated"], offsets, np.nan)
     task, time = table.numbers["TaskID"][rows].astype(np.int64), table.numbers["Timestamp"][rows]
@@ -261,16 +253,12 @@ def _posters(
     return poster
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Joined:
-    """Of every key: whether the other table has it, and the scroll offset that follows, NaN where none does."""
+def _scroll_of(keys: _Keys, sieve: Sieve, users: list[str]) -> Float[np.ndarray, " keys"]:
+    """Find the rows of the non-public table that belong to keys, and recover the scroll offset there; NaN without.
 
-    found: Bool[np.ndarray, " keys"]
-    scroll: Float[np.ndarray, " keys"]
-
-
-def _join(keys: _Keys, sieve: Sieve, users: list[str]) -> _Joined:
-    """Find the rows of the non-public table that belong to keys, and recover the scroll offset there."""
+    Raises:
+        DataError: when the table has none of them, so that it must be another study's.
+    """
     table = sieve.table
     user = _check_key(sieve, users)
     task = table.numbers["TaskID"]
@@ -281,6 +269,11 @@ def _join(keys: _Keys, sieve: Sieve, users: list[str]) -> _Joined:
     partner = _partners(keys, other)
     found = partner >= 0
     found[found] = good[partner[found]]
+    if len(keys.rows) and not found.any():
+        raise DataError(
+            f"{table.path}: has no row of the events in {PUBLIC} (same user, task, timestamp and order of occurrence); "
+            "give the two tables of one study"
+        )
     # From here on the rows that were left out do not count, neither as rows that come next.
     place = (np.cumsum(good) - 1)[partner[found]]
     rows, screen = other.rows[good], other.screen[good]
@@ -291,7 +284,7 @@ def _join(keys: _Keys, sieve: Sieve, users: list[str]) -> _Joined:
         height = np.where(np.isnan(height) & same, gaze[rows[after]], height)
     scroll = np.full(len(keys.rows), np.nan)
     scroll[found] = np.round(table.numbers["Fixation_LocY"][rows[place]] - height, DECIMALS)
-    return _Joined(found=found, scroll=scroll)
+    return scroll
 
 
 def _partners(keys: _Keys, other: _Keys) -> Integer[np.ndarray, " keys"]:

@@ -252,11 +252,8 @@ def _page(
     for row in rows:
         same = ("Timestamp", "occurrence")
         found = [i for i, o in enumerate(others) if all(float(o[k]) == float(row[k]) for k in same)]
-        if not found:
-            dropped["no partner in the non-public table"] += 1
-            continue
         if row["Fixation_AOI_type"] is not None:
-            scroll = _scroll(others[found[0]], others[found[0] + 1 :])
+            scroll = _scroll(others[found[0]], others[found[0] + 1 :]) if found else None
             if scroll is None:
                 dropped["fixation without scroll offset"] += 1
             else:

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
+from fixate_jax.data.recgaze import RecGaze, read_recgaze
 from tests.data.recgaze_by_hand import CASES, DROPPED, OPENING, USERS
 from tests.data.recgaze_log_writer import Case, Session, movie_id, write_logs
 
-recgaze = pytest.importorskip("fixate_jax.data.recgaze", reason="the reader of RecGaze is not there yet")
-
-REASONS = {"no scroll": "no scroll offset", "off slots": "click off the slots", "no dwell": "no dwell on the slots"}
+REASONS = {
+    "no scroll": "fixation without scroll offset",
+    "off slots": "final click off the slots",
+    "no dwell": "no dwell on the slots",
+}
 """What the reader calls the reasons for which it leaves something out."""
 PAGE_CASES = [case for case in CASES if case.split]
 
@@ -22,16 +25,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(folder: Path) -> Any:
+def page(folder: Path) -> RecGaze:
     """The result by page."""
-    return recgaze.read_recgaze(folder, definition="page")
+    return read_recgaze(folder, definition="page")
 
 
 @pytest.fixture(scope="module")
-def screen(folder: Path) -> Any:
+def screen(folder: Path) -> RecGaze:
     """The result by screen, from a folder without the table that it does not need."""
     (folder / "non_public_feedback_dataset.csv").rename(folder / "elsewhere.csv")
-    result = recgaze.read_recgaze(folder, definition="screen")
+    result = read_recgaze(folder, definition="screen")
     (folder / "elsewhere.csv").rename(folder / "non_public_feedback_dataset.csv")
     return result
 

@@ -293,7 +293,6 @@ BAD_ROWS: dict[str, tuple[str, int, str, object, str, str]] = {
     "negative": (SUMMARY, 2, "Fixation_Duration", -0.1, "must not be negative", "negative duration"),
     "negative cursor": (SUMMARY, 3, "Cursor_Duration", -2, "must not be negative", "negative duration"),
     "text": (SUMMARY, 3, "Cursor_Duration", "long", "is not a number", "not a number"),
-    "unpaired": (SUMMARY, 4, "Timestamp", 2.25, "non_public.* has no row", "no partner in the non-public table"),
     "text for gaze": (OTHER, 3, "Gaze_LocY", "high", "is not a number", "not a number"),
     "other's time": (OTHER, 3, "Timestamp", None, "is empty", "missing value"),
 }
@@ -313,12 +312,29 @@ def test_a_bad_row_is_named_or_left_out_and_counted(name: str, tmp_path: Path) -
     assert dropped[reason] == 1
 
 
-def test_a_bad_row_of_the_non_public_table_takes_its_partner_along(tmp_path: Path) -> None:
+def test_a_bad_row_of_the_non_public_table_takes_the_offset_along(tmp_path: Path) -> None:
     write_folder(tmp_path, [*look(0.5, 1, 1, 300), *a_session()])
     write_value(tmp_path / OTHER, 2, "Fixation_LocY", "high")
     found = read_recgaze(tmp_path, definition="page", on_bad_row="skip")
-    assert found.dropped == {"not a number": 1, "no partner in the non-public table": 1}
+    assert found.dropped == {"not a number": 1, "fixation without scroll offset": 1}
     assert found.visits["fixation_ms"].tolist() == [{(1, 2): 200.0}]
+
+
+def test_a_click_without_a_row_in_the_non_public_table_still_counts(tmp_path: Path) -> None:
+    write_folder(tmp_path, a_session())
+    before = read_recgaze(tmp_path, definition="page")
+    write_value(tmp_path / OTHER, 4, "Timestamp", 2.25)
+    found = read_recgaze(tmp_path, definition="page")
+    assert len(found.sessions) == 1 and found.sessions.equals(before.sessions) and found.dropped == before.dropped
+
+
+def test_the_non_public_table_of_another_study_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, a_session())
+    lines = (tmp_path / OTHER).read_text(encoding="utf-8").splitlines()
+    (tmp_path / OTHER).write_text("\n".join(lines[:1] + lines[-1:]) + "\n", encoding="utf-8")
+    write_value(tmp_path / OTHER, 2, "Timestamp", 99)
+    with pytest.raises(DataError, match=rf"{OTHER}: has no row of the events in {SUMMARY} .* two tables of one study"):
+        read_recgaze(tmp_path, definition="page")
 
 
 def change_line(line: int, change: Callable[[str], str]) -> Callable[[Path], None]:
@@ -342,7 +358,7 @@ def test_a_line_cut_short_or_too_long_is_named_or_left_out(
         read_recgaze(tmp_path, definition="page")
     found = read_recgaze(tmp_path, definition="page", on_bad_row="skip")
     assert found.dropped.pop("wrong number of fields") == 1
-    assert found.dropped == ({} if name == SUMMARY else {"no partner in the non-public table": 1})
+    assert found.dropped == ({} if name == SUMMARY else {"fixation without scroll offset": 1})
     sessions, visits, _ = read_plainly(write_folder(tmp_path, rows), "page", without=[2])
     assert (found.sessions.to_dict("records"), found.visits.to_dict("records")) == (sessions, visits)
 
