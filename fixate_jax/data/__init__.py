@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fixate_jax.config import DataConfig
-from fixate_jax.data import human_choice, synthetic_carousel, synthetic_choice
+from fixate_jax.data import adserp, human_choice, recgaze_store, synthetic_adserp, synthetic_carousel, synthetic_choice
 from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import SPLITS, Session, Split
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image, sessions_frame
@@ -75,8 +75,12 @@ def _prepare_synthetic_choice(config: DataConfig, writer_of: WriterOf) -> None:
 
 DATASETS: dict[str, DataSet] = {
     "human_choice": DataSet(prepare=_prepare_human_choice, files=human_choice.source_files),
+    "recgaze": DataSet(prepare=recgaze_store.prepare, files=recgaze_store.source_files),
+    "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files),
     "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
     "synthetic_carousel": DataSet(prepare=synthetic_carousel.prepare, files=None),
+    "synthetic_recgaze": DataSet(prepare=recgaze_store.prepare_synthetic, files=None),
+    "synthetic_adserp": DataSet(prepare=synthetic_adserp.prepare, files=None),
 }
 """Data sets by name."""
 
@@ -105,7 +109,8 @@ def store_settings(config: DataConfig) -> dict[str, Any]:
     for file in files(config.path):
         if not file.is_file():
             raise ConfigError(f"data.path = {config.path}: {file} is not there; give the folder of {config.name}")
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        with file.open("rb") as handle:
+            digest.update(file.name.encode() + b"\0" + hashlib.file_digest(handle, "sha256").digest())
     return settings | {"source": digest.hexdigest()}
 
 

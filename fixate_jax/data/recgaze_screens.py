@@ -73,6 +73,8 @@ def _read(path: Path, fields: Mapping[str, str]) -> dict[int, Screen]:
     seen: dict[int, dict[tuple[int, int], Movie]] = {}
     genres: dict[tuple[int, int], str] = {}
     for line, row in _rows(path, fields):
+        if row["TaskID"].strip() in _NONE:
+            continue  # A movie that was on no screen.
         task, carousel, place = (_whole(path, line, row, field) for field in PLACE_FIELDS)
         for field, value, last in ((PLACE_FIELDS[1], carousel, CAROUSELS), (PLACE_FIELDS[2], place, MOVIES)):
             if not 1 <= value <= last:
