@@ -167,10 +167,11 @@ def _view(viewport: Viewport) -> _View:
             raise DataError(f"labels: place {place} of carousel {carousel} is not in the viewport at scroll {scroll:g}")
     rows = []
     for number in shown:
-        carousel, places = viewport.screen[number - 1], places_on(pages[number - 1])
-        movies = tuple(carousel.movies[place - 1] for place in places)
+        genre, films = viewport.screen[number - 1]
+        places = places_on(pages[number - 1])
+        movies = tuple(films[place - 1] for place in places)
         labels = tuple(viewport.labels.get((number, place)) for place in places)
-        rows.append(_Row(number, carousel.genre, places, movies, labels))
+        rows.append(_Row(number, genre, places, movies, labels))
     return _View(tuple(rows), scroll, viewport.width, viewport.posters)
 
 

@@ -96,7 +96,7 @@ def test_a_store_is_opened_without_its_raw_data_but_not_with_others(raw: Path, e
 
 
 def test_what_cannot_be_prepared(raw: Path, elsewhere: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.name = 'nothing': choose one of human_choice, synthetic_choice"):
+    with pytest.raises(ConfigError, match=r"data\.name = 'nothing': choose one of human_choice, recgaze, adserp, "):
         open_or_prepare(DataConfig(name="nothing"))
     with pytest.raises(ConfigError, match=r"data\.path = None: give the folder of human_choice"):
         open_or_prepare(DataConfig())
