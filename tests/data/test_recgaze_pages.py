@@ -124,12 +124,12 @@ def test_posters_land_where_the_study_measured_them(
         carousel, page = int(row["Row_num"]), int(row["Page"]) - 1
         top, bottom = (float(row[f"AOI_{end}_y"]) - scroll for end in ("min", "max"))
         if page == pages[carousel - 1] and bottom >= 1 and top <= VIEWPORT[1] - 1:
-            place = places_on(page)[(int(row["Row_position"]) - 1) % 5]
-            edges = [float(row["AOI_min_x"]), max(top, 0), float(row["AOI_max_x"]), min(bottom, VIEWPORT[1])]
-            boxes[carousel, place] = edges
+            # The file gives a carousel's pages side by side, each as wide as the viewport.
+            left, right = (float(row[f"AOI_{end}_x"]) - page * VIEWPORT[0] for end in ("min", "max"))
+            boxes[carousel, int(row["Row_position"])] = np.array([left, max(top, 0), right, min(bottom, VIEWPORT[1])])
     assert len(measured) == 150 and set(boxes) == set(found)
     for slot, edges in found.items():
-        assert np.abs(np.array(boxes[slot]) - edges).max() <= (0.5 if scroll % 1 else 0)
+        assert np.abs(boxes[slot] - edges).max() <= (0.5 if scroll % 1 else 0)
 
 
 @pytest.mark.parametrize("width", [1100, 480])
@@ -140,7 +140,6 @@ def test_letters_stand_under_their_posters_and_nowhere_else(width: int) -> None:
         np.asarray(draw_viewport(screen, scroll=0.0, horizontal_pages=FIRST, labels=chosen, width=width), np.int64)
         for chosen in (labels, some, {})
     )
-    assert len(np.unique(np.concatenate(np.nonzero((with_all != with_some).any(axis=2))))) > 0
     height, changed = with_all.shape[0], (with_all != without).any(axis=2)
     for (carousel, place), box in zip(labels, slot_boxes(list(labels), scroll=0.0), strict=True):
         x0, x1 = round(box[0] * width), round(box[2] * width)
@@ -250,7 +249,7 @@ def test_stand_ins_are_stable_and_tell_movies_and_genres_apart() -> None:
     def draw(title: str, *genres: str) -> bytes:
         return encode_image(draw_stand_in(Movie(1, title, genres, None), (196, 111)))
 
-    assert hashlib.sha256(np.asarray(draw_stand_in(Movie(1, "X", (), None), (9, 9))).tobytes()).hexdigest()
+    assert draw_stand_in(Movie(1, "X", (), None), (9, 9)).size == (9, 9)
     assert draw("Alien (1979)", "Horror") == draw("Alien (1979)", "Horror")
     assert draw("Alien (1979)", "Horror") != draw("Alien (1980)", "Horror"), "the year is part of the seed"
     assert draw("Solaris", "Science Fiction") == draw("Solaris", "Sci-Fi")
