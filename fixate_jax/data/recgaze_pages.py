@@ -162,9 +162,9 @@ def _view(viewport: Viewport) -> _View:
     if not math.isfinite(scroll):
         raise DataError(f"scroll: must be a number of pixels, got {scroll}")
     shown = [c for c in range(1, CAROUSELS + 1) if _touches(poster_top(c) - scroll)]
-    for carousel, place in viewport.labels:
-        if carousel not in shown or page_of(place) != pages[carousel - 1]:
-            raise DataError(f"labels: place {place} of carousel {carousel} is not in the viewport at scroll {scroll:g}")
+    for number, place in viewport.labels:
+        if number not in shown or page_of(place) != pages[number - 1]:
+            raise DataError(f"labels: place {place} of carousel {number} is not in the viewport at scroll {scroll:g}")
     rows = []
     for number in shown:
         genre, films = viewport.screen[number - 1]
