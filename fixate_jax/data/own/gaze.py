@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from fixate_jax.data.adserp_stops import slot_at
+from fixate_jax.data.adserp.stops import slot_at
 from fixate_jax.data.own.files import DWELL, FIXATIONS, SESSIONS, SLOTS, read_header
 from fixate_jax.data.own.tables import Log, Page, Rules, require_owner
-from fixate_jax.data.recgaze_tables import Table, read_table
+from fixate_jax.data.recgaze.tables import Table, read_table
 
 OFF_SLOTS = "fixation on no slot"
 """Counted in fixations, unlike other reasons; its session stays if it has others."""
