@@ -15,7 +15,7 @@ DRAWN = "labels_drawn"
 
 def labels_drawn(path: Path) -> list[Path]:
     """The files that say so, if any; an editor may have added an ending."""
-    return sorted(path.glob(f"{DRAWN}*"))
+    return sorted(p for p in path.glob(f"{DRAWN}*") if p.is_file())
 
 
 def screenshots(path: Path) -> list[Path]:
