@@ -100,7 +100,7 @@ def test_columns_that_nobody_asked_for(tmp_path: Path) -> None:
     )
     store = prepare(own_folder(tmp_path / "mine", spoil=spoil))
     assert store.slot_feature_names == ("price", "rating")
-    np.testing.assert_allclose(store.sessions[1].slot_features, [[0, 1.5], [10, 2], [20, 2.5]])
+    np.testing.assert_allclose(store.sessions[1].slot_features, [[0.0, 1.5], [10.0, 2.0], [20.0, 2.5]])
     assert store.sessions[1].profile == "Likes owls."
     assert store.sessions[2].profile.startswith("The page shows")
 
