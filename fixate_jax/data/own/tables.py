@@ -136,6 +136,8 @@ def read_slots(path: Path, log: Log) -> Slots:
     rules = Rules(table, log)
     page = np.array(rules.texts("page"), object)
     images = {file.name for file in screenshots(path)}
+    if not images:
+        raise DataError(f"{path / PAGES}: holds no PNG or JPEG file; put the screenshots there")
     absent = np.array([name not in images for name in page], bool)
     wanted = f"no such PNG or JPEG file in {path / PAGES}; put it there, or give its name with the ending"
     rules.refuse(absent, column="page", reason="missing image", wanted=wanted)

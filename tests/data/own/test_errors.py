@@ -1,5 +1,6 @@
 """Bad files and rows: one error that names file, line and field, or left out and counted with what needs them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,7 @@ def test_what_is_bad_is_named_or_left_out_and_counted(gaze: str, name: str, tmp_
             lambda path, _: (path / "fixations.csv").write_text("session_id,x,y,duration_ms\n"),
             r"both dwell\.csv and fixations\.csv are there; keep one of them",
         ),
+        (lambda path, _: shutil.rmtree(path / "pages"), r"mine/pages: holds no PNG or JPEG file; put the screenshots"),
         (lambda _, content: content.update({"dwell.csv": []}), r"neither dwell\.csv nor fixations\.csv is there; give"),
         (
             lambda _, content: content.update({"dwell.csv": content["dwell.csv"][:1]}),

@@ -231,3 +231,23 @@ def test_a_bad_row_does_not_cost_what_another_session_needs(tmp_path: Path) -> N
     assert [s.session_id for s in store.sessions] == ["s1", *(f"s{i}" for i in range(3, 12))]
     np.testing.assert_allclose(store.sessions[0].dwell_ms["fixation"], [101, 201, 301])
     assert sum(store.dropped.values()) == 3
+
+
+def test_what_is_left_out_for_one_reason_is_not_counted_for_another(tmp_path: Path) -> None:
+    # A session without a user on a page with a bad slot; and one whose fixations are off its slots, one of them bad.
+    spoil = both(
+        put("sessions.csv", 3, user_id=""),
+        put("slots.csv", 6, x1="wide"),
+        put("fixations.csv", 8, x="999"),
+        put("fixations.csv", 9, duration_ms="-1"),
+        put("fixations.csv", 10, x="-999"),
+    )
+    store = prepare(own_folder(tmp_path / "mine", gaze="fixations", spoil=spoil), on_bad_row="skip")
+    assert store.dropped == {
+        "sessions.csv: missing value": 1,
+        "slots.csv: not a number": 1,
+        "session on a page with a bad slot": 3,
+        "fixations.csv: negative duration": 1,
+        "session with a bad row of gaze": 1,
+    }
+    assert len(store.sessions) == 12 - 4 - 1
