@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fixate_jax.config import DataConfig
-from fixate_jax.data import adserp, human_choice, recgaze, synthetic
+from fixate_jax.data import adserp, human_choice, own, recgaze, synthetic
 from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import SPLITS, Session, Split
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image, sessions_frame
@@ -77,6 +77,7 @@ DATASETS: dict[str, DataSet] = {
     "human_choice": DataSet(prepare=_prepare_human_choice, files=human_choice.source_files),
     "recgaze": DataSet(prepare=recgaze.prepare, files=recgaze.source_files),
     "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files),
+    "own": DataSet(prepare=own.prepare, files=own.source_files),
     "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
     "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None),
     "synthetic_recgaze": DataSet(prepare=synthetic.recgaze.prepare, files=None),

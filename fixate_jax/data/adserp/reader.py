@@ -5,14 +5,12 @@ of cursor, scrolling and clicks. A session is what was on the screen at the last
 click. The number drawn on a slot is its label: visible organic results by rank from "0" on, then visible ads.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from fixate_jax.data.adserp import stops
@@ -24,6 +22,7 @@ from fixate_jax.data.adserp.files import (
 )
 from fixate_jax.data.adserp.tables import BadTrial, Table
 from fixate_jax.data.session import Split
+from fixate_jax.data.splits import split_by_content
 from fixate_jax.data.store import natural_order
 from fixate_jax.errors import DataError
 from fixate_jax.progress import track
@@ -40,8 +39,6 @@ TRAITS = {
 }
 """Columns of ``participants.csv`` that go into the profile, and what they are called there."""
 FREQUENCIES = ("Rarely", "Weekly", "Monthly")
-TEST_SHARE, VALIDATION_SHARE = 0.20, 0.15
-"""Test: of all sessions of a person; validation: of the rest."""
 
 COLUMNS = (
     *("session_id", "user_id", "block", "trial", "split", "query", "profile", "scroll_px", "start_ms", "end_ms"),
@@ -221,31 +218,10 @@ def _last_view(trial: Trial) -> dict[str, Any] | str:
 
 
 def assign_splits(frame: pd.DataFrame, seed: int) -> list[Split]:
-    """Split every person's sessions at random, all sessions of a query into one part, whatever order the rows come in.
-
-    Queries in random order go to test until it has a fifth of the person's sessions, then to validation until it has
-    15% of the rest (rounded), then to training.
+    """Split every person's sessions by :func:`split_by_content`, all sessions of a query into one part.
 
     Args:
         frame: rows with ``user_id`` and ``query``.
         seed: of the order.
     """
-    splits = pd.Series("train", index=frame.index, dtype=object)
-    for user, rows in frame.groupby("user_id"):
-        digest = hashlib.sha256(str(user).encode()).digest()
-        rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
-        sizes = rows["query"].value_counts()
-        queries = rng.permutation(sorted(sizes.index))
-        test = _taken(queries, sizes, round(TEST_SHARE * len(rows)))
-        held = int(sizes[queries[:test]].sum())
-        rest = queries[test:]
-        validation = _taken(rest, sizes, round(VALIDATION_SHARE * (len(rows) - held)))
-        splits[rows.index[rows["query"].isin(queries[:test])]] = "test"
-        splits[rows.index[rows["query"].isin(rest[:validation])]] = "validation"
-    return list(splits)
-
-
-def _taken(queries: np.ndarray, sizes: pd.Series, wanted: int) -> int:
-    """How many of the first queries have so many sessions together."""
-    before = np.concatenate([[0], np.cumsum([sizes[query] for query in queries])])
-    return int(np.searchsorted(before, wanted))
+    return split_by_content(frame, "query", seed)
