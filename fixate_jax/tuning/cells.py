@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,9 @@ class Cell:
         return self.folder / f"seed-{self.seed}.parquet"
 
 
+_stop: Event | None = None
+"""Set when another worker has failed; None outside of workers."""
+
 Group = Sequence[Cell]
 """Cells on the same backbone and sessions, which one worker does one after the other."""
 
@@ -98,7 +102,7 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> N
 
     Raises:
         ConfigError: when a folder was made with other settings.
-        FixateError: from tuning.
+        FixateError: from tuning; what other workers are at is finished first, and nothing else begun.
     """
     cells = [cell for group in groups for cell in group]
     for cell in cells:
@@ -110,12 +114,13 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> N
         return
     context = multiprocessing.get_context("spawn")
     cores: Queue[set[int]] = context.Queue()
+    stop = context.Event()
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     for part in np.array_split(there, jobs):
         cores.put({int(core) for core in part})
     done = sum(cell.measures.exists() for cell in cells)
     with (
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, out)) as pool,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, stop, out)) as pool,
         bar(title, len(cells), done=done) as (progress, task),
     ):
         waiting: set[Future[None]] = {pool.submit(run_group, group, out) for group in waiting_groups}
@@ -123,11 +128,16 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> N
             finished, waiting = wait(waiting, timeout=5.0, return_when="FIRST_COMPLETED")
             progress.update(task, completed=sum(cell.measures.exists() for cell in cells))
             for future in finished:
+                if future.exception() is not None:
+                    stop.set()  # Leaving the pool waits for the other workers.
+                    progress.console.print(f"stopping after the present cells: {future.exception()!r}")
                 future.result()
 
 
-def _start_worker(cores: "Queue[set[int]]", out: Path) -> None:
+def _start_worker(cores: "Queue[set[int]]", stop: Event, out: Path) -> None:
     """Take a part of the cores, keep compiled programs, and leave the terminal to the parent's bar."""
+    global _stop
+    _stop = stop
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores.get())
     log = os.open(out / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -146,6 +156,8 @@ def run_group(group: Group, out: Path) -> None:
     shared = open_workspace(first, open_or_prepare(first.data), directory=out / Path(first.backbone.path).name)
     workspace = shared
     for cell in open_cells:
+        if _stop is not None and _stop.is_set():
+            return
         if cell.config != workspace.config:  # What was compiled for the same settings serves every seed.
             workspace = replace(shared, config=cell.config)
         run_cell(workspace, cell)
