@@ -33,7 +33,7 @@ from fixate_jax.data.recgaze.geometry import (
     slot_boxes,
 )
 from fixate_jax.data.recgaze.posters import draw_poster
-from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen, read_screens, screens_from_csv
+from fixate_jax.data.recgaze.screens import Movie, Screen
 from fixate_jax.data.render import draw_font
 from fixate_jax.data.store import encode_image
 from fixate_jax.errors import DataError
@@ -227,15 +227,3 @@ def _draw_label(picture: Image.Image, label: str, x: float, bottom: int, scale: 
         plate = [left - 2 * gap, top - gap, left + letter.width + 2 * gap - 1, top + letter.height + gap - 1]
         ImageDraw.Draw(picture).rectangle(plate, fill=BACKGROUND)
     picture.paste(INK, (left, top), letter)
-
-
-__all__ = [
-    "Carousel",
-    "Movie",
-    "Screen",
-    "Viewport",
-    "draw_viewport",
-    "read_screens",
-    "render_viewports",
-    "screens_from_csv",
-]

@@ -9,7 +9,8 @@ import pytest
 
 from fixate_jax.data.recgaze.geometry import poster_top
 from fixate_jax.data.recgaze.logs import natural
-from fixate_jax.data.recgaze.reader import OPENING, SESSION_COLUMNS, read_recgaze, source_files, split_of_task
+from fixate_jax.data.recgaze.reader import OPENING, SESSION_COLUMNS, read_recgaze, split_of_task
+from fixate_jax.data.recgaze.store import source_files
 from fixate_jax.data.recgaze.visits import VISIT_COLUMNS, shown_rows
 from fixate_jax.errors import DataError
 from tests.data.recgaze.raw import (
@@ -239,9 +240,9 @@ def test_people_are_in_natural_order_and_rows_can_come_in_any(tmp_path: Path) ->
 
 def test_screens_are_read_from_the_public_files_alone(tmp_path: Path) -> None:
     write_folder(tmp_path, a_session())
-    assert [file.name for file in source_files(tmp_path, definition="page")] == [SUMMARY, OTHER, ITEM_FILE, USER_FILE]
+    assert [file.name for file in source_files(tmp_path)] == [SUMMARY, OTHER, ITEM_FILE, USER_FILE]
     (tmp_path / OTHER).unlink()
-    assert OTHER not in [file.name for file in source_files(tmp_path, definition="screen")]
+    assert OTHER not in [file.name for file in source_files(tmp_path)]
     assert len(read_recgaze(tmp_path, definition="screen").sessions) == 1
     with pytest.raises(DataError, match=rf"{OTHER}: not found; data\.path must be"):
         read_recgaze(tmp_path, definition="page")

@@ -9,7 +9,8 @@ import pytest
 from fixate_jax.config import DataConfig
 from fixate_jax.data import SessionStore, open_or_prepare, store_settings
 from fixate_jax.data.recgaze import read_recgaze
-from fixate_jax.data.recgaze.pages import draw_viewport, read_screens
+from fixate_jax.data.recgaze.pages import draw_viewport
+from fixate_jax.data.recgaze.screens import read_screens
 from fixate_jax.data.recgaze.store import FEATURES, LABELS, Tastes, read_tastes, slot_features
 from fixate_jax.data.synthetic.recgaze import write_recgaze
 from fixate_jax.errors import DataError
@@ -48,10 +49,10 @@ def test_sessions_are_those_that_the_reader_finds(store: SessionStore, folder: P
 
 
 def test_the_page_is_what_was_seen(store: SessionStore, folder: Path):
-    found, screens = read_recgaze(folder, definition="page").sessions, read_screens(folder)
-    for session, row in list(zip(store.sessions, found.itertuples(index=False), strict=True))[::4]:
+    found = read_recgaze(folder, definition="page")
+    for session, row in list(zip(store.sessions, found.sessions.itertuples(index=False), strict=True))[::4]:
         page = draw_viewport(
-            screens[row.task_id],
+            found.screens[row.task_id],
             scroll=row.scroll_px,
             horizontal_pages=row.horizontal_pages,
             labels=dict(zip(row.slots, LABELS, strict=False)),
@@ -69,7 +70,7 @@ def test_the_profile_tells_tastes_in_words():
 
 
 def test_features_by_hand(folder: Path):
-    screen = read_screens(folder)[1]
+    screen = read_screens(folder / "item_features.csv")[1]
     top, film = screen[1].genre, screen[1].movies[6]
     tastes = Tastes(top=top, preferred=(film.genres[0],), ratings={top: 4.0})
     features = slot_features(((2, 6), (2, 7), (3, 1)), screen, tastes)

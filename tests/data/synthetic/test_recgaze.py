@@ -438,7 +438,7 @@ def test_the_built_in_screens_hold_every_genre_once_in_an_order_of_their_own() -
     orders = {tuple(row.genre for row in page) for page in pages.values()}
     assert all(sorted(order) == sorted(GENRES) for order in orders) and len(orders) == 40
     for page in pages.values():
-        assert all(row.genre in film.genres and len(row.films) == 15 for row in page for film in row.films)
+        assert all(row.genre in film.genres and len(row.movies) == 15 for row in page for film in row.movies)
     assert built_in([7])[7] == pages[7]
 
 
@@ -469,10 +469,14 @@ def write_screens(path: Path, tasks: Iterable[int]) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("Carousel_genre", "Genre", "screens.csv: no field 'Carousel_genre'"),
-        ("\n3,2,Animation", "\n3,two,Animation", "screens.csv, line 17: task, carousel and place must be whole"),
-        ("\n3,2,Animation", "\n3,2,Anime", "line 17, field 'Carousel_genre': must be one of Action, "),
-        ("\n3,2,Animation,4,", "\n3,2,Animation,5,", "carousel 2 of task 3 must have the places 1 to 15"),
+        ("Carousel_genre", "Genre", "screens.csv: columns Carousel_genre are missing"),
+        (
+            "\n3,2,Animation",
+            "\n3,two,Animation",
+            "line 17, field 'Carousel_position' = 'two': must be a whole",
+        ),
+        ("\n3,2,Animation", "\n3,2,Anime", "line 17, field 'Carousel_genre' = 'Anime': must be one of Action, "),
+        ("\n3,2,Animation,4,", "\n3,2,Animation,5,", "line 21, .* is given twice in carousel 2 of task 3"),
     ],
 )
 def test_a_list_of_screens_that_cannot_be_used(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -483,7 +487,7 @@ def test_a_list_of_screens_that_cannot_be_used(tmp_path: Path, old: str, new: st
 
 
 def test_a_task_that_is_not_in_the_list(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="carousel 1 of task 5 must have"):
+    with pytest.raises(DataError, match="no rows of task 5; a list of"):
         write_recgaze(tmp_path, users=1, seed=0, screens=write_screens(tmp_path / "screens.csv", [3]), tasks=[5])
 
 
