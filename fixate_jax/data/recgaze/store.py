@@ -146,16 +146,18 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
     tastes = read_tastes(config.path / USERS, sorted({c.genre for screen in screens.values() for c in screen}))
     users = natural_order(set(found.sessions["user_id"]))[: config.max_users]
     sessions: pd.DataFrame = found.sessions[found.sessions["user_id"].isin(users)]
-    rows = list(sessions.itertuples(index=False))
-    views = [_viewport(row, screens[row.task_id], config) for row in rows]
+    # Screen by screen, so that a poster is read a few times and not for each page that shows it.
+    drawn = sessions.sort_values("task_id", kind="stable")
+    views = [_viewport(row, screens[row.task_id], config) for row in drawn.itertuples(index=False)]
     with writer_of(FEATURES) as writer, bar("Drawing pages", len(views)) as (progress, task):
 
         def keep(png: bytes) -> str:
             progress.update(task, advance=1)
             return writer.add_image(png)
 
-        pages = render_viewports(views, keep)
+        pages = dict(zip(drawn["session_id"], render_viewports(views, keep), strict=True))
         progress.update(task, completed=len(views))
         writer.dropped = found.dropped
-        for row, page in zip(rows, pages, strict=True):
-            writer.add(make_session(row, page=page, screen=screens[row.task_id], tastes=tastes[row.user_id]))
+        for row in sessions.itertuples(index=False):
+            screen, own = screens[row.task_id], tastes[row.user_id]
+            writer.add(make_session(row, page=pages[row.session_id], screen=screen, tastes=own))

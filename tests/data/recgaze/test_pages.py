@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fixate_jax.data.carousel import GENRES as CAROUSEL_GENRES
 from fixate_jax.data.carousel import Poster, draw_carousels
@@ -236,6 +236,16 @@ def test_a_missing_poster_is_drawn_and_a_truncated_one_is_an_error(tmp_path: Pat
     drawing.draw_poster.cache_clear()
     with pytest.raises(DataError, match=r"2-1\.png: the poster cannot be read .*remove it to have one drawn"):
         draw_viewport(screen, **view)  # type: ignore[arg-type]
+
+
+def test_a_large_photograph_is_drawn_as_if_it_had_been_decoded_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (45, 80, 3), np.uint8)
+    Image.fromarray(noise).resize((1280, 720), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=90)
+    drawn = drawing.draw_poster(Movie(1, "A", (), "a.jpg"), (196, 111), tmp_path)
+    with Image.open(tmp_path / "a.jpg") as image:
+        whole = ImageOps.fit(image, drawn.size, Image.Resampling.LANCZOS)
+    difference = np.asarray(drawn, np.float64) - np.asarray(whole)
+    assert drawn.size == (196, 111) and np.sqrt((difference**2).mean()) < 2 < 20 < np.asarray(whole).std()
 
 
 def test_stand_ins_are_stable_and_tell_movies_and_genres_apart() -> None:
