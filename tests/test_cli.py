@@ -142,7 +142,10 @@ def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
             "nowhere is not there",
         ),
         (["prepare", DEMO, "--data.name", "human_choice", "--data.path", "x"], "error: data.path = x: x is not there"),
-        (["train", DEMO, "--data.name", "nope"], "error: data.name = 'nope': choose one of human_choice, synthetic"),
+        (
+            ["train", DEMO, "--data.name", "nope"],
+            "error: data.name = 'nope': choose one of human_choice, recgaze, adserp, ",
+        ),
         (
             ["train", DEMO, "--operator.name", "nope"],
             "error: operator.name = 'nope': choose one of attn_lrp, attention",
