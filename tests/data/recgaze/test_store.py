@@ -166,16 +166,3 @@ def test_killed_half_way_it_leaves_no_store_and_does_it_again(
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
-
-
-def test_made_up_people_come_out_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fixate_jax.data.synthetic.recgaze.generator.write_recgaze", small_recgaze)
-    stores = [
-        open_or_prepare(DataConfig(name="synthetic_recgaze", max_users=2, page_width=96, store=tmp_path / name))
-        for name in ("a", "b")
-    ]
-    assert contents(stores[0].directory) == contents(stores[1].directory) and len(stores[0].users) == 2
-
-
-def small_recgaze(directory: Path, *, users: int, seed: int) -> object:
-    return write_recgaze(directory, users=users, seed=seed, tasks=TASKS)

@@ -13,8 +13,6 @@ from fixate_jax.data.synthetic.recgaze.catalogue import built_in
 from fixate_jax.data.synthetic.recgaze.people import GENRES
 from fixate_jax.errors import ConfigError, DataError
 
-SCREENS = Path(__file__).parents[4] / "shared" / "data" / "recgaze_screens" / "screens.csv"
-
 
 def test_the_built_in_screens_hold_every_genre_once_in_an_order_of_their_own() -> None:
     pages = built_in(range(1, 41))
@@ -83,9 +81,8 @@ def test_settings_out_of_range(tmp_path: Path, wrong: dict[str, Any], message: s
         write_recgaze(tmp_path, **({"users": 1, "seed": 0} | wrong))
 
 
-@pytest.mark.skipif(not SCREENS.exists(), reason="needs the study's list of screens beside the project")
-def test_the_real_screens(tmp_path: Path) -> None:
-    truth = write_recgaze(tmp_path, users=1, seed=0, screens=SCREENS)
+def test_the_real_screens(shared_data: Path, tmp_path: Path) -> None:
+    truth = write_recgaze(tmp_path, users=1, seed=0, screens=shared_data / "recgaze_screens" / "screens.csv")
     items = pd.read_csv(tmp_path / "item_features.csv")
     assert len(items) == 6000 and items.iloc[0]["TaskID"] == 1 and items["TMDB_title"].notna().all()
     assert len(truth.sessions) > 20

@@ -28,6 +28,8 @@ from fixate_jax.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, TICKS, Tr
 from fixate_jax.data.synthetic.recgaze.walk import Walk
 from fixate_jax.errors import ConfigError
 
+SCREENS = "screens.csv"
+"""The list of the study's screens in ``data.path``, if that is given."""
 USERS = 40
 """People, if `data.max_users` does not say."""
 SKIPPED = 0.02
@@ -107,11 +109,21 @@ def _live(
         book.add(person.user_id, task, screen, walk.diary, cursor)
 
 
+def source_files(path: Path) -> list[Path]:
+    """The raw file that made-up sessions depend on."""
+    return [path / SCREENS]
+
+
 def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWriter]) -> None:
-    """Have made-up people look at made-up screens, and read their logs like anybody's."""
+    """Have made-up people look at made-up screens, or at those of ``data.path``, and read their logs like anybody's.
+
+    Raises:
+        DataError: the list of screens cannot be used.
+    """
     users = USERS if config.max_users is None else config.max_users
+    screens = None if config.path is None else config.path / SCREENS
     with tempfile.TemporaryDirectory() as folder:
-        write_recgaze(Path(folder), users=users, seed=config.split_seed)
+        write_recgaze(Path(folder), users=users, seed=config.split_seed, screens=screens)
         recgaze.prepare(replace(config, path=Path(folder)), writer_of)
 
 
