@@ -1,9 +1,10 @@
 """The movies on the carousel screens of the RecGaze study: read from its ``item_features.csv`` or a table of titles."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,6 @@ from fixate_jax.data.recgaze.tables import (
     MISSING,
     Table,
     no_odd_lines,
-    poster_code,
-    poster_of,
     read_small_table,
     stop_at,
 )
@@ -79,8 +78,8 @@ def screens_from_csv(path: Path, *, genres: Sequence[str] | None = None) -> dict
     return _read(path, TITLE_FIELDS, genres)
 
 
-def movie_id(task: int, carousel: int, place: int) -> int:
-    """The number of a movie where the study's own is not known."""
+def movie_id(task: Any, carousel: Any, place: Any) -> Any:
+    """The number of a movie, or the numbers of many, where the study's own are not known."""
     return 1000 * task + MOVIES * (carousel - 1) + place
 
 
@@ -89,24 +88,26 @@ def _read(path: Path, fields: Mapping[str, str], genres: Sequence[str] | None) -
     texts = ["Carousel_genre", *(name for key, name in fields.items() if key != "id")]
     table = read_small_table(path, numbers=numbers, texts=texts)
     no_odd_lines(table)
-    seen: dict[int, dict[int, Movie]] = {}
+    rows = _rows_on_screens(table, fields["title"], genres)
+    movies = _movies(table, fields)
+    places = list(zip(*(table.numbers[name] for name in PLACE_FIELDS), strict=True))
+    row_genres = table.words("Carousel_genre")
+    seen: dict[int, dict[tuple[int, int], Movie]] = {}
     found: dict[tuple[int, int], str] = {}
-    for row in _rows_on_screens(table):
-        task, carousel, place = (int(table.numbers[name][row]) for name in PLACE_FIELDS)
-        genre = _told(table, row, "Carousel_genre")
-        if genres is not None and genre not in genres:
-            raise table.error(row, "Carousel_genre", f"must be one of {', '.join(genres)}")
+    for row in rows:
+        task, carousel, place = map(int, places[row])
+        genre = row_genres[row]
         if found.setdefault((task, carousel), genre) != genre:
             raise table.error(row, "Carousel_genre", f"was {found[task, carousel]!r} for this carousel further up")
-        movies, code = seen.setdefault(task, {}), poster_code(carousel, place)
-        if code in movies:
+        own = seen.setdefault(task, {})
+        if (carousel, place) in own:
             raise table.error(row, PLACE_FIELDS[2], f"is given twice in carousel {carousel} of task {task}")
-        movies[code] = _movie(table, row, fields, movie_id(task, carousel, place))
+        own[carousel, place] = movies[row]
     return {task: _screen(path, task, seen[task], found) for task in sorted(seen)}
 
 
-def _rows_on_screens(table: Table) -> list[int]:
-    """The rows that have a task, their numbers checked."""
+def _rows_on_screens(table: Table, title: str, genres: Sequence[str] | None) -> list[int]:
+    """The rows that have a task, with numbers and texts as they must be."""
     shown = ~np.isnan(table.numbers["TaskID"])
     if not shown.any():
         raise DataError(f"{table.path}: holds no rows with a TaskID")
@@ -114,33 +115,41 @@ def _rows_on_screens(table: Table) -> list[int]:
         low, high = LIMITS.get(column, (0, MAX_MOVIE_ID))
         bad = ~((values >= low) & (values <= high) & (np.floor(values) == values))
         stop_at(table, shown & bad, column, f"must be a whole number from {low} to {high}")
+    for column in (title, "Carousel_genre"):
+        stop_at(table, shown & ~np.array(table.words(column), bool), column, "is empty; fill it in")
+    if genres is not None:
+        other = ~np.isin(table.words("Carousel_genre"), list(genres))
+        stop_at(table, shown & other, "Carousel_genre", f"must be one of {', '.join(genres)}")
     return np.flatnonzero(shown).tolist()
 
 
-def _movie(table: Table, row: int, fields: Mapping[str, str], number: int) -> Movie:
-    poster = table.text(row, fields["poster"])
-    return Movie(
-        movie_id=int(table.numbers[fields["id"]][row]) if "id" in fields else number,
-        title=_told(table, row, fields["title"]),
-        genres=tuple(g for part in table.text(row, fields["genres"]).split(",") if (g := part.strip()) not in MISSING),
-        # A path as the movie data base gives it, or a name; either way a file of the folder of posters and no other.
-        poster=re.split(r"[/\\]", poster)[-1] or None,
-    )
+def _movies(table: Table, fields: Mapping[str, str]) -> list[Movie]:
+    """The movie of every row; the number of one on no screen means nothing."""
+    if "id" in fields:
+        numbers = table.numbers[fields["id"]]
+    else:
+        numbers = np.array(movie_id(*(table.numbers[name] for name in PLACE_FIELDS)))
+    whole = np.clip(np.nan_to_num(numbers), 0, MAX_MOVIE_ID).astype(np.int64).tolist()
+    titles, genres, posters = (table.words(fields[key]) for key in ("title", "genres", "poster"))
+    return [
+        Movie(
+            movie_id=number,
+            title=title,
+            genres=tuple(name for part in own.split(",") if (name := part.strip()) not in MISSING),
+            # A path as the movie data base gives it, or a name; either way a file of the folder of posters.
+            poster=re.split(r"[/\\]", poster)[-1] or None,
+        )
+        for number, title, own, poster in zip(whole, titles, genres, posters, strict=True)
+    ]
 
 
-def _told(table: Table, row: int, column: str) -> str:
-    text = table.text(row, column)
-    if not text:
-        raise table.error(row, column, "is empty; fill it in")
-    return text
-
-
-def _screen(path: Path, task: int, movies: Mapping[int, Movie], genres: Mapping[tuple[int, int], str]) -> Screen:
-    missing = next((code for code in range(CAROUSELS * MOVIES) if code not in movies), None)
-    if missing is not None:
-        carousel, place = poster_of(missing)
-        raise DataError(f"{path}: the screen of task {task} lacks carousel {carousel}, place {place}; add a row")
+def _screen(
+    path: Path, task: int, movies: Mapping[tuple[int, int], Movie], genres: Mapping[tuple[int, int], str]
+) -> Screen:
+    for carousel, place in itertools.product(range(1, CAROUSELS + 1), range(1, MOVIES + 1)):
+        if (carousel, place) not in movies:
+            raise DataError(f"{path}: the screen of task {task} lacks carousel {carousel}, place {place}; add a row")
     return tuple(
-        Carousel(genres[task, carousel], tuple(movies[poster_code(carousel, place)] for place in range(1, MOVIES + 1)))
+        Carousel(genres[task, carousel], tuple(movies[carousel, place] for place in range(1, MOVIES + 1)))
         for carousel in range(1, CAROUSELS + 1)
     )

@@ -73,13 +73,12 @@ def read_tastes(path: Path, genres: list[str]) -> dict[str, Tastes]:
     """
     columns = {genre: f"{genre}_rating" for genre in genres}
     table = read_small_table(path, numbers=list(columns.values()), texts=["UserID", "Top_genre", "Preferred_genres"])
+    users, tops, liked = (table.words(name) for name in ("UserID", "Top_genre", "Preferred_genres"))
     found = {}
-    for row in range(len(table)):
-        preferred = tuple(part.strip() for part in table.text(row, "Preferred_genres").split(",") if part.strip())
+    for row, user in enumerate(users):
+        preferred = tuple(part.strip() for part in liked[row].split(",") if part.strip())
         ratings = {genre: float(np.nan_to_num(table.numbers[c][row], posinf=0.0)) for genre, c in columns.items()}
-        found[table.text(row, "UserID")] = Tastes(
-            top=table.text(row, "Top_genre"), preferred=preferred, ratings=ratings
-        )
+        found[user] = Tastes(top=tops[row], preferred=preferred, ratings=ratings)
     return found
 
 

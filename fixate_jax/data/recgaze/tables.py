@@ -51,10 +51,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def text(self, row: int, column: str) -> str:
-        """A text without blanks around it; empty where there is none."""
-        code = self.codes[column][row]
-        return "" if code < 0 else self.texts[column][code].strip()
+    def words(self, column: str) -> list[str]:
+        """The texts of a column without blanks around them, empty where there is none."""
+        known = [*(text.strip() for text in self.texts[column]), ""]
+        return [known[code] for code in self.codes[column]]
 
     def error(self, row: int, column: str, wanted: str) -> DataError:
         """The error that names a row's line and field, with what stands there."""
