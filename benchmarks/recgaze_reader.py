@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fixate_jax.data.recgaze import read_recgaze
-from fixate_jax.data.recgaze_geometry import CAROUSELS, MOVIES, POSTER, SHOWN, VIEWPORT, poster_top
-from fixate_jax.data.recgaze_logs import CLICK, CLOSEST, CURSOR, EVENTS, FIXATION, KEY, NUMBERS, TEXTS
-from fixate_jax.data.recgaze_tables import ITEMS, NON_PUBLIC, PUBLIC, USERS
+from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES, POSTER, SHOWN, VIEWPORT, poster_top
+from fixate_jax.data.recgaze.logs import CLICK, CLOSEST, CURSOR, EVENTS, FIXATION, KEY, NUMBERS, TEXTS
+from fixate_jax.data.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS
 from fixate_jax.progress import track
 
 PEOPLE, TASKS, PART = 87, 40, 2

@@ -164,6 +164,9 @@ def _click_metrics(
 def session_metrics(frame: pd.DataFrame, *, ks: tuple[int, ...] = (1, 3), top_k: int = 5) -> pd.DataFrame:
     """Every metric of every prediction.
 
+    Slot attention that is 0 everywhere, an operator having found nothing on any slot, says nothing and counts as
+    uniform.
+
     Args:
         frame: one row for each (session, method, mode) with the columns `session_id`, `user_id`, `split`, `method`,
             `mode`, `slots`, `click`, `answer` (-1: no click predicted), `gaze`, `attention` and `log_probs` (a value
@@ -192,8 +195,10 @@ def session_metrics(frame: pd.DataFrame, *, ks: tuple[int, ...] = (1, 3), top_k:
     if looks.any():
         gaze, attention = (_pad(frame[looks], name, mask[looks]) for name in ("gaze", "attention"))
         for name, values in (("gaze", gaze), ("attention", attention)):
-            good = np.isfinite(values).all(1) & (values >= 0).all(1) & (values.sum(1) > 0)
-            _require(frame[looks], name, good, "must be finite, not negative and above 0 on some slot")
+            good = np.isfinite(values).all(1) & (values >= 0).all(1)
+            _require(frame[looks], name, good, "must be finite and not negative")
+        _require(frame[looks], "gaze", gaze.sum(1) > 0, "must be above 0 on some slot")
+        attention = np.where(attention.sum(1, keepdims=True) > 0, attention, mask[looks])
         found = _attention_metrics(gaze, attention, click[looks], mask[looks], ks=ks, top_k=top_k)
         columns |= {name: _spread(values, looks) for name, values in found.items()}
     clicks = frame["log_probs"].notna().to_numpy()

@@ -142,7 +142,10 @@ def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
             "nowhere is not there",
         ),
         (["prepare", DEMO, "--data.name", "human_choice", "--data.path", "x"], "error: data.path = x: x is not there"),
-        (["train", DEMO, "--data.name", "nope"], "error: data.name = 'nope': choose one of human_choice, synthetic"),
+        (
+            ["train", DEMO, "--data.name", "nope"],
+            "error: data.name = 'nope': choose one of human_choice, recgaze, adserp, ",
+        ),
         (
             ["train", DEMO, "--operator.name", "nope"],
             "error: operator.name = 'nope': choose one of attn_lrp, attention",
@@ -231,7 +234,7 @@ def test_prepare_writes_a_store_and_says_what_is_in_it(capsys: pytest.CaptureFix
 
 
 def test_bad_rows_stop_prepare_or_are_counted(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
-    from fixate_jax.data.synthetic_choice import synthetic_trials
+    from fixate_jax.data.synthetic.choice import synthetic_trials
 
     trials = synthetic_trials(users=1, trials=20, seed=0)
     trials.loc[3, "pA"] = 1.5

@@ -1,5 +1,6 @@
 """What README and documentation say can be done, can be done."""
 
+import json
 import os
 import re
 import shlex
@@ -96,6 +97,40 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     assert "fixate" in done.stdout
     assert "backbone" in done.stdout
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
+
+
+def own_data_example(folder: Path) -> list[list[str]]:
+    """Make the folder that the page about one's own data makes; the arguments of its commands, in order."""
+    page = ROOT / "docs" / "howto" / "own_data.md"
+    exec(blocks(page, "python")[0], {})
+    assert len(list((folder / "my_study" / "pages").iterdir())) == 12
+    lines = [line.removeprefix("$ fixate ") for line in blocks(page, "console")[0].splitlines()]
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_example_of_own_data_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in own_data_example(tmp_path)[:2]:
+        assert cli.parse(arguments).run() == 0, arguments
+    assert (tmp_path / "analyses" / "own" / "analysis.html").is_file()
+    (store,) = (tmp_path / "stores").iterdir()
+    manifest = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["splits"] == {"train": 48, "validation": 12, "test": 12}
+    assert manifest["slot_feature_names"] == ["price"] and manifest["dropped"] == {}
+
+
+@pytest.mark.slow
+def test_the_example_of_own_data_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fixate_jax.backbones.loading import SHIPPED
+
+    if not (SHIPPED / "tiny-qwen3-vl").is_dir():
+        pytest.skip("no weights are in this copy")
+    monkeypatch.chdir(tmp_path)
+    _, _, train, probe = own_data_example(tmp_path)
+    assert cli.parse([*train, "--train.epochs", "2"]).run() == 0
+    assert cli.parse(probe).run() == 0
+    assert (tmp_path / "page.png").is_file()
 
 
 def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

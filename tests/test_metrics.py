@@ -148,8 +148,9 @@ def test_the_parquet_round_trip_is_read_the_same(tmp_path):
     [
         ({"attention": [0.2, 0.8]}, "'attention'.*one value for each slot"),
         ({"attention": [0.2, float("nan"), 0.8]}, "'attention'.*finite"),
-        ({"attention": [0.0, 0.0, 0.0]}, "'attention'.*above 0 on some slot"),
+        ({"gaze": [0.0, 0.0, 0.0]}, "'gaze'.*above 0 on some slot"),
         ({"gaze": [-0.1, 0.6, 0.5]}, "'gaze'.*not negative"),
+        ({"attention": [-0.1, 0.6, 0.5]}, "'attention'.*not negative"),
         ({"log_probs": [-1.0, float("nan"), -2.0]}, "'log_probs'.*finite"),
         ({"click": 3}, "'click' = 3: must be a slot"),
     ],
@@ -158,6 +159,12 @@ def test_bad_predictions_are_named(fields, message):
     frame = pd.DataFrame([prediction(session_id="good"), prediction(session_id="bad", **fields)])
     with pytest.raises(DataError, match=r"'m' \(TF\) for session 'bad', field " + message):
         metrics.session_metrics(frame)
+
+
+def test_attention_that_is_nowhere_counts_as_uniform():
+    frame = pd.DataFrame([prediction(attention=[0.0, 0.0, 0.0]), prediction(method="uniform", attention=[1 / 3] * 3)])
+    nowhere, uniform = metrics.session_metrics(frame).drop(columns="method").to_dict("records")
+    assert nowhere == pytest.approx(uniform)
 
 
 def test_missing_columns_and_empty_frames_are_named():

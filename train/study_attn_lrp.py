@@ -2,7 +2,8 @@
 
     python train/study_attn_lrp.py --backbones tiny-qwen3-vl tiny-internvl
 
-For every backbone and every way of dividing W = A ⊙ G by row (all other settings being those of configs/demo.yaml):
+For every backbone and every way of dividing W = A ⊙ G by row (all other settings being those of
+configs/synthetic_carousel.yaml):
 
 - rows: at the first prompt, how far the row sums D = ΣW cancel, and how much of all relevance comes from the rows that
   cancel most;
@@ -273,7 +274,7 @@ def main(
     for name, divide in VARIANTS.items():
         OPERATORS[name] = operator_of(divide)
     OPERATORS[ATTENTION] = OPERATORS["attention"]
-    preset = load_config(ROOT / "configs" / "demo.yaml")
+    preset = load_config(ROOT / "configs" / "synthetic_carousel.yaml")
     for backbone in backbones:
         config = replace(
             preset,

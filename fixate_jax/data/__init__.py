@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fixate_jax.config import DataConfig
-from fixate_jax.data import adserp, human_choice, recgaze_store, synthetic_adserp, synthetic_carousel, synthetic_choice
+from fixate_jax.data import adserp, human_choice, own, recgaze, synthetic
 from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import SPLITS, Session, Split
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image, sessions_frame
@@ -30,7 +30,7 @@ def _read_human_choice(config: DataConfig) -> tuple[pd.DataFrame, dict[str, int]
 
 def _read_synthetic_choice(config: DataConfig) -> tuple[pd.DataFrame, dict[str, int]]:
     users = SYNTHETIC_USERS if config.max_users is None else config.max_users
-    return synthetic_choice.synthetic_trials(users=users, trials=SYNTHETIC_TRIALS, seed=config.split_seed), {}
+    return synthetic.choice.synthetic_trials(users=users, trials=SYNTHETIC_TRIALS, seed=config.split_seed), {}
 
 
 def _write_choice(config: DataConfig, writer_of: WriterOf, read: Reader) -> None:
@@ -75,12 +75,13 @@ def _prepare_synthetic_choice(config: DataConfig, writer_of: WriterOf) -> None:
 
 DATASETS: dict[str, DataSet] = {
     "human_choice": DataSet(prepare=_prepare_human_choice, files=human_choice.source_files),
-    "recgaze": DataSet(prepare=recgaze_store.prepare, files=recgaze_store.source_files),
+    "recgaze": DataSet(prepare=recgaze.prepare, files=recgaze.source_files),
     "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files),
+    "own": DataSet(prepare=own.prepare, files=own.source_files),
     "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
-    "synthetic_carousel": DataSet(prepare=synthetic_carousel.prepare, files=None),
-    "synthetic_recgaze": DataSet(prepare=recgaze_store.prepare_synthetic, files=None),
-    "synthetic_adserp": DataSet(prepare=synthetic_adserp.prepare, files=None),
+    "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None),
+    "synthetic_recgaze": DataSet(prepare=synthetic.recgaze.prepare, files=None),
+    "synthetic_adserp": DataSet(prepare=synthetic.adserp.prepare, files=None),
 }
 """Data sets by name."""
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from fixate_jax.backbones.processing import LABELS, QUESTION
-from fixate_jax.data import human_choice, synthetic_carousel
+from fixate_jax.data import human_choice, synthetic
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page, text_marks
 from fixate_jax.pretraining.personas import LEVELS, TRAITS, Gambler, Viewer, judge_neutrally
@@ -246,7 +246,7 @@ def carousel_example(rng: np.random.Generator, *, width: int = 320) -> Example:
         by_place[place] = label
     return Example(
         page=draw_carousels(posters, by_place, width=width),
-        profile=synthetic_carousel.PROFILE if rng.random() < PROFILE_SHARE else "",
+        profile=synthetic.carousel.PROFILE if rng.random() < PROFILE_SHARE else "",
         persona=f"user {person.text}" if person else "",
         labels=labels,
         listed=not shuffled,
@@ -270,7 +270,7 @@ WORDS = " ".join(
         set(
             re.findall(
                 "[A-Za-z]+",
-                f"{human_choice.PROFILE} {synthetic_carousel.PROFILE} {LABELS} {CHOICE} {GAZE} system assistant "
+                f"{human_choice.PROFILE} {synthetic.carousel.PROFILE} {LABELS} {CHOICE} {GAZE} system assistant "
                 "What is the chance of item amount highest lowest value shows film in row column rows columns "
                 f"{' '.join(TRAITS)} {' '.join(ALPHABET)} {' '.join(GENRES)}",
             )

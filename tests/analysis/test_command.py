@@ -26,7 +26,7 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.report import figures
 from tests.analysis.made_up import PATTERNS, SETTINGS, boxes, layout, same
 
-DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+DEMO = str(Path(__file__).parents[2] / "configs" / "synthetic_carousel.yaml")
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

@@ -10,7 +10,7 @@ import pytest
 from fixate_jax.config import DataConfig
 from fixate_jax.data import DATASETS, StoreWriter, open_or_prepare
 from fixate_jax.data.human_choice import read_trials
-from fixate_jax.data.synthetic_choice import synthetic_trials
+from fixate_jax.data.synthetic.choice import synthetic_trials
 from fixate_jax.errors import ConfigError, DataError, StoreError
 from tests.data.tables import put, trials_csv
 

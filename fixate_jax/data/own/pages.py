@@ -1,0 +1,118 @@
+"""Pages of one's own data: a screenshot, scaled, with a label in every slot."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageOps
+
+from fixate_jax.data.own.files import PAGES
+from fixate_jax.data.own.tables import BOX, Page
+from fixate_jax.data.recgaze.tables import Table
+from fixate_jax.data.render import draw_font
+from fixate_jax.errors import DataError
+
+EDGE = 1.0
+"""Pixels by which a box may reach off the screenshot, for rounding; it is cut there."""
+FONT_SHARE, MIN_FONT = 0.035, 10.0
+"""Size of a label over the page's width, and the least size in pixels; less where a box holds no more."""
+PLATE, INK = (255, 255, 255), (0, 0, 0)
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises on a file that is no whole image."""
+_MEND = "or pass --data.on-bad-row skip"
+
+Plate = tuple[float, float, float, float]
+
+
+class BadPage(DataError):
+    """A page cannot be drawn; ``reason`` is what it is counted under when it is left out."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(f"{message} {_MEND}")
+        self.reason = reason
+
+
+def make_page(
+    path: Path, name: str, page: Page, table: Table, *, width: int, draw: bool
+) -> tuple[Image.Image, Float[np.ndarray, "slots 4"]]:
+    """Draw a page.
+
+    Args:
+        path: the folder of the data.
+        name: of the screenshot.
+        page: its slots.
+        table: of all slots, to name a line of it.
+        width: of the page in pixels; the height follows from the screenshot's shape.
+        draw: whether to draw the labels, which is done after scaling so that they are sharp.
+
+    Returns:
+        The page, and the boxes in relative coordinates.
+
+    Raises:
+        BadPage: naming the file when it is no whole image, or the line and field of a box that is not on it.
+    """
+    image = _read_image(path / PAGES / name)
+    boxes = _relative_boxes(page, table, image.size)
+    drawn = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    if draw:
+        draw_labels(drawn, page.labels, boxes)
+    return drawn, boxes
+
+
+def _read_image(file: Path) -> Image.Image:
+    """A screenshot as it is seen: turned as its camera says, what is transparent in white."""
+    try:
+        with Image.open(file, formats=["PNG", "JPEG"]) as image:
+            upright = ImageOps.exif_transpose(image)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            seen = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+            seen.alpha_composite(upright.convert("RGBA"))
+            return seen.convert("RGB")
+    except _IMAGE_ERRORS as error:
+        raise BadPage(f"{file}: not readable as a PNG or JPEG image ({error}); save it again", "broken image") from None
+
+
+def _relative_boxes(page: Page, table: Table, size: tuple[int, int]) -> Float[np.ndarray, "slots 4"]:
+    limit = np.array([*size, *size], np.float64)
+    bad = (page.boxes < -EDGE) | (page.boxes > limit + EDGE)
+    boxes = page.boxes.clip(0, limit)
+    # What lies in the tolerated strip beside the screenshot has nothing left on it.
+    bad[:, 2:] |= boxes[:, 2:] <= boxes[:, :2]
+    if bad.any():
+        slot, side = np.argwhere(bad)[0]
+        wanted = f"is off the screenshot of {size[0]} × {size[1]} pixels; mend the box"
+        raise BadPage(str(table.error(page.rows[slot], BOX[side], wanted)), "box off the screenshot")
+    return boxes / limit
+
+
+def draw_labels(page: Image.Image, labels: Sequence[str], boxes: Float[np.ndarray, "slots 4"]) -> None:
+    """Draw labels on white plates in the upper left corners of their boxes.
+
+    Where that would hide a label that is drawn already, as with a box in a box, another corner is taken.
+
+    Args:
+        page: to draw on.
+        labels: of the slots.
+        boxes: of the slots, in relative coordinates.
+    """
+    draw = ImageDraw.Draw(page)
+    taken: list[Plate] = []
+    for label, box in zip(labels, boxes * np.array([*page.size, *page.size]), strict=True):
+        size = max(MIN_FONT, FONT_SHARE * page.width)
+        w, h = draw_font(size).getlength(label) + 0.5 * size, 1.25 * size
+        shrink = min(1.0, (box[2] - box[0]) / w, (box[3] - box[1]) / h)
+        font, w, h = draw_font(max(1.0, shrink * size)), shrink * w, shrink * h
+        corners = [(x, y, x + w, y + h) for y in (box[1], box[3] - h) for x in (box[0], box[2] - w)]
+        plate = min(corners, key=lambda corner: sum(_overlap(corner, other) for other in taken))
+        taken.append(plate)
+        x0, y0, x1, y1 = (round(float(side)) for side in plate)
+        draw.rectangle([x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)], fill=PLATE, outline=INK)
+        draw.text(((plate[0] + plate[2]) / 2, (plate[1] + plate[3]) / 2), label, fill=INK, font=font, anchor="mm")
+
+
+def _overlap(a: Plate, b: Plate) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -1,0 +1,137 @@
+"""The raw tables that made-up people leave, and a store of what the reader makes of them."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from fixate_jax.config import DataConfig
+from fixate_jax.data import recgaze
+from fixate_jax.data.store import StoreWriter, natural_order
+from fixate_jax.data.synthetic.recgaze.aims import FIRST_SEMI_FREE_TASK, aim_of
+from fixate_jax.data.synthetic.recgaze.catalogue import TASKS, built_in, from_screens, genre_weights
+from fixate_jax.data.synthetic.recgaze.cursor import cursor_of
+from fixate_jax.data.synthetic.recgaze.logs import (
+    ITEMS,
+    NON_PUBLIC,
+    NON_PUBLIC_COLUMNS,
+    PUBLIC,
+    PUBLIC_COLUMNS,
+    task_lines,
+    write_items,
+    write_users,
+)
+from fixate_jax.data.synthetic.recgaze.logs import (
+    USERS as USERS_FILE,
+)
+from fixate_jax.data.synthetic.recgaze.people import draw_people
+from fixate_jax.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, TICKS, Truth, TruthBook
+from fixate_jax.data.synthetic.recgaze.walk import Walk
+from fixate_jax.errors import ConfigError
+
+USERS = 40
+"""People, if `data.max_users` does not say."""
+SKIPPED = 0.02
+"""Share of the tasks that a person leaves out."""
+TASK_SECONDS = 300
+"""Time from one task's start to the next one's; longer than any walk."""
+
+_WALK, _ORDER = 2, 3
+"""Keep streams of random numbers apart from each other and from the one that people are drawn from."""
+
+
+def write_recgaze(
+    directory: Path,
+    *,
+    users: int,
+    seed: int,
+    screens: Path | None = None,
+    tasks: Sequence[int] = range(1, TASKS + 1),
+    samples: int = 1,
+) -> Truth:
+    """Write the raw tables of made-up people: public and non-public events, films, people.
+
+    Args:
+        directory: where the four files go; made if need be.
+        users: people; the first ones are the same whatever the number.
+        seed: the same seed gives the same bytes.
+        screens: a ``screens.csv`` with the titles and genres of the study's screens; None: the built-in catalogue.
+        tasks: which of the 40 screens there are; what a person does on one does not depend on the others.
+        samples: gaze samples of each fixation in the non-public table.
+
+    Returns:
+        What is true of the logs, known to the generator and not read from them.
+
+    Raises:
+        ConfigError: fewer than one person, task or sample, or an unknown task.
+        DataError: ``screens`` cannot be used.
+    """
+    wanted = sorted(set(tasks))
+    for name, least in {"users": users, "samples": samples, "tasks": len(wanted)}.items():
+        if least < 1:
+            raise ConfigError(f"{name}: at least 1 is needed")
+    if not 1 <= wanted[0] <= wanted[-1] <= TASKS:
+        raise ConfigError(f"tasks = {wanted[0]} to {wanted[-1]}: screens are numbered from 1 to {TASKS}")
+    pages = built_in(wanted) if screens is None else from_screens(screens, wanted)
+    weights = {task: genre_weights(page) for task, page in pages.items()}
+    people = draw_people(users, seed)
+    index = {person.user_id: place for place, person in enumerate(people)}
+    people = tuple(people[index[name]] for name in natural_order(index))
+    directory.mkdir(parents=True, exist_ok=True)
+    write_items(directory / ITEMS, pages)
+    write_users(directory / USERS_FILE, people)
+    book = TruthBook()
+    with (
+        (directory / PUBLIC).open("w", encoding="utf-8", newline="") as public,
+        (directory / NON_PUBLIC).open("w", encoding="utf-8", newline="") as non_public,
+    ):
+        public.write(",".join(PUBLIC_COLUMNS) + "\n")
+        non_public.write(",".join(NON_PUBLIC_COLUMNS) + "\n")
+        for person in people:
+            place = index[person.user_id]
+            for start, task in _schedule(wanted, np.random.default_rng([seed, place, _ORDER])):
+                rng = np.random.default_rng([seed, place, _WALK, task])
+                walk = Walk(person, aim_of(person, weights[task], task, rng), rng, start=start)
+                walk.run()
+                cursor = cursor_of(walk, person, rng)
+                lines = task_lines(
+                    walk,
+                    cursor,
+                    person=person,
+                    subject=place + 1,
+                    task=task,
+                    page=pages[task],
+                    samples=samples,
+                    rng=rng,
+                )
+                public.writelines(lines[0])
+                non_public.writelines(lines[1])
+                book.add(person.user_id, task, pages[task], walk.diary, cursor)
+    return book.truth(people)
+
+
+def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWriter]) -> None:
+    """Have made-up people look at made-up screens, and read their logs like anybody's."""
+    users = USERS if config.max_users is None else config.max_users
+    with tempfile.TemporaryDirectory() as folder:
+        write_recgaze(Path(folder), users=users, seed=config.split_seed)
+        recgaze.prepare(replace(config, path=Path(folder)), writer_of)
+
+
+def _schedule(tasks: Sequence[int], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """When a person sees which task: free, semi-free and direct ones after each other, each kind shuffled.
+
+    Returns:
+        Starts in ticks and tasks, in order of time. The start of a task is the same whichever others are asked for.
+    """
+    kinds = [1, FIRST_SEMI_FREE_TASK, FIRST_DIRECT_TASK, TASKS + 1]
+    order = [task for low, high in pairwise(kinds) for task in rng.permutation(range(low, high))]
+    skipped = rng.random(TASKS) < SKIPPED
+    return [
+        (place * TASK_SECONDS * TICKS, int(task))
+        for place, task in enumerate(order)
+        if task in tasks and not skipped[task - 1]
+    ]

@@ -1,0 +1,401 @@
+"""The reader of RecGaze: single rules on small logs, the split, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fixate_jax.data.recgaze.geometry import poster_top
+from fixate_jax.data.recgaze.logs import natural
+from fixate_jax.data.recgaze.reader import OPENING, SESSION_COLUMNS, read_recgaze, source_files, split_of_task
+from fixate_jax.data.recgaze.visits import VISIT_COLUMNS, shown_rows
+from fixate_jax.errors import DataError
+from tests.data.recgaze.raw import (
+    BACKGROUND,
+    Row,
+    event,
+    fixation,
+    movie,
+    movie_id,
+    read_plainly,
+    sample,
+    split,
+    write_folder,
+    write_value,
+)
+
+USER = "KInIT_2"
+SUMMARY, ITEM_FILE, USER_FILE = "summary_feedback.csv", "item_features.csv", "user_features.csv"
+OTHER = "non_public_feedback_dataset.csv"
+
+
+def click(time: float, carousel: int, place: int, *, user: str = USER, task: int = 2) -> Row:
+    return event(user, task, time, click=movie(carousel, place))
+
+
+def look(
+    time: float, carousel: int, place: int, ms: float = 200, *, scroll: float = 0, user: str = USER, task: int = 2
+) -> list[Row]:
+    return fixation(user, task, time, movie(carousel, place), ms, scroll=scroll)
+
+
+def swipe(time: float, carousel: int, kind: str = "Forward") -> Row:
+    return event(USER, 2, time, click=(kind, carousel, None))
+
+
+def a_session(user: str = USER, task: int = 2) -> list[Row]:
+    """A look at the second poster, the cursor there for half a second, and a click on it."""
+    rest = event(user, task, 1.5, cursor=movie(1, 2), seconds=0.5)
+    return [*look(1.0, 1, 2, user=user, task=task), rest, click(2.0, 1, 2, user=user, task=task)]
+
+
+def test_a_session_holds_what_was_seen_looked_at_and_clicked(tmp_path: Path) -> None:
+    found = read_recgaze(write_folder(tmp_path, a_session()), definition="page")
+    (session,) = found.sessions.to_dict("records")
+    assert session == {
+        "session_id": "KInIT_2/2",
+        "user_id": "KInIT_2",
+        "task_id": 2,
+        "split": "train",
+        "visit": 0,
+        "scroll_px": 0.0,
+        "horizontal_pages": (0,) * 10,
+        "slots": OPENING,
+        "movie_ids": tuple(movie_id(2, *slot) for slot in OPENING),
+        "fixation_ms": (0.0, 200.0, *[0.0] * 13),
+        "cursor_ms": (0.0, 500.0, *[0.0] * 13),
+        "click": 1,
+    }
+    (visit,) = found.visits.to_dict("records")
+    assert visit == {
+        "user_id": "KInIT_2",
+        "task_id": 2,
+        "visit": 0,
+        "start": 1.0,
+        "scroll_px": 0.0,
+        "rows": (1, 2, 3),
+        "full_rows": (1, 2, 3),
+        "horizontal_pages": (0,) * 10,
+        "fixation_ms": {(1, 2): 200.0},
+        "clicks": ((1, 2),),
+    }
+    assert found.dropped == {}
+
+
+def test_the_split_is_the_documented_one() -> None:
+    tasks = range(1, 36)
+    assert [t for t in tasks if split_of_task(t) == "test"] == [1, 4, 9, 21, 24, 32]
+    assert [t for t in tasks if split_of_task(t) == "validation"] == [7, 11, 29, 31]
+    assert [split_of_task(t) for t in tasks] == [split(t) for t in tasks]
+    for task in (0, 36):
+        with pytest.raises(DataError, match=f"task {task} is in no split"):
+            split_of_task(task)
+
+
+@pytest.mark.parametrize("carousel", range(1, 11))
+def test_rows_are_visible_with_3_px_and_full_to_half_a_pixel(carousel: int) -> None:
+    top = poster_top(carousel)
+    edges = np.array(
+        [top + 190, top + 190.01, top - 1077, top - 1077.01, top + 0.5, top + 0.51, top - 887.5, top - 888]
+    )
+    visible, full = (marked[:, carousel - 1].tolist() for marked in shown_rows(edges))
+    assert visible == [True, False, True, False, True, True, True, True]
+    assert full == [False, False, False, False, True, False, True, False]
+
+
+def test_never_are_five_rows_visible_or_four_in_full() -> None:
+    visible, full = shown_rows(np.arange(-2000, 5000, 0.5))
+    assert visible.sum(axis=1).max() == 4 and full.sum(axis=1).max() == 3
+
+
+def starts(folder: Path, rows: list[Row]) -> list[float]:
+    return read_recgaze(write_folder(folder, rows), definition="page").visits["start"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("scroll", "ms", "visits"),
+    [(17, 150, [1.0]), (17.1, 150, [1.0, 2.0]), (17.1, 149.9, [1.0]), (340, 1, [1.0, 2.0]), (100, 150, [1.0, 2.0])],
+)
+def test_a_visit_starts_with_other_rows_or_with_a_long_look_after_scrolling(
+    scroll: float, ms: float, visits: list[float], tmp_path: Path
+) -> None:
+    assert starts(tmp_path, [*look(1.0, 1, 1), *look(2.0, 2, 1, ms, scroll=scroll)]) == visits
+
+
+def test_17_px_are_not_enough_also_where_the_page_scrolls_on(tmp_path: Path) -> None:
+    rows = [*look(1.0, 2, 1), *look(2.0, 2, 1, scroll=17), *look(3.0, 2, 1, 100, scroll=30), *look(4.0, 2, 1)]
+    assert starts(tmp_path, [*rows, *look(5.0, 2, 1, scroll=17.1)]) == [1.0, 5.0]
+
+
+def test_scrolling_adds_up_since_the_visit_began(tmp_path: Path) -> None:
+    rows = [row for i in range(8) for row in look(1.0 + i, 2, 1, 200, scroll=6.0 * i)]
+    assert starts(tmp_path, rows) == [1.0, 4.0, 7.0]
+
+
+def test_pages_go_round_and_only_those_in_sight_start_a_visit(tmp_path: Path) -> None:
+    rows = [*look(1.0, 1, 1), swipe(1.5, 7), *look(2.0, 1, 1), swipe(2.5, 2, "Backward"), *look(3.0, 1, 1)]
+    rows += [swipe(3.1, 2), swipe(3.2, 2, "Backward"), *look(4.0, 1, 1), *(swipe(4.1 + i / 10, 2) for i in range(2))]
+    rows += [*look(5.0, 2, 7), click(5.5, 2, 7)]
+    found = read_recgaze(write_folder(tmp_path, rows), definition="page")
+    assert found.visits["start"].tolist() == [1.0, 3.0, 5.0]
+    assert [pages[1] for pages in found.visits["horizontal_pages"]] == [0, 2, 1]
+    assert [pages[6] for pages in found.visits["horizontal_pages"]] == [0, 1, 1]
+    (session,) = found.sessions.to_dict("records")
+    assert session["slots"][5:10] == tuple((2, place) for place in range(6, 11)) and session["click"] == 6
+
+
+@pytest.mark.parametrize("rows_between", [0, 1, 2, 3])
+def test_a_gaze_sample_counts_within_three_rows_of_the_same_screen(rows_between: int, tmp_path: Path) -> None:
+    here = event(USER, 2, 1.0, look=movie(1, 2), ms=200, page_y=600) | {"Gaze_LocY": 1.0}  # Its own does not count.
+    strange = sample("UvA_1", 2, 1.0, 77.0)
+    lost = [sample(USER, 2, 1.1, None)] * rows_between
+    rows = [here, strange, *lost, sample(USER, 2, 1.2, 590.0), click(2.0, 1, 2)]
+    found = read_recgaze(write_folder(tmp_path, rows), definition="page")
+    assert found.visits["scroll_px"].tolist() == ([10.0] if rows_between < 3 else [])
+    reasons = {"fixation without scroll offset": 1, "no visit before the final click": 1}
+    assert found.dropped == (reasons if rows_between == 3 else {})
+
+
+def test_the_next_screen_gives_no_offset_away(tmp_path: Path) -> None:
+    here = event(USER, 2, 9.0, look=movie(1, 2), ms=200, page_y=600)
+    rows = [here, sample(USER, 3, 0.1, 590.0), *look(1.0, 1, 1, task=3), click(2.0, 1, 1, task=3)]
+    found = read_recgaze(write_folder(tmp_path, rows), definition="page")
+    assert found.visits["task_id"].tolist() == [3]
+    assert found.dropped == {"fixation without scroll offset": 1, "no movie click": 1}
+
+
+def test_rows_of_the_same_time_are_joined_in_their_order(tmp_path: Path) -> None:
+    one, other = (event(USER, 2, 1.0, look=movie(1, 1), ms=ms, page_y=y) for ms, y in [(100, 500), (300, 900)])
+    gaze = sample(USER, 2, 1.0, 500)
+    found = read_recgaze(write_folder(tmp_path, [one, other, gaze]), definition="page")
+    assert found.visits["scroll_px"].tolist() == [0.0, 400.0]
+    assert found.visits["fixation_ms"].tolist() == [{(1, 1): 100.0}, {(1, 1): 300.0}]
+
+
+def test_background_counts_for_its_closest_poster_and_nothing_else_does(tmp_path: Path) -> None:
+    genre = ("Genre", 1, None)
+    rows = [
+        *fixation(USER, 2, 1.0, BACKGROUND, 200, closest=movie(1, 3)),
+        *fixation(USER, 2, 2.0, BACKGROUND, 200, closest=genre),
+        *fixation(USER, 2, 3.0, genre, 200, closest=movie(1, 3)),
+        *fixation(USER, 2, 4.0, movie(1, 1), 50, closest=movie(1, 3)),
+        *fixation(USER, 2, 5.0, BACKGROUND, 200),
+        click(6.0, 1, 3),
+    ]
+    for definition in ("page", "screen"):
+        found = read_recgaze(write_folder(tmp_path, rows), definition=definition)
+        assert found.sessions["fixation_ms"][0][:3] == (50.0, 0.0, 200.0)
+
+
+DROPPED: dict[str, tuple[list[Row], str | None, str | None]] = {
+    # name: (rows, the reason by pages, the reason by screens)
+    "no click": (look(1.0, 1, 1), "no movie click", "no movie click"),
+    "click on a genre": (
+        [*look(1.0, 1, 1), event(USER, 2, 2.0, click=("Genre", 1, None))],
+        "no movie click",
+        "no movie click",
+    ),
+    "click first": ([click(0.5, 1, 1), *look(1.0, 1, 1)], "no visit before the final click", None),
+    "click off": ([*look(1.0, 1, 1), click(2.0, 1, 6)], "final click off the slots", "final click off the slots"),
+    "click on a row in part": (
+        [*look(1.0, 2, 1, scroll=300), click(2.0, 1, 1)],
+        "final click off the slots",
+        None,
+    ),
+    "looked elsewhere": ([*look(1.0, 4, 1), click(2.0, 1, 1)], "no dwell on the slots", "no dwell on the slots"),
+    "looked before": (
+        [*look(1.0, 1, 1), *look(2.0, 9, 1, scroll=500), click(3.0, 3, 1)],
+        "no dwell on the slots",
+        None,
+    ),
+    "direct search": (a_session(task=36), "direct-search task", "direct-search task"),
+    "practice": (a_session(task=0), "practice task", "practice task"),
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_what_makes_no_session_is_counted(name: str, tmp_path: Path) -> None:
+    rows, by_page, by_screen = DROPPED[name]
+    write_folder(tmp_path, rows)
+    page, screen = (read_recgaze(tmp_path, definition=d) for d in ("page", "screen"))
+    assert page.dropped == ({by_page: 1} if by_page else {}) and len(page.sessions) == (by_page is None)
+    assert screen.dropped == ({by_screen: 1} if by_screen else {}) and len(screen.sessions) == (by_screen is None)
+    assert list(page.sessions) == list(screen.sessions) == SESSION_COLUMNS
+    assert list(page.visits) == list(screen.visits) == VISIT_COLUMNS and not len(screen.visits)
+
+
+def test_people_are_in_natural_order_and_rows_can_come_in_any(tmp_path: Path) -> None:
+    rows = [row for user in ("UvA_1", "KInIT_10", "KInIT_2") for task in (33, 2) for row in a_session(user, task)]
+    found = read_recgaze(write_folder(tmp_path / "a", rows), definition="page")
+    names = [f"{user}/{task}" for user in ("KInIT_2", "KInIT_10", "UvA_1") for task in (2, 33)]
+    assert found.sessions["session_id"].tolist() == names
+    assert sorted(["UvA_1", "KInIT_10", "KInIT_2"], key=natural) == ["KInIT_2", "KInIT_10", "UvA_1"]
+    backwards = read_recgaze(write_folder(tmp_path / "b", rows[::-1]), definition="page")
+    pd.testing.assert_frame_equal(found.sessions, backwards.sessions)
+    pd.testing.assert_frame_equal(found.visits, backwards.visits)
+
+
+def test_screens_are_read_from_the_public_files_alone(tmp_path: Path) -> None:
+    write_folder(tmp_path, a_session())
+    assert [file.name for file in source_files(tmp_path, definition="page")] == [SUMMARY, OTHER, ITEM_FILE, USER_FILE]
+    (tmp_path / OTHER).unlink()
+    assert OTHER not in [file.name for file in source_files(tmp_path, definition="screen")]
+    assert len(read_recgaze(tmp_path, definition="screen").sessions) == 1
+    with pytest.raises(DataError, match=rf"{OTHER}: not found; data\.path must be"):
+        read_recgaze(tmp_path, definition="page")
+
+
+@pytest.mark.parametrize("name", [SUMMARY, OTHER, ITEM_FILE, USER_FILE])
+@pytest.mark.parametrize("fault", ["absent", "no rows", "empty", "column", "twice", "bytes", "folder"])
+def test_a_bad_file_is_named(name: str, fault: str, tmp_path: Path) -> None:
+    path = write_folder(tmp_path, a_session()) / name
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    column = {SUMMARY: "Timestamp", OTHER: "Gaze_LocY", ITEM_FILE: "MovieID", USER_FILE: "UserID"}[name]
+    texts = {
+        "no rows": (header + "\n", "holds no rows"),
+        "empty": ("", "columns .* are missing"),
+        "column": ("\n".join([header.replace(column, "other"), *rows]), f"columns {column} are missing"),
+        "twice": ("\n".join(f"{line},{column if line == header else 1}" for line in (header, *rows)), "given twice"),
+    }
+    path.unlink()
+    if fault in texts:
+        path.write_text(texts[fault][0], encoding="utf-8")
+    elif fault == "bytes":
+        path.write_bytes(header.encode() + b"\n" + b"\xff\xfe," * header.count(",") + b"\xff\n")
+    elif fault == "folder":
+        path.mkdir()
+    message = (
+        texts[fault][1] if fault in texts else {"absent": "not found", "bytes": "not readable"}.get(fault, "not r")
+    )
+    with pytest.raises(DataError, match=rf"{name}: .*{message}"):
+        read_recgaze(tmp_path, definition="page")
+
+
+BAD_ROWS: dict[str, tuple[str, int, str, object, str, str]] = {
+    # name: (file, line, field, what stands there, the message, the reason in the counts)
+    "no user": (SUMMARY, 2, "UserID", None, "is empty", "missing value"),
+    "stranger": (SUMMARY, 2, "UserID", "UvA_9", "has no row in user_features", "unknown user"),
+    "task": (SUMMARY, 2, "TaskID", 2.5, "must be a whole number from 0 to 40", "unknown task"),
+    "text for a task": (SUMMARY, 2, "TaskID", "two", "is not a number", "not a number"),
+    "no screen": (SUMMARY, 2, "TaskID", 3, "has no rows in item_features", "task without a screen"),
+    "infinite time": (SUMMARY, 3, "Timestamp", "inf", "is not a number", "not a number"),
+    "text for a time": (SUMMARY, 3, "Timestamp", "1_0", "is not a number", "not a number"),
+    "type": (SUMMARY, 2, "Fixation_AOI_type", "movie", "must be one of Movie, Genre", "unknown type"),
+    "closest type": (SUMMARY, 2, "Fixation_AOI_Closest_type", "x", "must be one of Movie", "unknown type"),
+    "carousel": (SUMMARY, 2, "Fixation_AOI_Carousel_position", 0, "from 1 to 10", "place outside the screen"),
+    "no carousel": (SUMMARY, 4, "Click_AOI_Carousel_position", None, "is empty", "missing value"),
+    "place": (SUMMARY, 3, "Cursor_AOI_Movie_position_in_carousel", 16, "1 to 15", "place outside the screen"),
+    "movie": (SUMMARY, 4, "Click_AOI_MovieID", 7, "not the movie at this place", "movie not at its place"),
+    "no movie": (SUMMARY, 4, "Click_AOI_MovieID", None, "is empty", "missing value"),
+    "NaN": (SUMMARY, 2, "Fixation_Duration", "NaN", "is empty", "missing value"),
+    "negative": (SUMMARY, 2, "Fixation_Duration", -0.1, "must not be negative", "negative duration"),
+    "negative cursor": (SUMMARY, 3, "Cursor_Duration", -2, "must not be negative", "negative duration"),
+    "text": (SUMMARY, 3, "Cursor_Duration", "long", "is not a number", "not a number"),
+    "text for gaze": (OTHER, 3, "Gaze_LocY", "high", "is not a number", "not a number"),
+    "other's time": (OTHER, 3, "Timestamp", None, "is empty", "missing value"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_named_or_left_out_and_counted(name: str, tmp_path: Path) -> None:
+    file, line, column, value, message, reason = BAD_ROWS[name]
+    write_folder(tmp_path, a_session())
+    write_value(tmp_path / file, line, column, value)
+    shown = repr("NA" if value is None else str(value))
+    with pytest.raises(
+        DataError, match=rf"{file}, line {line}, field '{column}' = {shown}: .*{message}.*; mend the row"
+    ):
+        read_recgaze(tmp_path, definition="page")
+    dropped = read_recgaze(tmp_path, definition="page", on_bad_row="skip").dropped
+    assert dropped[reason] == 1
+
+
+def test_a_bad_row_of_the_non_public_table_takes_the_offset_along(tmp_path: Path) -> None:
+    write_folder(tmp_path, [*look(0.5, 1, 1, 300), *a_session()])
+    write_value(tmp_path / OTHER, 2, "Fixation_LocY", "high")
+    found = read_recgaze(tmp_path, definition="page", on_bad_row="skip")
+    assert found.dropped == {"not a number": 1, "fixation without scroll offset": 1}
+    assert found.visits["fixation_ms"].tolist() == [{(1, 2): 200.0}]
+
+
+def test_a_click_without_a_row_in_the_non_public_table_still_counts(tmp_path: Path) -> None:
+    write_folder(tmp_path, a_session())
+    before = read_recgaze(tmp_path, definition="page")
+    write_value(tmp_path / OTHER, 4, "Timestamp", 2.25)
+    found = read_recgaze(tmp_path, definition="page")
+    assert len(found.sessions) == 1 and found.sessions.equals(before.sessions) and found.dropped == before.dropped
+
+
+def test_the_non_public_table_of_another_study_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, a_session())
+    lines = (tmp_path / OTHER).read_text(encoding="utf-8").splitlines()
+    (tmp_path / OTHER).write_text("\n".join(lines[:1] + lines[-1:]) + "\n", encoding="utf-8")
+    write_value(tmp_path / OTHER, 2, "Timestamp", 99)
+    with pytest.raises(DataError, match=rf"{OTHER}: has no row of the events in {SUMMARY} .* two tables of one study"):
+        read_recgaze(tmp_path, definition="page")
+
+
+def change_line(line: int, change: Callable[[str], str]) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lines[line - 1] = change(lines[line - 1])
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return apply
+
+
+@pytest.mark.parametrize("name", [SUMMARY, OTHER])
+@pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: text + ",1"])
+def test_a_line_cut_short_or_too_long_is_named_or_left_out(
+    name: str, change: Callable[[str], str], tmp_path: Path
+) -> None:
+    rows = [*look(0.5, 1, 1, 300), *a_session()]
+    write_folder(tmp_path, rows)
+    change_line(2, change)(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}, line 2: has another number of fields than the header; mend"):
+        read_recgaze(tmp_path, definition="page")
+    found = read_recgaze(tmp_path, definition="page", on_bad_row="skip")
+    assert found.dropped.pop("wrong number of fields") == 1
+    assert found.dropped == ({} if name == SUMMARY else {"fixation without scroll offset": 1})
+    sessions, visits, _ = read_plainly(write_folder(tmp_path, rows), "page", without=[2])
+    assert (found.sessions.to_dict("records"), found.visits.to_dict("records")) == (sessions, visits)
+
+
+def test_empty_lines_change_no_line_numbers(tmp_path: Path) -> None:
+    write_folder(tmp_path, a_session())
+    whole = read_recgaze(tmp_path, definition="page")
+    change_line(3, lambda text: "\n\n" + text)(tmp_path / SUMMARY)
+    assert read_recgaze(tmp_path, definition="page").sessions.equals(whole.sessions)
+    write_value(tmp_path / SUMMARY, 5, "Cursor_Duration", -1)
+    with pytest.raises(DataError, match="line 5, field 'Cursor_Duration' = '-1'"):
+        read_recgaze(tmp_path, definition="page")
+
+
+BAD_FEATURES: dict[str, tuple[str, int, str, object, str]] = {
+    "user twice": (USER_FILE, 3, "UserID", "KInIT_2", "line 3, field 'UserID' = 'KInIT_2': is given twice"),
+    "nobody": (USER_FILE, 2, "UserID", None, "line 2, field 'UserID' = 'NA': is empty"),
+    "carousel": (
+        ITEM_FILE,
+        9,
+        "Carousel_position",
+        11,
+        "line 9, field 'Carousel_position' = '11': must be a whole number",
+    ),
+    "movie": (ITEM_FILE, 9, "MovieID", "Alien", "line 9, field 'MovieID' = 'Alien': must be a whole number"),
+    "place twice": (ITEM_FILE, 9, "Movie_position_in_carousel", 7, "line 9, .* is given twice"),
+    "hole": (ITEM_FILE, 9, "TaskID", None, "the screen of task 2 lacks carousel 1, place 8; add a row"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FEATURES)
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_screens_and_people_must_be_whole(name: str, on_bad_row: str, tmp_path: Path) -> None:
+    file, line, column, value, message = BAD_FEATURES[name]
+    write_folder(tmp_path, [*a_session("UvA_1"), *a_session()])
+    path = tmp_path / file
+    path.write_text(path.read_text(encoding="utf-8").replace('"', "").replace(", ", " "), encoding="utf-8")
+    write_value(path, line, column, value)
+    with pytest.raises(DataError, match=rf"{file}(: |, ){message}"):
+        read_recgaze(tmp_path, definition="screen", on_bad_row=on_bad_row)  # type: ignore[arg-type]

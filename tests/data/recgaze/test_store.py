@@ -1,0 +1,139 @@
+"""RecGaze in a store: pages, letters, profiles and features, from logs of made-up people."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fixate_jax.config import DataConfig
+from fixate_jax.data import SessionStore, open_or_prepare, store_settings
+from fixate_jax.data.recgaze import read_recgaze
+from fixate_jax.data.recgaze.pages import draw_viewport, read_screens
+from fixate_jax.data.recgaze.store import FEATURES, LABELS, Tastes, read_tastes, slot_features
+from fixate_jax.data.synthetic.recgaze import write_recgaze
+from fixate_jax.errors import DataError
+
+TASKS = (1, 2, 4, 7, 31, 32)
+"""Two tasks to train on, test and validation tasks."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recgaze")
+    write_recgaze(path, users=3, seed=5, tasks=TASKS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    store = tmp_path_factory.mktemp("stores") / "page"
+    return DataConfig(name="recgaze", path=folder, page_width=192, store=store)
+
+
+@pytest.fixture(scope="module")
+def store(config: DataConfig) -> SessionStore:
+    return open_or_prepare(config)
+
+
+def test_sessions_are_those_that_the_reader_finds(store: SessionStore, folder: Path):
+    found = read_recgaze(folder, definition="page").sessions
+    assert len(found) > 10 and store.dropped
+    for session, row in zip(store.sessions, found.itertuples(index=False), strict=True):
+        assert (session.session_id, session.user_id, session.split) == (row.session_id, row.user_id, row.split)
+        assert session.labels == LABELS[: len(row.slots)] and session.click == row.click
+        assert session.dwell_ms["fixation"].tolist() == list(row.fixation_ms)
+        assert ("cursor" in session.dwell_ms) == (sum(row.cursor_ms) > 0)
+    assert store.slot_feature_names == FEATURES
+
+
+def test_the_page_is_what_was_seen(store: SessionStore, folder: Path):
+    found, screens = read_recgaze(folder, definition="page").sessions, read_screens(folder)
+    for session, row in list(zip(store.sessions, found.itertuples(index=False), strict=True))[::4]:
+        page = draw_viewport(
+            screens[row.task_id],
+            scroll=row.scroll_px,
+            horizontal_pages=row.horizontal_pages,
+            labels=dict(zip(row.slots, LABELS, strict=False)),
+            width=192,
+        )
+        assert np.array_equal(np.asarray(store.image(session.page_id)), np.asarray(page))
+
+
+def test_the_profile_tells_tastes_in_words():
+    liking = Tastes(top="Drama", preferred=("Comedy", "Drama", "War", "Crime"), ratings={})
+    assert liking.profile().endswith("favourite genre is Drama. The user also likes Comedy, War and Crime.")
+    assert replace(liking, preferred=("Drama",)).profile().endswith("The user's favourite genre is Drama.")
+    assert replace(liking, top="", preferred=("War",)).profile().endswith("watch. The user also likes War.")
+    assert replace(liking, top="", preferred=()).profile().endswith("picks the film to watch.")
+
+
+def test_features_by_hand(folder: Path):
+    screen = read_screens(folder)[1]
+    top, film = screen[1].genre, screen[1].movies[6]
+    tastes = Tastes(top=top, preferred=(film.genres[0],), ratings={top: 4.0})
+    features = slot_features(((2, 6), (2, 7), (3, 1)), screen, tastes)
+    assert features.shape == (3, len(FEATURES))
+    row = dict(zip(FEATURES, features[1].tolist(), strict=True))
+    assert (row["row_of_top_genre"], row["rating_of_row_genre"]) == (1.0, 4.0)
+    assert row["film_of_top_genre"] == float(top in film.genres)
+    assert row["share_of_preferred_genres"] == pytest.approx(1 / len(film.genres))
+    assert [k for k, v in row.items() if k.startswith(("row_", "column_", "swiped_")) and v and "genre" not in k] == [
+        "row_1",
+        "column_2",
+        "swiped_1",
+    ]
+    below = dict(zip(FEATURES, features[2].tolist(), strict=True))
+    assert below["row_2"] == below["column_1"] == 1.0 and below["swiped_1"] == below["swiped_2"] == 0.0
+
+
+def test_tastes_are_read_from_the_table(folder: Path):
+    lines = (folder / "user_features.csv").read_text().splitlines()
+    header, first = lines[0].split(","), lines[1]
+    genre = next(name.removesuffix("_rating") for name in header if name.endswith("_rating"))
+    tastes = read_tastes(folder / "user_features.csv", [genre])
+    user = first.split(",")[0]
+    assert tastes[user].top in first and all(name in first for name in tastes[user].preferred)
+    assert 0 <= tastes[user].ratings[genre] <= 10
+    with pytest.raises(DataError, match="Unheard_rating"):
+        read_tastes(folder / "user_features.csv", ["Unheard"])
+
+
+def test_the_screen_definition_needs_no_non_public_table(config: DataConfig, folder: Path, tmp_path: Path):
+    public = tmp_path / "public"
+    public.mkdir()
+    for name in ("summary_feedback.csv", "item_features.csv", "user_features.csv"):
+        (public / name).write_bytes((folder / name).read_bytes())
+    screen = replace(config, path=public, definition="screen", store=tmp_path / "screen")
+    store = open_or_prepare(screen)
+    assert {s.slots for s in store.sessions} == {15} and len({s.boxes.tobytes() for s in store.sessions}) == 1
+    with pytest.raises(DataError, match=r"non_public_feedback_dataset\.csv"):
+        open_or_prepare(replace(screen, definition="page", store=tmp_path / "page"))
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_poster_makes_another_store(config: DataConfig, store: SessionStore, folder: Path, tmp_path: Path):
+    copied = tmp_path / "raw"
+    copied.mkdir()
+    for file in folder.iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    before = store_settings(replace(config, path=copied))
+    (copied / "posters").mkdir()
+    (copied / "posters" / "a.jpg").write_bytes(b"no picture")
+    assert store_settings(replace(config, path=copied)) != before
+    del store
+
+
+def test_made_up_people_come_out_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fixate_jax.data.synthetic.recgaze.generator.write_recgaze", small_recgaze)
+    stores = [
+        open_or_prepare(DataConfig(name="synthetic_recgaze", max_users=2, page_width=96, store=tmp_path / name))
+        for name in ("a", "b")
+    ]
+    files = [sorted(p.relative_to(s.directory) for p in s.directory.rglob("*") if p.is_file()) for s in stores]
+    assert files[0] == files[1] and len(stores[0].users) == 2
+    assert all((stores[0].directory / f).read_bytes() == (stores[1].directory / f).read_bytes() for f in files[0])
+
+
+def small_recgaze(directory: Path, *, users: int, seed: int) -> object:
+    return write_recgaze(directory, users=users, seed=seed, tasks=TASKS)
