@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.__main__ import time_all
 from fixate_jax.config import BackboneConfig, DataConfig, ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
-from fixate_jax.data import SessionStore, open_or_prepare
+from fixate_jax.data import DATASETS, SessionStore, StoreWriter, open_or_prepare, store_settings
 from fixate_jax.progress import track
 from fixate_jax.tuning.batches import Batch, TrainingPlan, training_iterator
 from fixate_jax.tuning.features import FeatureStore
@@ -44,18 +44,14 @@ class Once:
     """What is done once for a store and a backbone.
 
     Attributes:
-        pages: different pages.
-        prepare_s: seconds to make up the people's logs, to read them and to draw and store the pages.
-        tower_s: seconds for all pages through the vision tower, compilation included.
-        group_s: median seconds of a group of pages through the compiled tower.
-        group: pages of a group.
+        what: what is done.
+        pages: so many pages.
+        seconds: that it took.
     """
 
+    what: str
     pages: int
-    prepare_s: float
-    tower_s: float
-    group_s: float
-    group: int
+    seconds: float
 
 
 class Trainer:
@@ -109,8 +105,29 @@ def settings(backbone: str, data: DataConfig) -> RunConfig:
     )
 
 
-def time_tower(workspace: Workspace, directory: Path) -> tuple[float, float, int]:
-    """Seconds for all pages, median seconds of a group of pages, and pages of a group."""
+def prepare(data: DataConfig) -> tuple[SessionStore, list[Once]]:
+    """A new store, and what it took until the pages were drawn."""
+    began = [time.perf_counter()]
+
+    def writer_of(names: tuple[str, ...]) -> StoreWriter:
+        # Asked for once everything is read.
+        began.append(time.perf_counter())
+        assert data.store is not None
+        return StoreWriter(data.store, name=data.name, settings=store_settings(data), slot_feature_names=names)
+
+    DATASETS[data.name].prepare(data, writer_of)
+    began.append(time.perf_counter())
+    store = open_or_prepare(data)
+    pages = len({session.page_id for session in store.sessions})
+    read_s, draw_s = (b - a for a, b in pairwise(began))
+    return store, [
+        Once(what="people made up, logs written and read", pages=pages, seconds=read_s),
+        Once(what="pages drawn and stored", pages=pages, seconds=draw_s),
+    ]
+
+
+def time_tower(workspace: Workspace, directory: Path) -> list[Once]:
+    """All pages through the vision tower, and a group of pages once it is compiled."""
     seconds: list[float] = []
 
     def timed(groups: Sequence[Any], title: str) -> Iterator[Any]:
@@ -119,23 +136,22 @@ def time_tower(workspace: Workspace, directory: Path) -> tuple[float, float, int
             yield group
             seconds.append(time.perf_counter() - start)
 
-    start, group = time.perf_counter(), workspace.config.train.eval_batch
+    pages, group = list(workspace.features.index), workspace.config.train.eval_batch
+    start = time.perf_counter()
     FeatureStore(
         workspace.backbone,
         workspace.store.image,
-        list(workspace.features.index),
+        pages,
         workspace.config.cache,
         directory=directory,
         batch=group,
         track=timed,
     )
-    return time.perf_counter() - start, statistics.median(seconds), group
-
-
-def prepare(data: DataConfig) -> tuple[SessionStore, float]:
-    """A new store, and the seconds it took."""
-    start = time.perf_counter()
-    return open_or_prepare(data), time.perf_counter() - start
+    name = f"vision tower, {workspace.config.backbone.path}"
+    return [
+        Once(what=f"{name}, with compilation", pages=len(pages), seconds=time.perf_counter() - start),
+        Once(what=f"{name}, a group, compiled", pages=group, seconds=statistics.median(seconds)),
+    ]
 
 
 def pipeline_row(name: str, trainer: Trainer, times: dict[str, list[float]], batch: int) -> list[str]:
@@ -146,17 +162,12 @@ def pipeline_row(name: str, trainer: Trainer, times: dict[str, list[float]], bat
     return [name, str(batch), *(f"{rates[of]:.0f}" for of in times), f"{ratio:.1f}", f"{fed:.2f}"]
 
 
-def once_table(found: dict[str, Once]) -> Table:
+def once_table(found: Sequence[Once]) -> Table:
     """What is done before training."""
     table = Table("", "pages", "s", "pages/s", title="Once, before training")
-    for number, (name, once) in enumerate(found.items()):
-        if number == 0:
-            rate = f"{once.pages / once.prepare_s:.0f}"
-            table.add_row("people made up, logs read, pages drawn", str(once.pages), f"{once.prepare_s:.1f}", rate)
-        whole = f"{once.pages / once.tower_s:.0f}"
-        table.add_row(f"vision tower, {name}, with compilation", str(once.pages), f"{once.tower_s:.1f}", whole)
-        rate = f"{once.group / once.group_s:.0f}"
-        table.add_row(f"vision tower, {name}, compiled", str(once.group), f"{once.group_s:.2f}", rate)
+    for once in found:
+        rate = f"{once.pages / once.seconds:.0f}"
+        table.add_row(once.what, str(once.pages), f"{once.seconds:.2f}", rate)
     return table
 
 
@@ -175,23 +186,20 @@ def main(arguments: list[str] | None = None) -> None:
     table = Table(
         "backbone", "batch", *headings, f"{PIPELINE} ÷ {STEP} (target ≥ {TARGET:.0f})", "time, fed ÷ not", title=title
     )
-    found: dict[str, Once] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = DataConfig(name="synthetic_recgaze", max_users=parsed.users, page_width=320, store=folder / "store")
-        store, prepare_s = prepare(data)
+        store, once = prepare(data)
         for name in parsed.backbones:
             workspace = open_workspace(settings(name, data), store, directory=folder / name)
-            tower_s, group_s, group = time_tower(workspace, folder / name)
-            pages = len(workspace.features.index)
-            found[name] = Once(pages=pages, prepare_s=prepare_s, tower_s=tower_s, group_s=group_s, group=group)
+            once += time_tower(workspace, folder / name)
             shapes = workspace.data.buckets
             console.print(f"{name}: {[s.seq for s in shapes]} positions, features on the {workspace.features.tier}")
             for batch in parsed.batches:
                 trainer = Trainer(workspace, batch=batch, steps=parsed.steps)
                 table.add_row(*pipeline_row(name, trainer, time_all(trainer.calls(), parsed.pairs), batch))
     console.print(f"{store.manifest['name']}, {len(store.sessions)} sessions, {jax.devices()[0].device_kind}")
-    console.print(table, once_table(found))
+    console.print(table, once_table(once))
 
 
 if __name__ == "__main__":
