@@ -1,5 +1,7 @@
 """The benchmark of the input pipeline runs, and times what it says."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,14 @@ from benchmarks.input_pipeline import FED, PIPELINE, STEP
 
 @pytest.mark.slow
 def test_the_benchmark_runs_in_a_small_form(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    trainers, trainer = [], input_pipeline.Trainer
-    monkeypatch.setattr(input_pipeline, "Trainer", lambda *a, **k: trainers.append(trainer(*a, **k)) or trainers[-1])
+    trainers: list[input_pipeline.Trainer] = []
+
+    class Kept(input_pipeline.Trainer):
+        def __init__(self, *args: Any, **settings: Any):
+            super().__init__(*args, **settings)
+            trainers.append(self)
+
+    monkeypatch.setattr(input_pipeline, "Trainer", Kept)
     small = ["--pairs", "1", "--backbones", "tiny-internvl", "--batches", "3", "--steps", "2", "--users", "2"]
     input_pipeline.main(small)
     out = capsys.readouterr().out

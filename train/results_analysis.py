@@ -19,13 +19,20 @@ import pandas as pd
 import tyro
 from matplotlib.figure import SubFigure
 
-from fixate_jax.analysis import Analysis, AnalysisSettings, random_halves, select_sessions, stability, user_means
-from fixate_jax.analysis import write_analysis as analyse_and_write
+from fixate_jax.analysis import (
+    Analysis,
+    AnalysisSettings,
+    random_halves,
+    select_sessions,
+    stability,
+    user_means,
+    write_analysis,
+)
 from fixate_jax.analysis.faithfulness import choose_sessions
 from fixate_jax.config import DataConfig
 from fixate_jax.data import SessionStore, open_or_prepare, usable_sessions
 from fixate_jax.progress import track
-from fixate_jax.report.figures import draw_halves, draw_slot_maps, side_by_side
+from fixate_jax.report.gaze import draw_halves, draw_slot_maps, side_by_side
 from fixate_jax.report.tables import to_markdown
 from fixate_jax.settings import load_config
 
@@ -73,24 +80,23 @@ class Case:
     found: Analysis
 
 
-def analyse_all(plan: Plan) -> dict[str, Case]:
-    """Every column but that of few sessions; everything about each is in a folder of its own."""
+def data_sets(plan: Plan) -> dict[str, DataConfig]:
+    """Column → its sessions."""
     real, made_up = (load_config(ROOT / "configs" / f"{name}.yaml").data for name in (REAL, MADE_UP))
     real = replace(real, path=plan.data_path, store=plan.out / "stores" / REAL)
     made_up = replace(made_up, max_users=plan.users, store=plan.out / "stores" / MADE_UP)
     both = replace(made_up, common_sessions=True)
-    wanted: dict[str, DataConfig] = {REAL: real, MADE_UP: made_up, GAZE: both, CURSOR: replace(both, signal="cursor")}
-    cases = {}
-    for name, data in track(list(wanted.items()), "Analysing"):
-        # Pages that scroll never agree in their boxes.
-        settings = AnalysisSettings(
-            signal=data.signal, halvings=plan.halvings, alike="boxes" if name == REAL else "labels"
-        )
-        store = open_or_prepare(data)
-        folder = plan.out / name.replace(" ", "_")
-        found = analyse_and_write(store, folder, settings, sessions=usable_sessions(store, data))
-        cases[name] = Case(data=data, settings=settings, store=store, found=found)
-    return cases
+    return {REAL: real, MADE_UP: made_up, GAZE: both, CURSOR: replace(both, signal="cursor")}
+
+
+def analyse_one(plan: Plan, name: str) -> Case:
+    """A column but that of few sessions; everything about it is in a folder of its own."""
+    data = data_sets(plan)[name]
+    # Pages that scroll never agree in their boxes.
+    settings = AnalysisSettings(signal=data.signal, halvings=plan.halvings, alike="boxes" if name == REAL else "labels")
+    store = open_or_prepare(data)
+    found = write_analysis(store, plan.out / name.replace(" ", "_"), settings, sessions=usable_sessions(store, data))
+    return Case(data=data, settings=settings, store=store, found=found)
 
 
 def stability_of_few(case: Case, *, each: int, draws: int) -> pd.DataFrame:
@@ -206,7 +212,7 @@ def draw(plan: Plan, cases: Mapping[str, Case]) -> list[Path]:
             aspect=height / width,
             most=MAPS[name],
             columns=2,
-            title=name,
+            title=f"{name}, {MAPS[name]} of {len(layout.users)} people",
         )
 
     def halves(name: str, figure: SubFigure) -> None:
@@ -224,7 +230,7 @@ def draw(plan: Plan, cases: Mapping[str, Case]) -> list[Path]:
 
 def main(plan: tyro.conf.OmitArgPrefixes[Plan]) -> None:
     """Analyse, and write the tables and figures."""
-    cases = analyse_all(plan)
+    cases = {name: analyse_one(plan, name) for name in track(list(data_sets(plan)), "Analysing")}
     alike = cases[MADE_UP].found.layouts[0]
     each = round(alike.user.size / len(alike.users))
     tables = {name: case.found.tables for name, case in cases.items()}
