@@ -172,7 +172,7 @@ def test_the_command_writes_everything(
         )
         == 0
     )
-    out = tmp_path / "analyses" / "demo"
+    out = tmp_path / "analyses" / "synthetic_carousel"
     page = (out / "analysis.html").read_text(encoding="utf-8")
     assert "The test split is among them" in page
     wanted = AnalysisSettings(splits=("test",), halvings=10, min_sessions=9, layouts=2, seed=3, gaze_temperature=2.0)
