@@ -53,7 +53,8 @@ def write_logs(folder: Path, *, users: int, seed: int = 0) -> Path:
     )
     places = pd.MultiIndex.from_product([range(1, TASKS + 1), range(1, CAROUSELS + 1), range(1, MOVIES + 1)])
     items = places.to_frame(index=False, name=["TaskID", "Carousel_position", "Movie_position_in_carousel"])
-    items.assign(MovieID=range(len(items))).to_csv(folder / ITEMS, index=False)
+    told = {"Carousel_genre": "Drama", "TMDB_title": "Film", "TMDB_genres": "Drama", "TMDB_poster_path": ""}
+    items.assign(MovieID=range(len(items)), **told).to_csv(folder / ITEMS, index=False)
     columns = [*TEXTS, *NUMBERS, *UNREAD]
     public, whole = (
         pa.csv.CSVWriter(folder / name, pa.schema([(c, _type(c)) for c in own]))

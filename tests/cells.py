@@ -14,7 +14,7 @@ import pytest
 from fixate_jax.tuning import cells
 from fixate_jax.tuning.setup import Workspace
 
-PREDICTORS = ("uniform", "user_mean", "personal_content_regression")
+PREDICTORS = ("uniform", "user_mean", "user_mean_shrunk", "personal_content_regression")
 CLICKS = ("majority_click", "content_click", "personal_content_click")
 SESSIONS = 8
 

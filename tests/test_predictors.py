@@ -13,6 +13,7 @@ GAZE = {
     "uniform": "FR",
     "population_mean": "FR",
     "user_mean": "FR",
+    "user_mean_shrunk": "FR",
     "content_regression": "FR",
     "personal_content_regression": "FR",
     "population_mean_given_click": "TF",
@@ -81,6 +82,20 @@ def test_unknown_users_and_clicks_fall_back():
     np.testing.assert_allclose(unseen_click["population_mean_given_click"], [0.5, 0.15, 0.35])
 
 
+def test_the_shrunk_mean_by_hand():
+    train = [session(0, "u0", [8, 1, 1], 0), session(1, "u0", [4, 6], 0), session(2, "u1", [1, 1, 8], 2)]
+    test = [session(i, user, [1] * slots, 0) for i, (user, slots) in enumerate([("u0", 3), ("stranger", 3), ("u1", 4)])]
+    attention = trivial_predictions(train, test, slot_feature_names=()).query("method == 'user_mean_shrunk'")[
+        "attention"
+    ]
+    population = np.array([1.3 / 3, 0.8 / 3, 0.9 / 2])
+    own = (np.array([1.2, 0.7, 0.1]) + 3 * population) / (np.array([2, 2, 1]) + 3)
+    np.testing.assert_allclose(attention.iloc[0], own / own.sum())
+    np.testing.assert_allclose(attention.iloc[1], population / population.sum())
+    wide = np.append((np.array([0.1, 0.1, 0.8]) + 3 * population) / 4, 1 / 4)  # A fourth slot that nobody saw.
+    np.testing.assert_allclose(attention.iloc[2], wide / wide.sum())
+
+
 def test_pages_with_other_numbers_of_slots():
     train = [session(0, "u0", [3, 1], 0), session(1, "u0", [1, 1, 2], 2), session(2, "u1", [1, 1, 1, 1], 3)]
     test = [session(7, "u0", [1, 1], 0), session(8, "u0", [1, 1, 1, 1], 0), session(9, "u0", [1] * 6, 5)]
@@ -101,6 +116,8 @@ def test_someone_who_never_looked_at_the_first_slots():
     train = [session(0, "u0", [0, 0, 5], 2), session(1, "u1", [1, 3, 4], 1)]
     frame = trivial_predictions(train, [session(9, "u0", [1, 1], 0)], slot_feature_names=())
     np.testing.assert_allclose(by_method(frame, "attention")["user_mean"], [0.25, 0.75])
+    nobody = trivial_predictions(train[:1], [session(9, "u0", [1, 1], 0)], slot_feature_names=())
+    np.testing.assert_allclose(by_method(nobody, "attention")["user_mean_shrunk"], [0.5, 0.5])
 
 
 def test_majority_click_shrinks_towards_the_population():

@@ -60,4 +60,4 @@ def test_the_operator_is_chosen_on_validation_and_the_tables_are_written(
     swapped = rows[rows["method"] == cells.SWAPPED]
     assert (swapped["tuned to"] == swapped["against"]).all() and len(swapped) == 2 * 4
     assert {len(family) for _, family in tests.groupby(["metric", "against", "mode"])} == {4}
-    assert all((plan.out / f"people-{other}.png").stat().st_size > 10_000 for other in ("user_mean", "backbone"))
+    assert all((plan.out / f"people-{other}.png").stat().st_size > 10_000 for other in ("user_mean_shrunk", "backbone"))

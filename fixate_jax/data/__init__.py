@@ -58,11 +58,13 @@ class DataSet:
 
     Attributes:
         prepare: reads the raw data and adds sessions to a store's writer.
-        files: the raw files in ``data.path`` that the store is made of; None for a data set that is generated.
+        files: the raw files in ``data.path`` that the store is made of; None where there are none.
+        made_up: its people are made up, so that ``data.path`` can be left out and no row is bad.
     """
 
     prepare: Preparer
     files: Callable[[Path], list[Path]] | None
+    made_up: bool = False
 
 
 def _prepare_human_choice(config: DataConfig, writer_of: WriterOf) -> None:
@@ -78,10 +80,10 @@ DATASETS: dict[str, DataSet] = {
     "recgaze": DataSet(prepare=recgaze.prepare, files=recgaze.source_files),
     "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files),
     "own": DataSet(prepare=own.prepare, files=own.source_files),
-    "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
-    "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None),
-    "synthetic_recgaze": DataSet(prepare=synthetic.recgaze.prepare, files=None),
-    "synthetic_adserp": DataSet(prepare=synthetic.adserp.prepare, files=None),
+    "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None, made_up=True),
+    "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None, made_up=True),
+    "synthetic_recgaze": DataSet(prepare=synthetic.recgaze.prepare, files=synthetic.recgaze.source_files, made_up=True),
+    "synthetic_adserp": DataSet(prepare=synthetic.adserp.prepare, files=None, made_up=True),
 }
 """Data sets by name."""
 
@@ -92,7 +94,8 @@ NOT_STORED = ("store", "signal", "common_sessions", "gaze_temperature")
 def store_settings(config: DataConfig) -> dict[str, Any]:
     """What a store's content depends on: the settings that shape it, and a checksum of the raw files.
 
-    The checksum, ``source``, is left out when ``config.path`` is None, as for a store whose raw data are elsewhere.
+    The checksum, ``source``, is left out when ``config.path`` is None, as for a store whose raw data are elsewhere;
+    that of people who are made up without raw files is "generated".
 
     Raises:
         ConfigError: when the data set is unknown or its path does not exist.
@@ -100,16 +103,16 @@ def store_settings(config: DataConfig) -> dict[str, Any]:
     if config.name not in DATASETS:
         raise ConfigError(f"data.name = {config.name!r}: choose one of {', '.join(DATASETS)}")
     settings = {k: v for k, v in vars(config).items() if k not in (*NOT_STORED, "path")}
-    files = DATASETS[config.name].files
-    if files is None:
+    data_set = DATASETS[config.name]
+    if data_set.made_up:
         del settings["on_bad_row"]
-        return settings | {"source": "generated"}
-    if config.path is None:
-        return settings
+    if data_set.files is None or config.path is None:
+        return settings | ({"source": "generated"} if data_set.made_up else {})
     digest = hashlib.sha256()
-    for file in files(config.path):
+    for file in data_set.files(config.path):
         if not file.is_file():
-            raise ConfigError(f"data.path = {config.path}: {file} is not there; give the folder of {config.name}")
+            hint = f"give the folder of {config.name}" + (" or leave it out" if data_set.made_up else "")
+            raise ConfigError(f"data.path = {config.path}: {file} is not there; {hint}")
         with file.open("rb") as handle:
             digest.update(file.name.encode() + b"\0" + hashlib.file_digest(handle, "sha256").digest())
     return settings | {"source": digest.hexdigest()}

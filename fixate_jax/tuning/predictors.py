@@ -20,7 +20,7 @@ EXPECTED_VALUE = "expected_value"
 RIDGE = 1e-3
 """Half the factor of the squared coefficients in the regressions, per session; features have unit variance."""
 PRIOR_SESSIONS = 3.0
-"""Strength of the population's click frequencies in a user's, counted in sessions."""
+"""Strength of the population's click frequencies and mean gaze in a user's, counted in sessions."""
 SHARE_FLOOR = 1e-4
 """Added to mean gaze before its logarithm is taken."""
 TINY = 1e-300
@@ -52,11 +52,13 @@ def trivial_predictions(
 ) -> pd.DataFrame:
     """Predictions of every model-free predictor for some sessions.
 
-    Gaze: `uniform`; `population_mean`; `user_mean`; `content_regression`, a_n ∝ exp(log(user mean)_n + w·x_n) with w
-    fit by KL; `personal_content_regression`, the same with w + w_u; and, told the click, `population_mean_given_click`
-    and `user_mean_given_click`. Means are taken by slot index over the pages that have the slot and scaled to a sum of
-    1 over the slots of the page at hand. They are not shrunk: where a user has no session with the click (or no
-    session at all), the mean of the user (or of the population) stands in.
+    Gaze: `uniform`; `population_mean`; `user_mean`; `user_mean_shrunk`, the user's sessions together with 3 sessions'
+    worth of the population's mean, which matters where a user has few sessions or looks at few slots in each;
+    `content_regression`, a_n ∝ exp(log(user mean)_n + w·x_n) with w fit by KL; `personal_content_regression`, the same
+    with w + w_u; and, told the click, `population_mean_given_click` and `user_mean_given_click`. Means are taken by
+    slot index over the pages that have the slot and scaled to a sum of 1 over the slots of the page at hand. The others
+    are not shrunk: where a user has no session with the click (or no session at all), the mean of the user (or of the
+    population) stands in.
 
     Clicks: `majority_click`, the user's most frequent slot, its probabilities the user's frequencies together with
     3 sessions' worth of the population's; `content_click`, a conditional logit (McFadden 1974) on x with slot
@@ -93,6 +95,7 @@ def trivial_predictions(
             ("uniform", "FR", wanted.mask / wanted.mask.sum(axis=1, keepdims=True)),
             ("population_mean", "FR", means.predict(wanted, by_user=False, by_click=False)),
             ("user_mean", "FR", means.predict(wanted, by_user=True, by_click=False)),
+            ("user_mean_shrunk", "FR", means.shrunk(wanted)),
             ("content_regression", "FR", _content_gaze(means, fitted, wanted, personal=False)),
             ("personal_content_regression", "FR", _content_gaze(means, fitted, wanted, personal=True)),
             ("population_mean_given_click", "TF", means.predict(wanted, by_user=False, by_click=True)),
@@ -163,6 +166,7 @@ class _Means:
             for key in ((user, click), (user, None), (None, click), (None, None)):
                 keys.setdefault(key, []).append(row)
         self._means = {key: self._mean(table.gaze[rows], table.mask[rows]) for key, rows in keys.items()}
+        self._pages = {user: table.mask[rows].sum(axis=0) for (user, click), rows in keys.items() if click is None}
 
     @staticmethod
     def _mean(
@@ -179,6 +183,18 @@ class _Means:
             asked += [(user, None)] if by_user else [(None, click)] if by_click else []
             slots = int(table.mask[row].sum())
             predicted[row, :slots] = self._first_known([*asked, (None, None)], slots)
+        return predicted
+
+    def shrunk(self, table: _Table) -> Float[np.ndarray, "sessions slots"]:
+        """The user's sessions together with ``PRIOR_SESSIONS`` of the population's mean."""
+        population, nothing = self._means[None, None], np.zeros(table.width)
+        predicted = np.zeros(table.mask.shape)
+        for row, user in enumerate(table.users):
+            slots, pages = int(table.mask[row].sum()), self._pages.get(user, nothing)
+            own = np.nan_to_num(self._means.get((user, None), nothing))
+            mean = (pages * own + PRIOR_SESSIONS * population) / (pages + PRIOR_SESSIONS)
+            share = np.where(np.isnan(mean[:slots]), 1 / slots, mean[:slots])
+            predicted[row, :slots] = share / share.sum() if share.sum() > 0 else 1 / slots
         return predicted
 
     def _first_known(self, keys: Sequence[tuple[str | None, int | None]], slots: int) -> Float[np.ndarray, " slots"]:

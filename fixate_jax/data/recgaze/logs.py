@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.recgaze.screens import Screen, read_screens
 from fixate_jax.data.recgaze.tables import (
     ITEMS,
     MAX_TASK,
@@ -19,7 +20,6 @@ from fixate_jax.data.recgaze.tables import (
     Sieve,
     Table,
     poster_code,
-    read_items,
     read_table,
     read_users,
 )
@@ -93,8 +93,8 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def read_log(
     path: Path, *, scroll: bool, on_bad_row: OnBadRow, dropped: dict[str, int]
-) -> tuple[Log, dict[int, Integer[np.ndarray, " movies"]]]:
-    """Read the events, and the MovieIDs of every task's screen.
+) -> tuple[Log, dict[int, Screen]]:
+    """Read the events, and every task's screen.
 
     Args:
         path: the folder.
@@ -105,7 +105,7 @@ def read_log(
     Raises:
         DataError: naming file, line and field.
     """
-    screens, users = read_items(path / ITEMS), sorted(read_users(path / USERS), key=natural)
+    screens, users = read_screens(path / ITEMS), sorted(read_users(path / USERS), key=natural)
     table = read_table(path / PUBLIC, numbers=NUMBERS, texts=TEXTS)
     sieve = Sieve(table, on_bad_row=on_bad_row, dropped=dropped)
     user = _check_key(sieve, users)
@@ -177,13 +177,13 @@ def _firsts(values: Integer[np.ndarray, " rows"]) -> Integer[np.ndarray, " first
     return np.flatnonzero(np.diff(values, prepend=-1) != 0) if values.size else np.zeros(0, np.int64)
 
 
-def _check_events(sieve: Sieve, screens: dict[int, Integer[np.ndarray, " movies"]]) -> dict[str, np.ndarray]:
+def _check_events(sieve: Sieve, screens: dict[int, Screen]) -> dict[str, np.ndarray]:
     """Check what happened in every row; returns those columns of a :class:`Log` that come from it."""
     table = sieve.table
     sieve.refuse_texts()
     movies = np.full((MAX_TASK + 1, CAROUSELS * MOVIES), -1, np.int64)
     for number, screen in screens.items():
-        movies[number] = screen
+        movies[number] = [movie.movie_id for carousel in screen for movie in carousel.movies]
     task = np.where(sieve.good, table.numbers["TaskID"], 0).astype(np.int64)
     sieve.refuse(movies[task, 0] < 0, column="TaskID", reason="task without a screen", wanted=f"has no rows in {ITEMS}")
     kinds, posters = dict[str, np.ndarray](), dict[str, np.ndarray]()

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple, TypeVar
 
 from PIL import Image, ImageDraw
@@ -33,7 +34,7 @@ from fixate_jax.data.recgaze.geometry import (
     slot_boxes,
 )
 from fixate_jax.data.recgaze.posters import draw_poster
-from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen, read_screens, screens_from_csv
+from fixate_jax.data.recgaze.screens import Movie, Screen
 from fixate_jax.data.render import draw_font
 from fixate_jax.data.store import encode_image
 from fixate_jax.errors import DataError
@@ -49,6 +50,8 @@ CAPITAL = 0.729
 """Height of a capital of the font over its size."""
 FEW = 24
 """Up to so many pictures are drawn in this process: starting others would take longer."""
+CHUNK = 16
+"""Pictures that a process draws at a time; neighbours share posters, which are kept at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +142,26 @@ def render_viewports(
     if workers <= 1 or len(different) <= FEW:
         made = {view: out(_png(view)) for view in different}
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            pictures = pool.map(_png, different, chunksize=4)
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+            pictures = pool.map(_png, different, chunksize=CHUNK)
             try:
                 made = {view: out(png) for view, png in zip(different, pictures, strict=True)}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     return [made[view] for view in views]
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone; if that is killed, it cannot tell its helpers to end."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _png(view: _View) -> bytes:
@@ -227,15 +242,3 @@ def _draw_label(picture: Image.Image, label: str, x: float, bottom: int, scale: 
         plate = [left - 2 * gap, top - gap, left + letter.width + 2 * gap - 1, top + letter.height + gap - 1]
         ImageDraw.Draw(picture).rectangle(plate, fill=BACKGROUND)
     picture.paste(INK, (left, top), letter)
-
-
-__all__ = [
-    "Carousel",
-    "Movie",
-    "Screen",
-    "Viewport",
-    "draw_viewport",
-    "read_screens",
-    "render_viewports",
-    "screens_from_csv",
-]

@@ -63,6 +63,8 @@ def draw_poster(movie: Movie, size: tuple[int, int], folder: Path | None) -> Ima
 def _read_poster(path: Path, size: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(path) as image:
+            # A large JPEG is decoded at a fraction of its size, still twice what is needed.
+            image.draft("RGB", (2 * size[0], 2 * size[1]))
             # One of another shape fills the place and loses its edges.
             return ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -47,11 +47,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Integer
 
 from fixate_jax.data.recgaze.geometry import CAROUSELS, SHOWN
 from fixate_jax.data.recgaze.logs import Log, read_log
-from fixate_jax.data.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS, OnBadRow, poster_code, poster_of
+from fixate_jax.data.recgaze.screens import Screen
+from fixate_jax.data.recgaze.tables import OnBadRow, poster_of
 from fixate_jax.data.recgaze.visits import (
     VISIT_COLUMNS,
     Times,
@@ -99,11 +99,13 @@ class RecGaze:
             ``start``, timestamp (s) of the fixation that started it; ``scroll_px``; ``rows`` and ``full_rows``,
             carousels visible and fully visible; ``horizontal_pages``; ``fixation_ms``, ms by (carousel, place) of the
             posters looked at; ``clicks``, (carousel, place) of the movies clicked, in order.
+        screens: what there was to see, by task.
         dropped: how much was left out by reason.
     """
 
     sessions: pd.DataFrame
     visits: pd.DataFrame
+    screens: dict[int, Screen]
     dropped: dict[str, int]
 
 
@@ -111,7 +113,7 @@ def read_recgaze(path: Path, *, definition: Definition, on_bad_row: OnBadRow = "
     """Read a folder of RecGaze's raw tables.
 
     Args:
-        path: the folder, with the files of :func:`source_files`.
+        path: the folder; for the screen definition without the non-public table.
         definition: of a session.
         on_bad_row: stop at the first bad row of a log, or leave bad rows out and count them.
 
@@ -122,12 +124,7 @@ def read_recgaze(path: Path, *, definition: Definition, on_bad_row: OnBadRow = "
     log, screens = read_log(path, scroll=definition == "page", on_bad_row=on_bad_row, dropped=dropped)
     read = _page_sessions if definition == "page" else _screen_sessions
     sessions, visits = read(log, screens, dropped)
-    return RecGaze(sessions=sessions, visits=visits, dropped=dropped)
-
-
-def source_files(path: Path, *, definition: Definition) -> list[Path]:
-    """The raw files that the sessions are made of."""
-    return [path / name for name in (PUBLIC, NON_PUBLIC, ITEMS, USERS) if definition == "page" or name != NON_PUBLIC]
+    return RecGaze(sessions=sessions, visits=visits, screens=screens, dropped=dropped)
 
 
 def split_of_task(task: int) -> Split:
@@ -154,7 +151,7 @@ def _draw_splits() -> dict[int, Split]:
 
 _SPLITS = _draw_splits()
 
-Screens = dict[int, Integer[np.ndarray, " movies"]]
+Screens = dict[int, Screen]
 
 
 def _final_clicks(log: Log, dropped: dict[str, int]) -> list[int]:
@@ -227,7 +224,7 @@ def _session(
         "user_id": user,
         "task_id": task,
         "split": split_of_task(task),
-        "movie_ids": tuple(int(screens[task][poster_code(*slot)]) for slot in slots),
+        "movie_ids": tuple(screens[task][c - 1].movies[place - 1].movie_id for c, place in slots),
         "fixation_ms": fixation,
         "cursor_ms": tuple(pointed.get(slot, 0.0) for slot in slots),
         "click": slots.index(clicked),

@@ -1,20 +1,30 @@
 """The movies on the carousel screens of the RecGaze study: read from its ``item_features.csv`` or a table of titles."""
 
-import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
+
+import numpy as np
 
 from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.recgaze.tables import (
+    MAX_TASK,
+    MISSING,
+    Table,
+    no_odd_lines,
+    poster_code,
+    poster_of,
+    read_small_table,
+    stop_at,
+)
 from fixate_jax.errors import DataError
 
-FILE = "item_features.csv"
-PLACE_FIELDS = ("TaskID", "Carousel_position", "Movie_position_in_carousel")
 ITEM_FIELDS = {"id": "MovieID", "title": "TMDB_title", "genres": "TMDB_genres", "poster": "TMDB_poster_path"}
 TITLE_FIELDS = {"title": "title", "genres": "genres", "poster": "poster_file"}
-_WHOLE = re.compile(r"(\d{1,18})(\.0*)?")
-_NONE = ("", "NA", "NaN", "nan", "None")
+PLACE_FIELDS = ("TaskID", "Carousel_position", "Movie_position_in_carousel")
+LIMITS = dict(zip(PLACE_FIELDS, ((0, MAX_TASK), (1, CAROUSELS), (1, MOVIES)), strict=True))
+MAX_MOVIE_ID = 2**53
 
 
 class Movie(NamedTuple):
@@ -45,113 +55,92 @@ Screen = tuple[Carousel, ...]
 
 
 def read_screens(path: Path) -> dict[int, Screen]:
-    """Screens by task, from the study's ``item_features.csv``.
-
-    Args:
-        path: the file, or the folder that holds it.
+    """Screens by task, from the study's ``item_features.csv``; movies without a TaskID are on none.
 
     Raises:
-        DataError: naming the file, the line and the field, or the movie that is missing.
+        DataError: naming the file, the line and the field, or the place on a screen that no row fills.
     """
-    return _read(path / FILE if path.is_dir() else path, ITEM_FIELDS)
+    return _read(path, ITEM_FIELDS, None)
 
 
-def screens_from_csv(path: Path) -> dict[int, Screen]:
+def screens_from_csv(path: Path, *, genres: Sequence[str] | None = None) -> dict[int, Screen]:
     """Screens by task, from a table of the titles seen.
 
     Its columns are ``TaskID``, ``Carousel_position``, ``Carousel_genre``, ``Movie_position_in_carousel``, ``title``,
-    ``genres`` and ``poster_file``; others are not read. It has no numbers of movies, so they are made:
-    1000 · task + 15 · (carousel − 1) + place.
+    ``genres`` and ``poster_file``; others are not read. It has no numbers of movies, so they are made by ``movie_id``.
+
+    Args:
+        path: the file.
+        genres: those that carousels may have; None: any.
 
     Raises:
-        DataError: as ``read_screens``.
+        DataError: as ``read_screens``, or for another genre.
     """
-    return _read(path, TITLE_FIELDS)
+    return _read(path, TITLE_FIELDS, genres)
 
 
-def _read(path: Path, fields: Mapping[str, str]) -> dict[int, Screen]:
-    seen: dict[int, dict[tuple[int, int], Movie]] = {}
-    genres: dict[tuple[int, int], str] = {}
-    for line, row in _rows(path, fields):
-        if row["TaskID"].strip() in _NONE:
-            continue  # A movie that was on no screen.
-        task, carousel, place = (_whole(path, line, row, field) for field in PLACE_FIELDS)
-        for field, value, last in ((PLACE_FIELDS[1], carousel, CAROUSELS), (PLACE_FIELDS[2], place, MOVIES)):
-            if not 1 <= value <= last:
-                _fail(path, line, row, field, f"must lie in 1..{last}")
-        genre = _text(path, line, row, "Carousel_genre")
-        if genres.setdefault((task, carousel), genre) != genre:
-            _fail(path, line, row, "Carousel_genre", f"was {genres[task, carousel]!r} for this carousel further up")
-        movies = seen.setdefault(task, {})
-        if (carousel, place) in movies:
-            _fail(path, line, row, PLACE_FIELDS[2], f"is given twice in carousel {carousel} of task {task}")
-        movies[carousel, place] = _movie(path, line, row, fields, (task, carousel, place))
-    if not seen:
-        raise DataError(f"{path}: holds no rows")
-    return {task: _screen(path, task, seen[task], genres) for task in sorted(seen)}
+def movie_id(task: int, carousel: int, place: int) -> int:
+    """The number of a movie where the study's own is not known."""
+    return 1000 * task + MOVIES * (carousel - 1) + place
 
 
-def _movie(path: Path, line: int, row: dict[str, str], fields: Mapping[str, str], at: tuple[int, int, int]) -> Movie:
-    task, carousel, place = at
-    number = 1000 * task + MOVIES * (carousel - 1) + place
-    poster = row[fields["poster"]].strip()
+def _read(path: Path, fields: Mapping[str, str], genres: Sequence[str] | None) -> dict[int, Screen]:
+    numbers = [*PLACE_FIELDS, *(name for key, name in fields.items() if key == "id")]
+    texts = ["Carousel_genre", *(name for key, name in fields.items() if key != "id")]
+    table = read_small_table(path, numbers=numbers, texts=texts)
+    no_odd_lines(table)
+    seen: dict[int, dict[int, Movie]] = {}
+    found: dict[tuple[int, int], str] = {}
+    for row in _rows_on_screens(table):
+        task, carousel, place = (int(table.numbers[name][row]) for name in PLACE_FIELDS)
+        genre = _told(table, row, "Carousel_genre")
+        if genres is not None and genre not in genres:
+            raise table.error(row, "Carousel_genre", f"must be one of {', '.join(genres)}")
+        if found.setdefault((task, carousel), genre) != genre:
+            raise table.error(row, "Carousel_genre", f"was {found[task, carousel]!r} for this carousel further up")
+        movies, code = seen.setdefault(task, {}), poster_code(carousel, place)
+        if code in movies:
+            raise table.error(row, PLACE_FIELDS[2], f"is given twice in carousel {carousel} of task {task}")
+        movies[code] = _movie(table, row, fields, movie_id(task, carousel, place))
+    return {task: _screen(path, task, seen[task], found) for task in sorted(seen)}
+
+
+def _rows_on_screens(table: Table) -> list[int]:
+    """The rows that have a task, their numbers checked."""
+    shown = ~np.isnan(table.numbers["TaskID"])
+    if not shown.any():
+        raise DataError(f"{table.path}: holds no rows with a TaskID")
+    for column, values in table.numbers.items():
+        low, high = LIMITS.get(column, (0, MAX_MOVIE_ID))
+        bad = ~((values >= low) & (values <= high) & (np.floor(values) == values))
+        stop_at(table, shown & bad, column, f"must be a whole number from {low} to {high}")
+    return np.flatnonzero(shown).tolist()
+
+
+def _movie(table: Table, row: int, fields: Mapping[str, str], number: int) -> Movie:
+    poster = table.text(row, fields["poster"])
     return Movie(
-        movie_id=_whole(path, line, row, fields["id"]) if "id" in fields else number,
-        title=_text(path, line, row, fields["title"]),
-        genres=tuple(part.strip() for part in row[fields["genres"]].split(",") if part.strip() not in _NONE),
+        movie_id=int(table.numbers[fields["id"]][row]) if "id" in fields else number,
+        title=_told(table, row, fields["title"]),
+        genres=tuple(g for part in table.text(row, fields["genres"]).split(",") if (g := part.strip()) not in MISSING),
         # A path as the movie data base gives it, or a name; either way a file of the folder of posters and no other.
-        poster=None if poster in _NONE else re.split(r"[/\\]", poster)[-1] or None,
+        poster=re.split(r"[/\\]", poster)[-1] or None,
     )
 
 
-def _screen(
-    path: Path, task: int, movies: Mapping[tuple[int, int], Movie], genres: Mapping[tuple[int, int], str]
-) -> Screen:
-    for carousel in range(1, CAROUSELS + 1):
-        missing = [str(place) for place in range(1, MOVIES + 1) if (carousel, place) not in movies]
-        if missing:
-            raise DataError(
-                f"{path}, task {task}, carousel {carousel}: Movie_position_in_carousel {', '.join(missing)} missing; "
-                f"a screen has {CAROUSELS} carousels of {MOVIES} movies"
-            )
-    return tuple(
-        Carousel(genres[task, carousel], tuple(movies[carousel, place] for place in range(1, MOVIES + 1)))
-        for carousel in range(1, CAROUSELS + 1)
-    )
-
-
-def _rows(path: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and rows of a table."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, strict=True)
-            wanted = [*PLACE_FIELDS, "Carousel_genre", *fields.values()]
-            missing = [name for name in wanted if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DataError(f"{path}: columns {', '.join(missing)} are missing")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: has another number of fields than the header")
-                yield reader.line_num, row
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found") from None
-    except (csv.Error, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as CSV ({error})") from error
-
-
-def _text(path: Path, line: int, row: Mapping[str, str], field: str) -> str:
-    text = row[field].strip()
-    if text in _NONE:
-        _fail(path, line, row, field, "is empty; fill it in")
+def _told(table: Table, row: int, column: str) -> str:
+    text = table.text(row, column)
+    if not text:
+        raise table.error(row, column, "is empty; fill it in")
     return text
 
 
-def _whole(path: Path, line: int, row: Mapping[str, str], field: str) -> int:
-    match = _WHOLE.fullmatch(row[field].strip())
-    if match is None:
-        _fail(path, line, row, field, "must be a whole number from 0")
-    return int(match[1])
-
-
-def _fail(path: Path, line: int, row: Mapping[str, str], field: str, wanted: str) -> NoReturn:
-    raise DataError(f"{path}, line {line}, field {field!r} = {row[field]!r}: {wanted}")
+def _screen(path: Path, task: int, movies: Mapping[int, Movie], genres: Mapping[tuple[int, int], str]) -> Screen:
+    missing = next((code for code in range(CAROUSELS * MOVIES) if code not in movies), None)
+    if missing is not None:
+        carousel, place = poster_of(missing)
+        raise DataError(f"{path}: the screen of task {task} lacks carousel {carousel}, place {place}; add a row")
+    return tuple(
+        Carousel(genres[task, carousel], tuple(movies[poster_code(carousel, place)] for place in range(1, MOVIES + 1)))
+        for carousel in range(1, CAROUSELS + 1)
+    )

@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from fixate_jax.config import DataConfig
 from fixate_jax.data.recgaze.geometry import PAGES, SHOWN, page_of, slot_boxes
-from fixate_jax.data.recgaze.pages import Screen, Viewport, read_screens, render_viewports
+from fixate_jax.data.recgaze.pages import Viewport, render_viewports
 from fixate_jax.data.recgaze.reader import read_recgaze
+from fixate_jax.data.recgaze.screens import Screen
 from fixate_jax.data.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS, read_small_table
 from fixate_jax.data.session import Session
 from fixate_jax.data.store import StoreWriter, natural_order
@@ -72,16 +73,13 @@ def read_tastes(path: Path, genres: list[str]) -> dict[str, Tastes]:
     """
     columns = {genre: f"{genre}_rating" for genre in genres}
     table = read_small_table(path, numbers=list(columns.values()), texts=["UserID", "Top_genre", "Preferred_genres"])
-
-    def text(column: str, row: int) -> str:
-        code = table.codes[column][row]
-        return "" if code < 0 else str(table.texts[column][code]).strip()
-
     found = {}
     for row in range(len(table)):
-        preferred = tuple(part.strip() for part in text("Preferred_genres", row).split(",") if part.strip())
+        preferred = tuple(part.strip() for part in table.text(row, "Preferred_genres").split(",") if part.strip())
         ratings = {genre: float(np.nan_to_num(table.numbers[c][row], posinf=0.0)) for genre, c in columns.items()}
-        found[text("UserID", row)] = Tastes(top=text("Top_genre", row), preferred=preferred, ratings=ratings)
+        found[table.text(row, "UserID")] = Tastes(
+            top=table.text(row, "Top_genre"), preferred=preferred, ratings=ratings
+        )
     return found
 
 
@@ -144,20 +142,22 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
     """
     assert config.path is not None
     found = read_recgaze(config.path, definition=config.definition, on_bad_row=config.on_bad_row)
-    screens = read_screens(config.path)
+    screens = found.screens
     tastes = read_tastes(config.path / USERS, sorted({c.genre for screen in screens.values() for c in screen}))
     users = natural_order(set(found.sessions["user_id"]))[: config.max_users]
     sessions: pd.DataFrame = found.sessions[found.sessions["user_id"].isin(users)]
-    rows = list(sessions.itertuples(index=False))
-    views = [_viewport(row, screens[row.task_id], config) for row in rows]
+    # Screen by screen, so that a poster is read a few times and not for each page that shows it.
+    drawn = sessions.sort_values("task_id", kind="stable")
+    views = [_viewport(row, screens[row.task_id], config) for row in drawn.itertuples(index=False)]
     with writer_of(FEATURES) as writer, bar("Drawing pages", len(views)) as (progress, task):
 
         def keep(png: bytes) -> str:
             progress.update(task, advance=1)
             return writer.add_image(png)
 
-        pages = render_viewports(views, keep)
+        pages = dict(zip(drawn["session_id"], render_viewports(views, keep), strict=True))
         progress.update(task, completed=len(views))
         writer.dropped = found.dropped
-        for row, page in zip(rows, pages, strict=True):
-            writer.add(make_session(row, page=page, screen=screens[row.task_id], tastes=tastes[row.user_id]))
+        for row in sessions.itertuples(index=False):
+            screen, own = screens[row.task_id], tastes[row.user_id]
+            writer.add(make_session(row, page=pages[row.session_id], screen=screen, tastes=own))

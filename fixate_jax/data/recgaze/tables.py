@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.csv
 from jaxtyping import Bool, Float, Integer
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.recgaze.geometry import MOVIES
 from fixate_jax.errors import DataError
 
 PUBLIC, NON_PUBLIC = "summary_feedback.csv", "non_public_feedback_dataset.csv"
 ITEMS, USERS = "item_features.csv", "user_features.csv"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "<NA>", "None", "null")
 """What stands in a field without a value."""
+MAX_TASK = 40
 OnBadRow = Literal["error", "skip"]
 
 
@@ -49,6 +50,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def text(self, row: int, column: str) -> str:
+        """A text without blanks around it; empty where there is none."""
+        code = self.codes[column][row]
+        return "" if code < 0 else self.texts[column][code].strip()
 
     def error(self, row: int, column: str, wanted: str) -> DataError:
         """The error that names a row's line and field, with what stands there."""
@@ -234,50 +240,11 @@ def read_users(path: Path) -> list[str]:
         DataError: naming the line of a person without a name or given twice, or a column that is missing.
     """
     table = read_small_table(path, numbers=[], texts=["UserID", "Top_genre", "Preferred_genres"])
-    _no_odd_lines(table)
+    no_odd_lines(table)
     codes = table.codes["UserID"]
-    _stop_at(table, codes < 0, "UserID", "is empty; fill it in")
-    _stop_at(table, _repeats(codes), "UserID", "is given twice")
+    stop_at(table, codes < 0, "UserID", "is empty; fill it in")
+    stop_at(table, _repeats(codes), "UserID", "is given twice")
     return [table.texts["UserID"][code] for code in codes]
-
-
-def read_items(path: Path) -> dict[int, Integer[np.ndarray, " movies"]]:
-    """MovieIDs of every screen of ``item_features.csv``, carousel by carousel, under its task.
-
-    Movies without a TaskID are on no screen.
-
-    Raises:
-        DataError: naming the line and field of a bad row, or the place on a screen that no row fills.
-    """
-    columns = ["TaskID", "Carousel_position", "Movie_position_in_carousel", "MovieID"]
-    table = read_small_table(path, numbers=columns, texts=[])
-    _no_odd_lines(table)
-    task, carousel, place, movie = (table.numbers[column] for column in columns)
-    shown = ~np.isnan(task)
-    for column, low, high in zip(columns, (0, 1, 1, 0), (MAX_TASK, CAROUSELS, MOVIES, MAX_MOVIE_ID), strict=True):
-        values = table.numbers[column]
-        bad = ~((values >= low) & (values <= high) & (np.floor(values) == values))
-        _stop_at(table, shown & bad, column, f"must be a whole number from {low} to {high}")
-    rows = np.flatnonzero(shown)
-    where = (task * CAROUSELS * MOVIES + poster_code(carousel, place))[rows]
-    twice = np.zeros(len(table), bool)
-    twice[rows] = _repeats(where)
-    _stop_at(table, twice, "Movie_position_in_carousel", "(TaskID, Carousel_position, place) is given twice")
-    screens = dict[int, np.ndarray]()
-    for number in np.unique(task[rows]).astype(int).tolist():
-        own = rows[task[rows] == number]
-        screen = np.full(CAROUSELS * MOVIES, -1, np.int64)
-        screen[poster_code(carousel, place)[own].astype(int)] = movie[own]
-        if (screen < 0).any():
-            empty = poster_of(int(np.argmax(screen < 0)))
-            raise DataError(
-                f"{path}: the screen of task {number} lacks carousel {empty[0]}, place {empty[1]}; add a row"
-            )
-        screens[number] = screen
-    return screens
-
-
-MAX_TASK, MAX_MOVIE_ID = 40, 2**53
 
 
 def poster_code(carousel: Any, place: Any) -> Any:
@@ -298,11 +265,21 @@ def _repeats(values: np.ndarray) -> Bool[np.ndarray, " rows"]:
     return seen
 
 
-def _stop_at(table: Table, bad: Bool[np.ndarray, " rows"], column: str, wanted: str) -> None:
+def stop_at(table: Table, bad: Bool[np.ndarray, " rows"], column: str, wanted: str) -> None:
+    """Raise the error of the first bad row.
+
+    Raises:
+        DataError: naming file, line and field.
+    """
     if bad.any():
         raise table.error(int(np.argmax(bad)), column, wanted)
 
 
-def _no_odd_lines(table: Table) -> None:
+def no_odd_lines(table: Table) -> None:
+    """Stop at a line with more or fewer fields than the header.
+
+    Raises:
+        DataError: naming file and line.
+    """
     if table.odd:
         raise DataError(f"{table.path}, line {table.odd[0]}: has another number of fields than the header")

@@ -42,6 +42,9 @@ ITEMS = [
 ]
 USERS = ["UserID", "Top_genre", "Preferred_genres", "Drama_rating"]
 BACKGROUND: AOI = ("Background", None, None)
+SUMMARY, ITEM_FILE, USER_FILE = "summary_feedback.csv", "item_features.csv", "user_features.csv"
+OTHER = "non_public_feedback_dataset.csv"
+USER = "KInIT_2"
 
 
 def movie_id(task: int, carousel: int, place: int) -> int:
@@ -90,6 +93,26 @@ def fixation(user: str, task: int, time: float, look: AOI, ms: float, *, scroll:
     return [here, sample(user, task, time + 0.001, 500)]
 
 
+def click(time: float, carousel: int, place: int, *, user: str = USER, task: int = 2) -> Row:
+    return event(user, task, time, click=movie(carousel, place))
+
+
+def look(
+    time: float, carousel: int, place: int, ms: float = 200, *, scroll: float = 0, user: str = USER, task: int = 2
+) -> list[Row]:
+    return fixation(user, task, time, movie(carousel, place), ms, scroll=scroll)
+
+
+def swipe(time: float, carousel: int, kind: str = "Forward") -> Row:
+    return event(USER, 2, time, click=(kind, carousel, None))
+
+
+def a_session(user: str = USER, task: int = 2) -> list[Row]:
+    """A look at the second poster, the cursor there for half a second, and a click on it."""
+    rest = event(user, task, 1.5, cursor=movie(1, 2), seconds=0.5)
+    return [*look(1.0, 1, 2, user=user, task=task), rest, click(2.0, 1, 2, user=user, task=task)]
+
+
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Write a CSV file; what is None or not there is NA."""
     with path.open("w", encoding="utf-8", newline="") as handle:
@@ -100,17 +123,17 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
 
 def write_logs(folder: Path, rows: Sequence[Row]) -> None:
     """Write both logs: all rows to the non-public one, all but gaze samples to the public one."""
-    write_table(folder / "summary_feedback.csv", PUBLIC, [row for row in rows if not row.get("sample")])
-    write_table(folder / "non_public_feedback_dataset.csv", NON_PUBLIC, rows)
+    write_table(folder / SUMMARY, PUBLIC, [row for row in rows if not row.get("sample")])
+    write_table(folder / OTHER, NON_PUBLIC, rows)
 
 
 def write_features(folder: Path, *, tasks: Collection[int], users: Sequence[str]) -> None:
     """Write the screens of tasks, and the people."""
     places = [(t, c, p) for t in tasks for c in range(1, 11) for p in range(1, 16)]
     values = [(t, c, "Drama", p, movie_id(t, c, p), f"Film, the {c}.{p}", "Drama, War", "x.jpg") for t, c, p in places]
-    write_table(folder / "item_features.csv", ITEMS, [dict(zip(ITEMS, v, strict=True)) for v in values])
+    write_table(folder / ITEM_FILE, ITEMS, [dict(zip(ITEMS, v, strict=True)) for v in values])
     people = [{"UserID": u, "Top_genre": "Drama", "Preferred_genres": "Drama, War"} for u in users]
-    write_table(folder / "user_features.csv", USERS, people)
+    write_table(folder / USER_FILE, USERS, people)
 
 
 def write_folder(folder: Path, rows: Sequence[Row]) -> Path:
@@ -166,8 +189,8 @@ def read_plainly(
     folder: Path, definition: str, *, without: Collection[int] = (), without_non_public: Collection[int] = ()
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
     """Sessions, visits and counts of good logs, leaving out rows on some lines (the header is line 1)."""
-    logs = _by_screen(folder / "summary_feedback.csv", without)
-    others = _by_screen(folder / "non_public_feedback_dataset.csv", without_non_public) if definition == "page" else {}
+    logs = _by_screen(folder / SUMMARY, without)
+    others = _by_screen(folder / OTHER, without_non_public) if definition == "page" else {}
     dropped, sessions, visits = Counter[str](), [], []
 
     def natural(screen: tuple[str, int]) -> tuple[str, int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fixate_jax.data.carousel import GENRES as CAROUSEL_GENRES
 from fixate_jax.data.carousel import Poster, draw_carousels
@@ -16,16 +16,12 @@ from fixate_jax.data.recgaze import pages as drawing
 from fixate_jax.data.recgaze.geometry import VIEWPORT, places_on, poster_top, slot_boxes
 from fixate_jax.data.recgaze.pages import (
     BACKGROUND,
-    Carousel,
-    Movie,
-    Screen,
     Viewport,
     draw_viewport,
-    read_screens,
     render_viewports,
-    screens_from_csv,
 )
 from fixate_jax.data.recgaze.posters import GENRES, OTHER, draw_stand_in, wrap
+from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen
 from fixate_jax.data.render import draw_font
 from fixate_jax.data.store import encode_image
 from fixate_jax.errors import DataError
@@ -34,9 +30,6 @@ LETTERS = "ABCDEFGHIJKLMNO"
 FIRST = (0,) * 10
 SWIPED = (0, 1, 2, 0, 1, 2, 1, 0, 2, 1)
 VIEWS = [(0.0, FIRST), (250.5, FIRST), (690.0, SWIPED), (2400.0, SWIPED)]
-HEADER = (
-    "TaskID,Carousel_position,Carousel_genre,Movie_position_in_carousel,MovieID,TMDB_title,TMDB_genres,TMDB_poster_path"
-)
 
 
 def screen_of(genres: Sequence[str] = ("Drama", "Comedy")) -> Screen:
@@ -245,6 +238,16 @@ def test_a_missing_poster_is_drawn_and_a_truncated_one_is_an_error(tmp_path: Pat
         draw_viewport(screen, **view)  # type: ignore[arg-type]
 
 
+def test_a_large_photograph_is_drawn_as_if_it_had_been_decoded_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (45, 80, 3), np.uint8)
+    Image.fromarray(noise).resize((1280, 720), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=90)
+    drawn = drawing.draw_poster(Movie(1, "A", (), "a.jpg"), (196, 111), tmp_path)
+    with Image.open(tmp_path / "a.jpg") as image:
+        whole = ImageOps.fit(image, drawn.size, Image.Resampling.LANCZOS)
+    difference = np.asarray(drawn, np.float64) - np.asarray(whole)
+    assert drawn.size == (196, 111) and np.sqrt((difference**2).mean()) < 2 < 20 < np.asarray(whole).std()
+
+
 def test_stand_ins_are_stable_and_tell_movies_and_genres_apart() -> None:
     def draw(title: str, *genres: str) -> bytes:
         return encode_image(draw_stand_in(Movie(1, title, genres, None), (196, 111)))
@@ -280,82 +283,3 @@ def test_titles_are_wrapped_to_the_width(size: float) -> None:
     lines = wrap(title, size, 90.0)
     assert all(draw_font(size).getlength(line) <= 90 for line in lines) and all(lines)
     assert "".join(lines).replace(" ", "") == title.replace(" ", "")
-
-
-def item_rows() -> list[list[str]]:
-    """Lines of an ``item_features.csv`` of one task; line 2 is carousel 1, place 1."""
-    return [
-        ["5", str(c), "Drama", str(p), str(1000 * c + p), f"Movie {c}, {p}", "Drama, Crime", f"/{c}-{p}.jpg"]
-        for c in range(1, 11)
-        for p in range(1, 16)
-    ]
-
-
-def write_items(path: Path, rows: list[list[str]], header: str = HEADER) -> Path:
-    with path.open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(header.split(","))
-        writer.writerows(rows)
-    return path
-
-
-def test_screens_are_read_in_any_order_of_rows(tmp_path: Path) -> None:
-    screens = read_screens(write_items(tmp_path / "item_features.csv", item_rows()[::-1]))
-    assert read_screens(tmp_path) == screens and list(screens) == [5]
-    assert screens[5][1].movies[2] == Movie(2003, "Movie 2, 3", ("Drama", "Crime"), "2-3.jpg")
-    assert [len(carousel.movies) for carousel in screens[5]] == [15] * 10
-
-
-def test_a_movie_without_genres_or_poster_is_read(tmp_path: Path) -> None:
-    rows = item_rows()
-    rows[0][6:] = ["", "NA"]
-    assert read_screens(write_items(tmp_path / "items.csv", rows))[5][0].movies[0][2:] == ((), None)
-
-
-@pytest.mark.parametrize(
-    ("line", "field", "value", "message"),
-    [
-        (2, 0, "five", "line 2, field 'TaskID' = 'five': must be a whole number"),
-        (3, 1, "11", "line 3, field 'Carousel_position' = '11': must lie in 1..10"),
-        (4, 3, "0", "line 4, field 'Movie_position_in_carousel' = '0': must lie in 1..15"),
-        (5, 3, "1", "line 5, field 'Movie_position_in_carousel' = '1': is given twice in carousel 1 of task 5"),
-        (6, 2, "War", "line 6, field 'Carousel_genre' = 'War': was 'Drama'"),
-        (7, 4, "", "line 7, field 'MovieID' = '': must be a whole number"),
-        (8, 4, "-1", "line 8, field 'MovieID' = '-1': must be a whole number"),
-        (9, 5, " ", "line 9, field 'TMDB_title' = ' ': is empty"),
-        (10, 2, "", "line 10, field 'Carousel_genre' = '': is empty"),
-    ],
-)
-def test_a_bad_field_is_named(tmp_path: Path, line: int, field: int, value: str, message: str) -> None:
-    rows = item_rows()
-    rows[line - 2][field] = value
-    with pytest.raises(DataError, match=rf"items\.csv, {message}"):
-        read_screens(write_items(tmp_path / "items.csv", rows))
-
-
-def test_tables_that_are_no_screens_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "items.csv"
-    rows = item_rows()
-    for write, message in [
-        (lambda: write_items(path, rows[:20] + rows[21:]), "task 5, carousel 2: Movie_position_in_carousel 6 missing"),
-        (lambda: write_items(path, rows[:-15]), "task 5, carousel 10: Movie_position_in_carousel 1, 2, .* missing"),
-        (lambda: write_items(path, []), "holds no rows"),
-        (lambda: write_items(path, rows, HEADER.replace("MovieID", "ID")), "columns MovieID are missing"),
-        (lambda: write_items(path, [*rows, ["5"]]), "line 152: has another number of fields"),
-        (lambda: path.write_bytes(b"\xff\xfe\x00"), "not readable as CSV"),
-        (path.unlink, "not found"),
-    ]:
-        write()
-        with pytest.raises(DataError, match=message):
-            read_screens(path)
-
-
-def test_the_real_screens_are_read(shared_data: Path) -> None:
-    screens = screens_from_csv(shared_data / "recgaze_screens" / "screens.csv")
-    assert list(screens) == list(range(41))
-    assert screens[0][0].movies[1] == Movie(
-        2, "Inception (2010)", ("Action", "Adventure", "Sci-Fi"), "rWDkbJlIyqN8KcqXajh9sZMwGzo.jpg"
-    )
-    assert screens[7][9].movies[14].movie_id == 7150
-    genres = {genre for screen in screens.values() for row in screen for movie in row.movies for genre in movie.genres}
-    assert genres <= set(GENRES)

@@ -1,5 +1,9 @@
 """RecGaze in a store: pages, letters, profiles and features, from logs of made-up people."""
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +13,8 @@ import pytest
 from fixate_jax.config import DataConfig
 from fixate_jax.data import SessionStore, open_or_prepare, store_settings
 from fixate_jax.data.recgaze import read_recgaze
-from fixate_jax.data.recgaze.pages import draw_viewport, read_screens
+from fixate_jax.data.recgaze.pages import draw_viewport
+from fixate_jax.data.recgaze.screens import read_screens
 from fixate_jax.data.recgaze.store import FEATURES, LABELS, Tastes, read_tastes, slot_features
 from fixate_jax.data.synthetic.recgaze import write_recgaze
 from fixate_jax.errors import DataError
@@ -48,10 +53,10 @@ def test_sessions_are_those_that_the_reader_finds(store: SessionStore, folder: P
 
 
 def test_the_page_is_what_was_seen(store: SessionStore, folder: Path):
-    found, screens = read_recgaze(folder, definition="page").sessions, read_screens(folder)
-    for session, row in list(zip(store.sessions, found.itertuples(index=False), strict=True))[::4]:
+    found = read_recgaze(folder, definition="page")
+    for session, row in list(zip(store.sessions, found.sessions.itertuples(index=False), strict=True))[::4]:
         page = draw_viewport(
-            screens[row.task_id],
+            found.screens[row.task_id],
             scroll=row.scroll_px,
             horizontal_pages=row.horizontal_pages,
             labels=dict(zip(row.slots, LABELS, strict=False)),
@@ -69,7 +74,7 @@ def test_the_profile_tells_tastes_in_words():
 
 
 def test_features_by_hand(folder: Path):
-    screen = read_screens(folder)[1]
+    screen = read_screens(folder / "item_features.csv")[1]
     top, film = screen[1].genre, screen[1].movies[6]
     tastes = Tastes(top=top, preferred=(film.genres[0],), ratings={top: 4.0})
     features = slot_features(((2, 6), (2, 7), (3, 1)), screen, tastes)
@@ -124,16 +129,40 @@ def test_a_poster_makes_another_store(config: DataConfig, store: SessionStore, f
     del store
 
 
-def test_made_up_people_come_out_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fixate_jax.data.synthetic.recgaze.generator.write_recgaze", small_recgaze)
-    stores = [
-        open_or_prepare(DataConfig(name="synthetic_recgaze", max_users=2, page_width=96, store=tmp_path / name))
-        for name in ("a", "b")
-    ]
-    files = [sorted(p.relative_to(s.directory) for p in s.directory.rglob("*") if p.is_file()) for s in stores]
-    assert files[0] == files[1] and len(stores[0].users) == 2
-    assert all((stores[0].directory / f).read_bytes() == (stores[1].directory / f).read_bytes() for f in files[0])
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fixate_jax.config import DataConfig
+from fixate_jax.data import open_or_prepare
+from fixate_jax.data.recgaze import pages
+from fixate_jax.data.store import StoreWriter
+pages.FEW, add, added = 1, StoreWriter.add_image, []
+def dying(self, png):
+    added.append(add(self, png))
+    if len(added) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return added[-1]
+StoreWriter.add_image = dying
+open_or_prepare(DataConfig(name="recgaze", path=Path(sys.argv[1]), page_width=192, store=Path(sys.argv[2])))
+"""
 
 
-def small_recgaze(directory: Path, *, users: int, seed: int) -> object:
-    return write_recgaze(directory, users=users, seed=seed, tasks=TASKS)
+def test_killed_half_way_it_leaves_no_store_and_does_it_again(
+    store: SessionStore, config: DataConfig, folder: Path, tmp_path: Path
+):
+    root = Path(__file__).parents[3]
+    arguments = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "store")]
+    # The processes that draw hold the pipes, too: all of them must end for this to.
+    run = subprocess.run(
+        arguments, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, timeout=120
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".unfinished") and len(list(left.glob("images/*.png"))) == 3
+    again = open_or_prepare(replace(config, store=tmp_path / "store"))
+    assert contents(again.directory) == contents(store.directory)
+    assert list(tmp_path.iterdir()) == [again.directory]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}

@@ -5,8 +5,8 @@ are, `catalogue` what they see, `aims` what they are after, `walk` how they look
 where the cursor goes meanwhile, `logs` how that stands in the raw tables, and `truth` what a reader should make of it.
 """
 
-from fixate_jax.data.synthetic.recgaze.generator import prepare, write_recgaze
+from fixate_jax.data.synthetic.recgaze.generator import prepare, source_files, write_recgaze
 from fixate_jax.data.synthetic.recgaze.people import Person
 from fixate_jax.data.synthetic.recgaze.truth import Truth
 
-__all__ = ["Person", "Truth", "prepare", "write_recgaze"]
+__all__ = ["Person", "Truth", "prepare", "source_files", "write_recgaze"]

@@ -3,16 +3,14 @@
 The built-in titles are put together from the words below and belong to no film.
 """
 
-import csv
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen, movie_id, screens_from_csv
 from fixate_jax.data.synthetic.recgaze.people import GENRES
 from fixate_jax.errors import DataError
 
@@ -51,39 +49,7 @@ _CATALOGUE = 20240501
 """Seed of the built-in catalogue, the same for everybody's seed."""
 
 
-class Film(NamedTuple):
-    """A film on a screen.
-
-    Attributes:
-        movie_id: unique over all screens.
-        title: with its year.
-        genres: its own, whatever carousel it stands in.
-        poster: file name of its poster; empty if there is none.
-    """
-
-    movie_id: int
-    title: str
-    genres: tuple[str, ...]
-    poster: str
-
-
-class Row(NamedTuple):
-    """A carousel: its genre and its fifteen films."""
-
-    genre: str
-    films: tuple[Film, ...]
-
-
-Page = tuple[Row, ...]
-"""A screen's ten carousels, from the top."""
-
-
-def movie_id(task: int, carousel: int, place: int) -> int:
-    """Number of the film in a place of a screen."""
-    return task * 1000 + (carousel - 1) * MOVIES + place
-
-
-def built_in(tasks: Sequence[int]) -> dict[int, Page]:
+def built_in(tasks: Sequence[int]) -> dict[int, Screen]:
     """The built-in screens of some tasks; the same whichever tasks are asked for."""
     rng = np.random.default_rng(_CATALOGUE)
     titles = {genre: rng.permutation(_titles(genre)).tolist() for genre in GENRES}
@@ -98,7 +64,7 @@ def _titles(genre: str) -> list[str]:
     return [f"The {name}" for name in described] + [f"{name} II" for name in described] + somewhere
 
 
-def _built_in(task: int, titles: dict[str, list[str]]) -> Page:
+def _built_in(task: int, titles: dict[str, list[str]]) -> Screen:
     rng = np.random.default_rng([_CATALOGUE, task])
     rows = []
     for carousel, genre in enumerate(rng.permutation(GENRES).tolist(), start=1):
@@ -110,50 +76,30 @@ def _built_in(task: int, titles: dict[str, list[str]]) -> Page:
             more += more * int(rng.random() < THIRD_GENRE)
             year = int(rng.integers(YEARS[0], YEARS[1] + 1))
             own = tuple(sorted([genre, *others[:more]]))
-            films.append(Film(movie_id(task, carousel, place), f"{title} ({year})", own, ""))
-        rows.append(Row(genre, tuple(films)))
+            films.append(Movie(movie_id(task, carousel, place), f"{title} ({year})", own, None))
+        rows.append(Carousel(genre, tuple(films)))
     return tuple(rows)
 
 
-def from_screens(path: Path, tasks: Sequence[int]) -> dict[int, Page]:
+def from_list(path: Path, tasks: Sequence[int]) -> dict[int, Screen]:
     """Screens of some tasks from a ``screens.csv``.
 
     Raises:
-        DataError: the file lacks a column, or a task's screen is not ten carousels of fifteen films.
+        DataError: naming file, line and field of what is bad, or the task or place that is missing.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    wanted = ("TaskID", "Carousel_position", "Carousel_genre", "Movie_position_in_carousel", "title", "genres")
-    missing = [name for name in (*wanted, "poster_file") if not lines or name not in lines[0]]
+    screens = screens_from_csv(path, genres=GENRES)
+    missing = [str(task) for task in tasks if task not in screens]
     if missing:
-        raise DataError(f"{path}: no field {missing[0]!r}; a list of the study's screens has it")
-    places: dict[tuple[int, int], dict[int, tuple[str, Film]]] = defaultdict(dict)
-    for number, line in enumerate(lines, start=2):
-        try:
-            task, carousel, place = (int(line[name]) for name in (wanted[0], wanted[1], wanted[3]))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}, line {number}: task, carousel and place must be whole numbers") from error
-        if line["Carousel_genre"] not in GENRES:
-            raise DataError(f"{path}, line {number}, field 'Carousel_genre': must be one of {', '.join(GENRES)}")
-        own = tuple(name.strip() for name in line["genres"].split(",") if name.strip())
-        film = Film(movie_id(task, carousel, place), line["title"], own, line["poster_file"])
-        places[task, carousel][place] = (line["Carousel_genre"], film)
-    return {task: tuple(_row(path, places, task, carousel + 1) for carousel in range(CAROUSELS)) for task in tasks}
+        raise DataError(f"{path}: no rows of task {', '.join(missing)}; a list of the study's screens has them")
+    return {task: screens[task] for task in tasks}
 
 
-def _row(path: Path, places: dict[tuple[int, int], dict[int, tuple[str, Film]]], task: int, carousel: int) -> Row:
-    found = places.get((task, carousel), {})
-    if sorted(found) != list(range(1, MOVIES + 1)):
-        raise DataError(f"{path}: carousel {carousel} of task {task} must have the places 1 to {MOVIES}, each once")
-    return Row(found[1][0], tuple(found[place][1] for place in range(1, MOVIES + 1)))
-
-
-def genre_weights(page: Page) -> Float[np.ndarray, "carousels movies genres"]:
+def genre_weights(screen: Screen) -> Float[np.ndarray, "carousels movies genres"]:
     """How much each of ``GENRES`` counts in each film's appeal; a film's weights sum to 1 at most."""
     weights = np.zeros((CAROUSELS, MOVIES, len(GENRES)))
-    for row, carousel in enumerate(page):
+    for row, carousel in enumerate(screen):
         weights[row, :, GENRES.index(carousel.genre)] += CAROUSEL_WEIGHT
-        for place, film in enumerate(carousel.films):
+        for place, film in enumerate(carousel.movies):
             for genre in film.genres:
                 if genre in GENRES:
                     weights[row, place, GENRES.index(genre)] += (1 - CAROUSEL_WEIGHT) / len(film.genres)

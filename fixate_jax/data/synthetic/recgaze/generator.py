@@ -1,7 +1,7 @@
 """The raw tables that made-up people leave, and a store of what the reader makes of them."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,28 +10,26 @@ import numpy as np
 
 from fixate_jax.config import DataConfig
 from fixate_jax.data import recgaze
+from fixate_jax.data.recgaze import tables
+from fixate_jax.data.recgaze.screens import Screen
 from fixate_jax.data.store import StoreWriter, natural_order
 from fixate_jax.data.synthetic.recgaze.aims import FIRST_SEMI_FREE_TASK, aim_of
-from fixate_jax.data.synthetic.recgaze.catalogue import TASKS, built_in, from_screens, genre_weights
+from fixate_jax.data.synthetic.recgaze.catalogue import TASKS, built_in, from_list, genre_weights
 from fixate_jax.data.synthetic.recgaze.cursor import cursor_of
 from fixate_jax.data.synthetic.recgaze.logs import (
-    ITEMS,
-    NON_PUBLIC,
     NON_PUBLIC_COLUMNS,
-    PUBLIC,
     PUBLIC_COLUMNS,
     task_lines,
     write_items,
     write_users,
 )
-from fixate_jax.data.synthetic.recgaze.logs import (
-    USERS as USERS_FILE,
-)
-from fixate_jax.data.synthetic.recgaze.people import draw_people
+from fixate_jax.data.synthetic.recgaze.people import Person, draw_people
 from fixate_jax.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, TICKS, Truth, TruthBook
 from fixate_jax.data.synthetic.recgaze.walk import Walk
 from fixate_jax.errors import ConfigError
 
+SCREENS = "screens.csv"
+"""The list of the study's screens in ``data.path``, if that is given."""
 USERS = 40
 """People, if `data.max_users` does not say."""
 SKIPPED = 0.02
@@ -75,53 +73,61 @@ def write_recgaze(
             raise ConfigError(f"{name}: at least 1 is needed")
     if not 1 <= wanted[0] <= wanted[-1] <= TASKS:
         raise ConfigError(f"tasks = {wanted[0]} to {wanted[-1]}: screens are numbered from 1 to {TASKS}")
-    pages = built_in(wanted) if screens is None else from_screens(screens, wanted)
-    weights = {task: genre_weights(page) for task, page in pages.items()}
+    pages = built_in(wanted) if screens is None else from_list(screens, wanted)
     people = draw_people(users, seed)
     index = {person.user_id: place for place, person in enumerate(people)}
     people = tuple(people[index[name]] for name in natural_order(index))
     directory.mkdir(parents=True, exist_ok=True)
-    write_items(directory / ITEMS, pages)
-    write_users(directory / USERS_FILE, people)
+    write_items(directory / tables.ITEMS, pages)
+    write_users(directory / tables.USERS, people)
     book = TruthBook()
     with (
-        (directory / PUBLIC).open("w", encoding="utf-8", newline="") as public,
-        (directory / NON_PUBLIC).open("w", encoding="utf-8", newline="") as non_public,
+        (directory / tables.PUBLIC).open("w", encoding="utf-8", newline="") as public,
+        (directory / tables.NON_PUBLIC).open("w", encoding="utf-8", newline="") as non_public,
     ):
         public.write(",".join(PUBLIC_COLUMNS) + "\n")
         non_public.write(",".join(NON_PUBLIC_COLUMNS) + "\n")
         for person in people:
-            place = index[person.user_id]
-            for start, task in _schedule(wanted, np.random.default_rng([seed, place, _ORDER])):
-                rng = np.random.default_rng([seed, place, _WALK, task])
-                walk = Walk(person, aim_of(person, weights[task], task, rng), rng, start=start)
-                walk.run()
-                cursor = cursor_of(walk, person, rng)
-                lines = task_lines(
-                    walk,
-                    cursor,
-                    person=person,
-                    subject=place + 1,
-                    task=task,
-                    page=pages[task],
-                    samples=samples,
-                    rng=rng,
-                )
+            for lines in _live(person, index[person.user_id], pages, book, seed=seed, samples=samples):
                 public.writelines(lines[0])
                 non_public.writelines(lines[1])
-                book.add(person.user_id, task, pages[task], walk.diary, cursor)
     return book.truth(people)
 
 
+def _live(
+    person: Person, place: int, screens: Mapping[int, Screen], book: TruthBook, *, seed: int, samples: int
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Lines of the two tables of events for each task that a person does; what is true of them goes into the book."""
+    for start, task in _schedule(screens, np.random.default_rng([seed, place, _ORDER])):
+        screen, rng = screens[task], np.random.default_rng([seed, place, _WALK, task])
+        walk = Walk(person, aim_of(person, genre_weights(screen), task, rng), rng, start=start)
+        walk.run()
+        cursor = cursor_of(walk, person, rng)
+        yield task_lines(
+            walk, cursor, person=person, subject=place + 1, task=task, screen=screen, samples=samples, rng=rng
+        )
+        book.add(person.user_id, task, screen, walk.diary, cursor)
+
+
+def source_files(path: Path) -> list[Path]:
+    """The raw file that made-up sessions depend on."""
+    return [path / SCREENS]
+
+
 def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWriter]) -> None:
-    """Have made-up people look at made-up screens, and read their logs like anybody's."""
+    """Have made-up people look at made-up screens, or at those of ``data.path``, and read their logs like anybody's.
+
+    Raises:
+        DataError: the list of screens cannot be used.
+    """
     users = USERS if config.max_users is None else config.max_users
+    screens = None if config.path is None else config.path / SCREENS
     with tempfile.TemporaryDirectory() as folder:
-        write_recgaze(Path(folder), users=users, seed=config.split_seed)
+        write_recgaze(Path(folder), users=users, seed=config.split_seed, screens=screens)
         recgaze.prepare(replace(config, path=Path(folder)), writer_of)
 
 
-def _schedule(tasks: Sequence[int], rng: np.random.Generator) -> list[tuple[int, int]]:
+def _schedule(tasks: Collection[int], rng: np.random.Generator) -> list[tuple[int, int]]:
     """When a person sees which task: free, semi-free and direct ones after each other, each kind shuffled.
 
     Returns:

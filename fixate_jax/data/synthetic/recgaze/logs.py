@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fixate_jax.data.synthetic.recgaze.catalogue import Page
+from fixate_jax.data.recgaze.screens import Screen
 from fixate_jax.data.synthetic.recgaze.people import GENRES, Person
 from fixate_jax.data.synthetic.recgaze.truth import TICKS, CursorSample
 from fixate_jax.data.synthetic.recgaze.view import BACKGROUND, MOVIE, Aoi, eighth
 from fixate_jax.data.synthetic.recgaze.walk import MS, Fixation, Walk
 
-PUBLIC, NON_PUBLIC = "summary_feedback.csv", "non_public_feedback_dataset.csv"
-ITEMS, USERS = "item_features.csv", "user_features.csv"
 AOI_FIELDS = (
     "type",
     "MovieID",
@@ -64,7 +62,7 @@ def task_lines(
     person: Person,
     subject: int,
     task: int,
-    page: Page,
+    screen: Screen,
     samples: int,
     rng: np.random.Generator,
 ) -> tuple[list[str], list[str]]:
@@ -72,11 +70,11 @@ def task_lines(
 
     Args:
         walk, cursor: what happened.
-        person, subject, task, page: who saw what.
+        person, subject, task, screen: who saw what.
         samples: gaze samples of each fixation that the tracker did not lose.
         rng: for the samples.
     """
-    areas = _Areas(person, page)
+    areas = _Areas(person, screen)
     rows: list[Row] = []
     late = np.where(rng.random(len(walk.fixations)) < LATE_SHARE, rng.integers(*LATE_SAMPLE, len(walk.fixations)), 0)
     spread = rng.normal(0, SAMPLE_SPREAD_PX, (len(walk.fixations), samples - 1))
@@ -112,31 +110,31 @@ def _number(value: float) -> str:
 class _Areas(dict[Aoi, str]):
     """The eight fields of an area of interest as they stand in a person's rows, made when first asked for."""
 
-    def __init__(self, person: Person, page: Page) -> None:
+    def __init__(self, person: Person, screen: Screen) -> None:
         super().__init__()
-        self.person, self.page = person, page
+        self.person, self.screen = person, screen
 
     def __missing__(self, aoi: Aoi) -> str:
         if aoi.type == BACKGROUND:
             text = BACKGROUND + _NONE
         else:
-            row = self.page[aoi.carousel - 1]
-            film = f"{row.films[aoi.place - 1].movie_id},{aoi.place}" if aoi.type == MOVIE else ","
+            row = self.screen[aoi.carousel - 1]
+            film = f"{row.movies[aoi.place - 1].movie_id},{aoi.place}" if aoi.type == MOVIE else ","
             top, preferred = row.genre == self.person.top_genre, row.genre in self.person.preferred_genres
             text = f"{aoi.type},{film},{aoi.carousel},{row.genre},{top},{preferred},{self.person.rating(row.genre)}"
         self[aoi] = text
         return text
 
 
-def write_items(path: Path, pages: Mapping[int, Page]) -> None:
+def write_items(path: Path, screens: Mapping[int, Screen]) -> None:
     """Write the table of films."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(ITEM_COLUMNS)
-        for task, page in sorted(pages.items()):
-            for carousel, row in enumerate(page, start=1):
-                for place, film in enumerate(row.films, start=1):
-                    told = (film.movie_id, film.title, ", ".join(film.genres), film.poster)
+        for task, screen in sorted(screens.items()):
+            for carousel, row in enumerate(screen, start=1):
+                for place, film in enumerate(row.movies, start=1):
+                    told = (film.movie_id, film.title, ", ".join(film.genres), film.poster or "")
                     table.writerow((task, carousel, row.genre, place, *told))
 
 

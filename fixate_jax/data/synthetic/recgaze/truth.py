@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from fixate_jax.data.recgaze.geometry import CAROUSELS, places_on
+from fixate_jax.data.recgaze.screens import Screen
 from fixate_jax.data.store import natural_order
-from fixate_jax.data.synthetic.recgaze.catalogue import Page
 from fixate_jax.data.synthetic.recgaze.people import Person
 from fixate_jax.data.synthetic.recgaze.view import MOVIE, Aoi, full_rows, visible_rows
 
@@ -181,7 +181,7 @@ class TruthBook:
     left_out: Counter[str] = field(default_factory=Counter)
     screen_left_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, user: str, task: int, page: Page, diary: Diary, cursor: Sequence[CursorSample]) -> None:
+    def add(self, user: str, task: int, screen: Screen, diary: Diary, cursor: Sequence[CursorSample]) -> None:
         """Take in a task."""
         if task >= FIRST_DIRECT_TASK:
             self.left_out[DIRECT] += 1
@@ -209,7 +209,7 @@ class TruthBook:
                 left_out[NO_DWELL] += 1
             else:
                 row = head | {"visit": view_number} | _view(view)
-                row |= {"movie_ids": tuple(page[c - 1].films[p - 1].movie_id for c, p in view.slots)}
+                row |= {"movie_ids": tuple(screen[c - 1].movies[p - 1].movie_id for c, p in view.slots)}
                 row |= {"fixation_ms": fixation_ms, "cursor_ms": _cursor_ms(view.slots, samples)}
                 rows.append(row | {"click": view.slots.index(clicked)})
 

@@ -1,10 +1,7 @@
-"""Made-up people on RecGaze's screens: logs in the raw form, a truth that holds, traits that show."""
+"""Logs of made-up people: in the raw form of RecGaze, with a truth that holds."""
 
 import csv
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,24 +9,13 @@ import pytest
 
 from fixate_jax.analysis.measures import random_halves, split_half_correlation
 from fixate_jax.data.recgaze.geometry import VIEWPORT, poster_top
-from fixate_jax.data.synthetic.recgaze import Person, Truth, write_recgaze
-from fixate_jax.data.synthetic.recgaze.aims import Aim, aim_of
-from fixate_jax.data.synthetic.recgaze.catalogue import built_in, genre_weights
-from fixate_jax.data.synthetic.recgaze.cursor import cursor_of
-from fixate_jax.data.synthetic.recgaze.people import GENRES, draw_people, user_id
+from fixate_jax.data.synthetic.recgaze import Truth, write_recgaze
+from fixate_jax.data.synthetic.recgaze.people import GENRES
 from fixate_jax.data.synthetic.recgaze.view import (
-    MAX_SCROLL,
     MOVIE,
-    NOWHERE,
-    area_under,
     full_rows,
-    settle,
-    visible_rows,
 )
-from fixate_jax.data.synthetic.recgaze.walk import MS, Walk
-from fixate_jax.errors import ConfigError, DataError
 
-SCREENS = Path(__file__).parents[4] / "shared" / "data" / "recgaze_screens" / "screens.csv"
 USERS = 12
 AOI = ["type", "MovieID", "Movie_position_in_carousel", "Carousel_position", "Carousel_genre"]
 AOI += ["Carousel_genre_is_top_genre", "Carousel_genre_is_preferred_genre", "Carousel_genre_rating"]
@@ -66,16 +52,6 @@ def rows_of(directory: Path, name: str, keep: dict[str, set[str]]) -> list[list[
     with (directory / name).open(encoding="utf-8", newline="") as file:
         head, *lines = csv.reader(file)
     return [line for line in lines if all(line[head.index(column)] in values for column, values in keep.items())]
-
-
-def walks(person: Person, tasks: Iterable[int] = range(1, 31), seed: int = 5) -> list[Walk]:
-    """What a person does on screens whose films' own appeal is the same for everybody."""
-    done = []
-    for task, page in built_in(list(tasks)).items():
-        rng = np.random.default_rng([seed, task])
-        done.append(Walk(person, aim_of(person, genre_weights(page), task, rng), rng, start=0))
-        done[-1].run()
-    return done
 
 
 def test_columns_are_those_of_the_data_set(written: tuple[Path, Truth]) -> None:
@@ -174,33 +150,6 @@ def test_more_people_and_fewer_tasks_leave_the_others_as_they_are(tmp_path: Path
     pd.testing.assert_frame_equal(few.visits, kept.reset_index(drop=True))
 
 
-def test_people_are_named_as_in_the_study() -> None:
-    names = [user_id(index) for index in range(87)]
-    assert sorted(names) == sorted([f"KInIT_{i}" for i in range(1, 62)] + [f"UvA_{i}" for i in range(1, 27)])
-
-
-def test_opinions_agree_with_tastes() -> None:
-    people = draw_people(200, 0)
-    for person in people:
-        best = max(person.ratings)
-        assert person.top_genre == GENRES[int(np.argmax(person.tastes))] == person.preferred_genres[0]
-        assert person.rating(person.top_genre) == best and 1 <= min(person.ratings) <= best <= 5
-        assert all(person.rating(genre) >= 4 for genre in person.preferred_genres) and len(person.preferred_genres) <= 4
-    tastes, ratings = (np.array([getattr(p, name) for p in people]).ravel() for name in ("tastes", "ratings"))
-    assert np.corrcoef(tastes, ratings)[0, 1] > 0.9
-
-
-def test_visible_rows_follow_the_rules_on_the_edges() -> None:
-    assert visible_rows(0.0) == full_rows(0.0) == (1, 2, 3)
-    fourth = poster_top(4) - VIEWPORT[1]
-    assert visible_rows(fourth + 3.0) == (1, 2, 3, 4) and visible_rows(fourth + 2.875) == (1, 2, 3)
-    whole = fourth + 193
-    assert full_rows(whole - 0.375) == (2, 3, 4) and full_rows(whole - 0.625) == (2, 3)
-    assert full_rows(float(MAX_SCROLL)) == (8, 9, 10)
-    offsets = [settle(x, whole=False) for x in np.linspace(0.3, MAX_SCROLL - 1, 997)]
-    assert all(abs(2 * x - round(2 * x)) > 0.2 for x in offsets), "no offset is on the edge of half a pixel"
-
-
 def test_truth_is_consistent(truth: Truth) -> None:
     splits = {"test": {1, 4, 9, 21, 24, 32}, "validation": {7, 11, 29, 31}}
     for frame in (truth.sessions, truth.screen_sessions):
@@ -276,31 +225,6 @@ def test_what_is_left_out_is_counted(truth: Truth, public: pd.DataFrame) -> None
         assert counts["direct-search task"] == (tasks["TaskID"] > 35).sum()
 
 
-def test_what_the_log_says_is_under_the_eyes_is_under_them() -> None:
-    kinds = set()
-    for walk in walks(replace(draw_people(1, 0)[0], swipe_readiness=0.5)):
-        states = [next(s for s in reversed(walk.states) if s.time <= f.time) for f in walk.fixations]
-        found = area_under(
-            np.array([f.x for f in walk.fixations]),
-            np.array([f.y for f in walk.fixations]),
-            np.array([s.pages for s in states]),
-        )
-        assert found == [f.aoi for f in walk.fixations]
-        assert all(f.scroll == s.scroll for f, s in zip(walk.fixations, states, strict=True))
-        assert all(0 <= f.y - f.scroll <= VIEWPORT[1] for f in walk.fixations)
-        assert not any(f.closest for f in walk.fixations if f.aoi != NOWHERE)
-        kinds |= {(f.aoi.type, f.closest and f.closest.type) for f in walk.fixations}
-    assert kinds == {
-        (MOVIE, None),
-        ("Genre", None),
-        ("Forward", None),
-        ("Backward", None),
-        ("Background", None),
-        ("Background", MOVIE),
-        ("Background", "Genre"),
-    }
-
-
 def test_gaze_and_clicks_are_as_in_real_data(truth: Truth, public: pd.DataFrame) -> None:
     assert len(truth.sessions) > 0.75 * 35 * USERS
     dwell = [np.array(ms) for ms in truth.sessions["fixation_ms"]]
@@ -318,187 +242,6 @@ def test_gaze_and_clicks_are_as_in_real_data(truth: Truth, public: pd.DataFrame)
     assert abs(((log - log.mean()) ** 3).mean()) < 0.3 * log.std() ** 3, "log-normal"
 
 
-def share(done: list[Walk], wanted: Any) -> float:
-    """Share of the time in the opening view for which `wanted` holds of a poster."""
-    seen = [f for walk in done for f in walk.fixations if f.aoi.type == MOVIE and f.scroll == 0]
-    return sum(f.ms for f in seen if wanted(f.aoi)) / sum(f.ms for f in seen)
-
-
-def changed(trait: str, value: float) -> dict[str, Any]:
-    return {trait: value}
-
-
-def test_scan_habits_show_in_gaze() -> None:
-    person = draw_people(1, 0)[0]
-    for trait, low, high, wanted in [
-        ("top_pull", 0.0, 1.2, lambda aoi: aoi.carousel == 1),
-        ("left_pull", 0.0, 0.8, lambda aoi: aoi.place % 5 == 1),
-        ("centre_pull", -0.5, 1.2, lambda aoi: aoi.place % 5 == 3),
-    ]:
-        little, much = (share(walks(replace(person, **changed(trait, value))), wanted) for value in (low, high))
-        assert much > little + 0.1, trait
-
-
-def test_the_eyes_of_the_loyal_stay_in_their_row() -> None:
-    def stays(loyalty: float) -> float:
-        done = walks(replace(draw_people(1, 0)[0], row_loyalty=loyalty))
-        pairs = [(a.aoi, b.aoi) for w in done for a, b in zip(w.fixations, w.fixations[1:], strict=False)]
-        pairs = [(a, b) for a, b in pairs if a.type == b.type == MOVIE]
-        return float(np.mean([a.carousel == b.carousel for a, b in pairs]))
-
-    assert stays(2.0) > stays(0.0) + 0.2
-
-
-def test_a_taste_for_a_genre_draws_gaze_and_clicks() -> None:
-    person = replace(draw_people(1, 0)[0], taste_pull=0.6)
-    pages = built_in(range(1, 31))
-    looks, clicks = [], []
-    for taste in (-2.0, 0.0, 2.0):
-        done = walks(replace(person, tastes=(taste, *person.tastes[1:])))
-        genre = [
-            (f.ms, pages[task][f.aoi.carousel - 1].genre == GENRES[0])
-            for task, walk in enumerate(done, start=1)
-            for f in walk.fixations
-            if f.aoi.type == MOVIE
-        ]
-        looks.append(sum(ms for ms, liked in genre if liked) / sum(ms for ms, _ in genre))
-        clicked = [(task, walk.diary.clicks[-1][0][0]) for task, walk in enumerate(done, start=1) if walk.diary.clicks]
-        clicks.append(np.mean([pages[task][carousel - 1].genre == GENRES[0] for task, carousel in clicked]))
-    assert looks == sorted(looks) and looks[2] > 2 * looks[0]
-    assert clicks[2] > clicks[1] + 0.15 and clicks[1] >= clicks[0]
-
-
-def test_gaze_drives_the_click_where_taste_is_silent() -> None:
-    person = draw_people(1, 0)[0]
-    ranks = []
-    for seed in range(600):
-        walk = Walk(person, Aim(np.zeros((10, 15)), None), np.random.default_rng(seed), start=0)
-        walk._look(1.0)
-        before = dict(walk.view_ms)
-        walk._choose()
-        chosen = walk.diary.clicks[-1][0]
-        ranks.append(np.mean([ms < before[chosen] for poster, ms in before.items() if poster != chosen]))
-    assert np.mean(ranks) > 0.53
-
-
-def test_swipers_swipe_and_far_scrollers_get_far() -> None:
-    person = replace(draw_people(1, 0)[0], decisiveness=-2.0, wheel=True)
-    few, tasks = replace(person, swipe_readiness=0.05, jump_px=250.0), range(1, 13)
-    often, far = replace(few, swipe_readiness=0.6), replace(few, jump_px=900.0, wheel=False)
-    swipes, depths, offsets = [], [], []
-    for one in (few, often, far):
-        done = walks(one, tasks)
-        swipes.append(sum(c.aoi.type in ("Forward", "Backward") for w in done for c in w.clicks))
-        depths.append(np.mean([max(s.scroll for s in w.states) for w in done]))
-        # Where a scroll ends, which is where more than a glance is cast.
-        offsets.append([f.scroll % 1 for w in done for f in w.fixations if f.ms > 150 and f.scroll])
-    assert swipes[1] > 5 * max(swipes[0], 1)
-    assert depths[2] > depths[0] + 300
-    assert not any(offsets[0]) and np.mean(np.array(offsets[2]) == 0) < 0.5
-
-
-def test_the_cursor_lags_behind_the_gaze() -> None:
-    agreement = {lag: [0, 0] for lag in (-400, 0, 400)}
-    person = replace(draw_people(1, 0)[0], cursor_following=0.9, cursor_lag_ms=400.0)
-    for walk in walks(person):
-        starts = np.array([f.time for f in walk.fixations])
-        for sample in cursor_of(walk, person, np.random.default_rng(0)):
-            for lag, (hits, asked) in agreement.items():
-                at = int(np.searchsorted(starts, sample.time - lag * MS, side="right")) - 1
-                if at >= 0 and walk.fixations[at].aoi.type == MOVIE and sample.aoi.type == MOVIE:
-                    agreement[lag] = [hits + (walk.fixations[at].aoi == sample.aoi), asked + 1]
-    ahead, now, behind = (hits / asked for hits, asked in agreement.values())
-    assert behind > now + 0.08 > ahead + 0.08 and behind > 0.35
-
-
-def test_the_cursor_is_on_what_is_clicked() -> None:
-    person = replace(draw_people(1, 0)[0], swipe_readiness=0.4)
-    for walk in walks(person):
-        there = {s.time: s.aoi for s in cursor_of(walk, person, np.random.default_rng(1)) if s.time % MS == 0}
-        assert not there or [there[click.time] for click in walk.clicks] == [click.aoi for click in walk.clicks]
-
-
 def test_some_sessions_have_no_cursor(truth: Truth) -> None:
     moved = truth.sessions["cursor_ms"].map(any)
     assert 0.8 < moved.mean() < 0.99
-
-
-def test_searchers_find_the_film_they_are_asked_for() -> None:
-    found = []
-    for walk in [w for person in draw_people(6, 0) for w in walks(person, range(36, 41))]:
-        if walk.diary.clicks and walk.aim.target in {
-            poster for visit in walk.diary.visits for poster in visit.fixation_ms
-        }:
-            found.append(walk.diary.clicks[-1][0] == walk.aim.target)
-    assert len(found) >= 15 and np.mean(found) > 0.8
-
-
-def test_the_built_in_screens_hold_every_genre_once_in_an_order_of_their_own() -> None:
-    pages = built_in(range(1, 41))
-    orders = {tuple(row.genre for row in page) for page in pages.values()}
-    assert all(sorted(order) == sorted(GENRES) for order in orders) and len(orders) == 40
-    for page in pages.values():
-        assert all(row.genre in film.genres and len(row.films) == 15 for row in page for film in row.films)
-    assert built_in([7])[7] == pages[7]
-
-
-def test_titles_and_genres_come_from_a_list_of_screens(tmp_path: Path) -> None:
-    path = write_screens(tmp_path / "screens.csv", [3, 12])
-    write_recgaze(tmp_path / "logs", users=1, seed=0, screens=path, tasks=[12])
-    items = pd.read_csv(tmp_path / "logs" / "item_features.csv", keep_default_na=False)
-    assert len(items) == 150 and set(items["TaskID"]) == {12}
-    first = items.iloc[0]
-    assert first["TMDB_title"] == 'Film "12/1/1", or so (1999)' and first["TMDB_genres"] == "Action, War"
-    assert first["TMDB_poster_path"] == "12-1-1.jpg" and first["MovieID"] == 12001
-
-
-def write_screens(path: Path, tasks: Iterable[int]) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        head = ["TaskID", "Carousel_position", "Carousel_genre", "Movie_position_in_carousel"]
-        table.writerow([*head, "title", "genres", "cast", "poster_file"])
-        for task in tasks:
-            for carousel in range(1, 11):
-                for place in range(1, 16):
-                    title = f'Film "{task}/{carousel}/{place}", or so (1999)'
-                    poster = f"{task}-{carousel}-{place}.jpg"
-                    table.writerow((task, carousel, GENRES[carousel - 1], place, title, "Action, War", "", poster))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("Carousel_genre", "Genre", "screens.csv: no field 'Carousel_genre'"),
-        ("\n3,2,Animation", "\n3,two,Animation", "screens.csv, line 17: task, carousel and place must be whole"),
-        ("\n3,2,Animation", "\n3,2,Anime", "line 17, field 'Carousel_genre': must be one of Action, "),
-        ("\n3,2,Animation,4,", "\n3,2,Animation,5,", "carousel 2 of task 3 must have the places 1 to 15"),
-    ],
-)
-def test_a_list_of_screens_that_cannot_be_used(tmp_path: Path, old: str, new: str, message: str) -> None:
-    path = write_screens(tmp_path / "screens.csv", [3])
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(DataError, match=message):
-        write_recgaze(tmp_path / "logs", users=1, seed=0, screens=path, tasks=[3])
-
-
-def test_a_task_that_is_not_in_the_list(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="carousel 1 of task 5 must have"):
-        write_recgaze(tmp_path, users=1, seed=0, screens=write_screens(tmp_path / "screens.csv", [3]), tasks=[5])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [({"users": 0}, "users"), ({"samples": 0}, "samples"), ({"tasks": []}, "tasks"), ({"tasks": [0, 3]}, "0 to 3")],
-)
-def test_settings_out_of_range(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        write_recgaze(tmp_path, **({"users": 1, "seed": 0} | wrong))
-
-
-@pytest.mark.skipif(not SCREENS.exists(), reason="needs the study's list of screens beside the project")
-def test_the_real_screens(tmp_path: Path) -> None:
-    truth = write_recgaze(tmp_path, users=1, seed=0, screens=SCREENS)
-    items = pd.read_csv(tmp_path / "item_features.csv")
-    assert len(items) == 6000 and items.iloc[0]["TaskID"] == 1 and items["TMDB_title"].notna().all()
-    assert len(truth.sessions) > 20

@@ -1,0 +1,63 @@
+"""Many runs of one table: failures surface, other settings do not mix, nothing is begun once a worker has failed."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fixate_jax.config import BackboneConfig, DataConfig, RunConfig, TrainConfig
+from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.settings import load_config
+from fixate_jax.tuning import cells
+from fixate_jax.tuning.experiment import CONFIG_FILE, absolute_paths
+from tests.cells import fake_cells
+
+
+def some_cells(tmp_path: Path, signal: str = "fixation", **changes) -> list[cells.Cell]:
+    config = RunConfig(
+        data=DataConfig(name="synthetic_choice", max_users=2, store=tmp_path / "store", signal=signal),
+        backbone=BackboneConfig(path="tiny-qwen3-vl"),
+        train=TrainConfig(seeds=(1, 2), **changes),
+    )
+    return [cells.Cell(folder=tmp_path / "run", config=absolute_paths(config), seed=seed) for seed in (1, 2)]
+
+
+def test_the_failure_of_a_worker_surfaces(tmp_path: Path):
+    with pytest.raises(DataError, match=r"data.signal = 'cursor': session .* has only fixation"):
+        cells.run_cells([some_cells(tmp_path, signal="cursor")], out=tmp_path, jobs=1, title="Cells")
+    assert list(tmp_path.glob("worker-*.log"))
+
+
+def test_other_settings_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = fake_cells(monkeypatch)
+    group = some_cells(tmp_path)
+    cells.run_cells([group], out=tmp_path, jobs=1, title="")
+    cells.run_cells([group], out=tmp_path, jobs=1, title="")
+    assert [seed for _, seed, _ in asked] == [1, 2]
+    assert load_config(tmp_path / "run" / CONFIG_FILE) == group[0].config
+    with pytest.raises(ConfigError, match=r"run was made with other settings \(train.epochs: 30 there, 9 now"):
+        cells.run_cells([some_cells(tmp_path, epochs=9)], out=tmp_path, jobs=1, title="")
+
+
+def test_measures_are_against_each_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake_cells(monkeypatch)
+    cell = replace(some_cells(tmp_path)[0], also=("fixation", "cursor"))
+    cells.run_cells([[cell]], out=tmp_path, jobs=1, title="")
+    own, other = cells.read_cells([cell]), cells.read_cells([cell], signal="cursor")
+    # The stand-in for the metrics writes down the gaze that it was given: the length of the signal's name.
+    assert set(own.loc[own["method"] == cells.FIXATE, "js"]) == {len("fixation")}
+    assert set(other["js"]) == {len("cursor")} and cells.SWAPPED not in set(other["method"])
+    assert cells.SWAPPED in set(own["method"])
+
+
+def test_nothing_is_begun_once_another_worker_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = fake_cells(monkeypatch)
+    monkeypatch.setattr(cells, "_stop", SimpleNamespace(is_set=lambda: len(asked) == 1))
+    cells.run_group(some_cells(tmp_path), tmp_path)
+    assert len(asked) == 1
+
+
+def test_unknown_operators_are_named():
+    with pytest.raises(ConfigError, match="operator 'nope': choose among attention, rollout"):
+        cells.with_operator(RunConfig(), "nope")
