@@ -1,4 +1,5 @@
-# make demo | test | lint | bench | bench-gpu | results | results-operators | results-recgaze | docs | clean
+# make demo | test | lint | bench | bench-gpu | results | results-operators | results-recgaze | results-analysis
+# make docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 ifndef PYTHON
@@ -23,7 +24,7 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test lint bench bench-gpu docs results results-operators results-recgaze clean
+.PHONY: demo test lint bench bench-gpu docs results results-operators results-recgaze results-analysis clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -58,6 +59,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.operators
 	$(BIN)/python -m benchmarks.recgaze_reader
+	$(BIN)/python -m benchmarks.input_pipeline
 
 # Wants an accelerator, and JAX for it: $(BIN)/pip install "jax[cuda12]"
 bench-gpu: $(VENV)/.installed-test
@@ -71,6 +73,9 @@ results-operators: $(VENV)/.installed
 
 results-recgaze: $(VENV)/.installed
 	$(BIN)/python train/results_recgaze.py --out runs/recgaze
+
+results-analysis: $(VENV)/.installed
+	$(BIN)/python train/results_analysis.py --data-path $(DATA) --out runs/analysis
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

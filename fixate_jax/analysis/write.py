@@ -15,7 +15,7 @@ from fixate_jax.analysis.tables import Analysis, analyse
 from fixate_jax.data.session import Session
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
-from fixate_jax.report.figures import half_scatter, slot_maps
+from fixate_jax.report.gaze import half_scatter, slot_maps
 from fixate_jax.report.html import write_report
 
 REPORT = "analysis.html"

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from PIL import Image
 
 from fixate_jax import cli
 from fixate_jax.analysis import (
@@ -23,7 +24,7 @@ from fixate_jax.analysis import write as analysis_write
 from fixate_jax.config import DataConfig
 from fixate_jax.data import SessionStore, open_or_prepare
 from fixate_jax.errors import ConfigError
-from fixate_jax.report import figures
+from fixate_jax.report import gaze as pictures
 from tests.analysis.made_up import PATTERNS, SETTINGS, boxes, layout, same
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "synthetic_carousel.yaml")
@@ -32,13 +33,13 @@ DEMO = str(Path(__file__).parents[2] / "configs" / "synthetic_carousel.yaml")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures in the order in which they are saved."""
     kept: list[Figure] = []
-    save = figures._save
+    save = pictures._save
 
     def keep(figure: Figure, path: Path) -> Path:
         kept.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(figures, "_save", keep)
+    monkeypatch.setattr(pictures, "_save", keep)
     return kept
 
 
@@ -48,7 +49,7 @@ def test_the_maps_show_the_people_with_the_most_sessions(tmp_path: Path, monkeyp
     gaze = np.tile([0.5, 0.5], (30, 1))
     gaze[29], gaze[0] = [0.9, 0.1], [0.1, 0.9]
     arguments: dict = {"boxes": boxes(2), "labels": ("A", "B"), "aspect": 0.8}
-    path = figures.slot_maps(tmp_path / "a.png", users=people, gaze=gaze, sessions=np.arange(30), **arguments)
+    path = pictures.slot_maps(tmp_path / "a.png", users=people, gaze=gaze, sessions=np.arange(30), **arguments)
     assert path.stat().st_size > 10_000
     (figure,) = kept
     assert figure.get_suptitle() == "Mean gaze of each person; the 24 of 30 people with the most sessions"
@@ -61,19 +62,50 @@ def test_the_maps_show_the_people_with_the_most_sessions(tmp_path: Path, monkeyp
     fill = {axis.get_title(): [to_rgb(patch.get_facecolor()) for patch in axis.patches[1:]] for axis in figure.axes}
     more, less = fill["user p29, n = 29"]
     assert more[0] > 2 * more[2] and less[2] > 2 * less[1], "orange where it is more, purple where less"
-    figures.slot_maps(tmp_path / "b.png", users=people[:2], gaze=gaze[1:3], sessions=np.ones(2, int), **arguments)
+    pictures.slot_maps(tmp_path / "b.png", users=people[:2], gaze=gaze[1:3], sessions=np.ones(2, int), **arguments)
     assert kept[1].get_suptitle() == "Mean gaze of each person"
 
 
 def test_halves_are_drawn_slot_by_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = drawn(monkeypatch)
-    figures.half_scatter(tmp_path / "a.png", first=PATTERNS, second=PATTERNS, labels=("A", "B", "C"))
+    pictures.half_scatter(tmp_path / "a.png", first=PATTERNS, second=PATTERNS, labels=("A", "B", "C"))
     (axis,) = kept[0].axes
     assert axis.get_title(loc="left") == "3 people × 3 slots: r = 1.00"
     assert len(axis.collections) == 3 and axis.get_legend() is not None
     many = np.random.default_rng(0).dirichlet(np.ones(9), 4)
-    figures.half_scatter(tmp_path / "b.png", first=many, second=many[::-1], labels=tuple("ABCDEFGHI"))
+    pictures.half_scatter(tmp_path / "b.png", first=many, second=many[::-1], labels=tuple("ABCDEFGHI"))
     assert kept[1].axes[0].get_legend() is None
+
+
+def test_halves_fill_their_axes_which_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = drawn(monkeypatch)
+    first, second = np.random.default_rng(0).dirichlet(np.full(9, 0.2), (2, 30))
+    pictures.half_scatter(tmp_path / "a.png", first=first, second=second, labels=tuple("ABCDEFGHI"))
+    (axis,) = kept[0].axes
+    points = np.concatenate([np.asarray(drawn.get_offsets()) for drawn in axis.collections])
+    assert axis.get_xlim() == axis.get_ylim() == pytest.approx((1.08 * points.min(), 1.08 * points.max()))
+    assert len(points) == 270 and -axis.get_xlim()[0] < 0.7 * axis.get_xlim()[1]
+    pictures.half_scatter(tmp_path / "b.png", first=PATTERNS[:1], second=PATTERNS[:1], labels=("A", "B", "C"))
+    assert kept[1].axes[0].get_xlim() == (-1, 1), "nothing to see of one person"
+
+
+def test_pictures_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = drawn(monkeypatch)
+    few = {"boxes": boxes(3), "labels": ("A", "B", "C"), "users": ("x", "y", "z"), "gaze": PATTERNS, "aspect": 0.5}
+
+    def maps(figure: SubFigure) -> None:
+        pictures.draw_slot_maps(figure, **few, sessions=np.array([5, 4, 6]), most=2, columns=1, title="people")  # type: ignore[arg-type]
+
+    def halves(figure: SubFigure) -> None:
+        pictures.draw_halves(figure, first=PATTERNS, second=PATTERNS, labels=("A", "B", "C"), title="them")
+
+    path = pictures.side_by_side(tmp_path / "a.png", [maps, halves], size=(3.0, 2.0))
+    with Image.open(path) as image:
+        assert image.size == (900, 300)
+    left, right = kept[0].subfigs
+    assert left.get_suptitle() == "people"
+    assert [axis.get_title() for axis in left.axes[:3]] == ["mean over 3 people", "user x, n = 5", "user z, n = 6"]
+    assert right.axes[0].get_title(loc="left") == "them: 3 people × 3 slots: r = 1.00"
 
 
 def call(*arguments: str) -> int:
@@ -140,7 +172,7 @@ def test_the_command_writes_everything(
         )
         == 0
     )
-    out = tmp_path / "analyses" / "demo"
+    out = tmp_path / "analyses" / "synthetic_carousel"
     page = (out / "analysis.html").read_text(encoding="utf-8")
     assert "The test split is among them" in page
     wanted = AnalysisSettings(splits=("test",), halvings=10, min_sessions=9, layouts=2, seed=3, gaze_temperature=2.0)
