@@ -140,8 +140,9 @@ def method_differences(
             free = means[means["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
             difference = (free[reference] - free[other]).to_numpy(float)
             good = difference < 0 if metric in LOWER_IS_BETTER else difference > 0
+            colours = np.where(good, BLUE, np.where(difference == 0, GREY, ORANGE))
             height = row + np.linspace(-0.22, 0.22, len(difference))
-            axis.scatter(difference, height, s=14, c=np.where(good, BLUE, ORANGE), alpha=0.75, linewidths=0)
+            axis.scatter(difference, height, s=14, c=colours, alpha=0.75, linewidths=0)
             axis.plot([difference.mean()] * 2, [row - 0.35, row + 0.35], color="black", linewidth=1.6)
             axis.text(
                 1.0, row, f"{good.sum()}/{good.size}", transform=axis.get_yaxis_transform(), fontsize=7, va="center"
@@ -149,7 +150,7 @@ def method_differences(
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_yticks(range(len(per_user)), list(per_user), fontsize=8)
         axis.invert_yaxis()
-        _style(axis, f"{metric}: {reference} − {other.replace('_', ' ')}, each person")
+        _style(axis, f"{metric}: {reference} − {other.replace('_', ' ')}")
     return _save(figure, path)
 
 
