@@ -57,8 +57,11 @@ def test_tables_and_figures(script: ModuleType, tmp_path: Path):
     ]
     assert clicks[2] != clicks[3], "of gaze and of the cursor"
     sizes = rows(text, "What there is")
-    assert sizes["gaze where both are"][:4] == sizes["cursor where both are"][:4]
-    assert int(sizes["gaze where both are"][1]) <= int(sizes["synthetic_recgaze"][1])
+    assert sizes["people"] == ["3", "2", "2", "2"] and sizes["slots of these"] == ["3", "15", "15", "15"]
+    _, every, gaze, cursor = map(int, sizes["sessions"])
+    assert every >= gaze == cursor
+    seconds = sizes["seconds of the signal in a session, median"]
+    assert seconds[2] != seconds[3], "of gaze and of the cursor"
     assert "in split test" in text and "direct-search task" in text
 
 

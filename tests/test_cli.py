@@ -16,6 +16,7 @@ from fixate_jax.tuning import experiment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
+CAROUSEL = str(CONFIGS / "synthetic_carousel.yaml")
 RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
@@ -92,12 +93,12 @@ def test_help_lists_every_field_with_its_meaning(
 def test_a_presets_values_are_the_defaults_of_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     command = cli.parse(["train", DEMO, "--train.epochs", "3", "--train.seeds", "1", "2", "--prompt.no-personal"])
     assert isinstance(command, cli.Train)
-    assert command.settings.data.name == "synthetic_carousel"
-    assert command.settings.train.batch == 16
+    assert command.settings.data.name == "synthetic_recgaze"
+    assert command.settings.train.eval_batch == 32
     assert (command.settings.train.epochs, command.settings.train.seeds) == (3, (1, 2))
     assert command.settings.prompt.personal is False
     assert call("train", DEMO, "--help") == 0
-    assert "(default: synthetic_carousel)" in capsys.readouterr().out
+    assert "(default: synthetic_recgaze)" in capsys.readouterr().out
 
 
 def test_a_recipes_values_are_the_defaults_of_the_flags() -> None:
@@ -222,7 +223,7 @@ def test_a_directory_that_is_no_run(capsys: pytest.CaptureFixture[str], empty_fo
 
 
 def test_prepare_writes_a_store_and_says_what_is_in_it(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
-    arguments = ["prepare", DEMO, "--data.store", "made", "--data.max-users", "2", "--data.page-width", "64"]
+    arguments = ["prepare", CAROUSEL, "--data.store", "made", "--data.max-users", "2", "--data.page-width", "64"]
     assert call(*arguments) == 0
     assert "120 sessions of 2 users in made" in capsys.readouterr().out
     assert [p.name for p in empty_folder.iterdir()] == ["made"]

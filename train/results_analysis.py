@@ -160,24 +160,26 @@ def bound(row: Any, table: pd.DataFrame) -> str:
 
 
 def sizes(cases: Mapping[str, Case]) -> pd.DataFrame:
-    """How much there is, and how far people are from each other."""
-    rows = []
+    """How much there is, what a session looks like, and how far people are from each other."""
+    columns = {}
     for name, case in cases.items():
-        (layout, *_), gaze = case.found.layouts, case.found.tables["user_slot_gaze"]
-        rows.append(
-            {
-                "": name,
-                "people": len(layout.users),
-                "sessions": int(case.found.tables["clicks_by_user"]["sessions"].sum()),
-                "of them on pages alike": layout.user.size,
-                "of these a person": layout.user.size / len(layout.users),
-                "slots": len(layout.labels),
-                "a person's share beside the mean's, points (rms)": 100
-                * float((gaze["difference"] ** 2).mean() ** 0.5),
-                "over that of one slot": float((gaze["difference"] ** 2).mean() ** 0.5) * len(layout.labels),
-            }
-        )
-    return pd.DataFrame(rows)
+        (layout, *_), difference = case.found.layouts, case.found.tables["user_slot_gaze"]["difference"]
+        sessions = [s for s in usable_sessions(case.store, case.data) if s.split in case.settings.splits]
+        dwell = [s.dwell_ms[case.settings.signal] for s in sessions]
+        apart = float((difference**2).mean() ** 0.5)
+        columns[name] = {
+            "people": f"{len(layout.users)}",
+            "sessions": f"{len(sessions)}",
+            "of them on pages alike": f"{layout.user.size}",
+            "of these a person": f"{layout.user.size / len(layout.users):.0f}",
+            "slots of these": f"{len(layout.labels)}",
+            "seconds of the signal in a session, median": f"{np.median([ms.sum() for ms in dwell]) / 1000:.1f}",
+            "slots it is on in a session, mean": f"{np.mean([(ms > 0).sum() for ms in dwell]):.1f}",
+            "share of the slot with most of it, median": f"{np.median([ms.max() / ms.sum() for ms in dwell]):.2f}",
+            "person's mean less people's mean, points (rms)": f"{100 * apart:.1f}",
+            "the same over a slot's even share": f"{apart * len(layout.labels):.2f}",
+        }
+    return pd.DataFrame(columns).rename_axis("").reset_index()
 
 
 def left_out(cases: Mapping[str, Case]) -> pd.DataFrame:
