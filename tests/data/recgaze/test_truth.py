@@ -10,8 +10,8 @@ import pytest
 from fixate_jax.data.recgaze import read_recgaze
 from fixate_jax.data.synthetic.recgaze import Truth, write_recgaze
 
-USERS = int(os.environ.get("RECGAZE_USERS", "6"))
-"""People in the logs; the study had 87, whose logs take minutes to write."""
+USERS = int(os.environ.get("RECGAZE_USERS", "87"))
+"""People in the logs, by default as many as the study had."""
 
 
 @pytest.fixture(scope="module")
