@@ -1,6 +1,6 @@
 """Does the input pipeline keep up: sessions a second that it delivers, beside what a tiny backbone's step consumes.
 
-python -m benchmarks.input_pipeline               about 5 minutes on 2 cores
+python -m benchmarks.input_pipeline               about 7 minutes on 2 cores
 python -m benchmarks.input_pipeline --pairs 3     a quick look
 
 Pages are those of made-up people before RecGaze's screens, the step is that of training with the operator attention.
