@@ -2,7 +2,7 @@
 
 Pulls are differences of log-odds, so a pull of 0.7 doubles the odds. Appeal is counted in standard deviations of taste
 over people. Nothing in here is taken from real people; the spreads are set so that simulated gaze is personal, stable
-and telling of the click to a degree that real data sets show.
+and telling of the click, more so than real people's in human_choice (docs/results/analysis.md).
 """
 
 from dataclasses import dataclass
