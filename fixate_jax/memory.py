@@ -7,11 +7,10 @@ are kept for the backward pass come next to weights. Everything is in bytes, per
 The numbers of working arrays were read off XLA's list of buffers that are alive at that moment.
 """
 
-import math
 from dataclasses import dataclass, fields
 
 from fixate_jax.backbones.decoder_layer import DecoderConfig
-from fixate_jax.backbones.row_blocks import UNROLLED
+from fixate_jax.backbones.row_blocks import UNROLLED, block_plan
 from fixate_jax.errors import ConfigError
 
 Mesh = tuple[int, int, int]
@@ -21,6 +20,8 @@ FEED_FORWARD_ARRAYS = 5
 """Arrays of rows × hidden units alive at a time on the way back through a layer's gated half."""
 SCORE_ARRAYS = 2
 """Copies of attention's scores alive at a time in its gradient: the weights and what comes back to them."""
+LOOP_SCORE_ARRAYS = 3
+"""The same where row blocks are a loop; a third goes from one half of its body to the other."""
 TAPPED_ARRAYS = 4
 """Arrays the size of the tapped layers' keys: keys and values, or, later, two copies of the gradients of each."""
 LOGIT_ARRAYS = 3
@@ -103,15 +104,22 @@ def _product_width(config: DecoderConfig) -> int:
     return config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim + 2 * config.ff
 
 
-def score_count(config: DecoderConfig, shape: StepShape) -> int:
-    """Attention scores of a session that row blocks hold at a time, see :mod:`fixate_jax.backbones.row_blocks`."""
+def score_bytes(config: DecoderConfig, shape: StepShape) -> int:
+    """Attention scores of a session, in float32, that the gradient of row blocks holds at a time.
+
+    A few blocks are worked on all at once. A loop holds one block, but once for each number of keys that a block may
+    read, since what its branches hold does not share room; see :mod:`fixate_jax.backbones.row_blocks`.
+    """
     if shape.flash:
         return 0
     rows, block = shape.seq - shape.cached, config.attention_block
-    if math.ceil(rows / block) > UNROLLED:
-        return config.heads * block * shape.seq
-    ends = [min(first + block, rows) for first in range(0, rows, block)]
-    return config.heads * sum((end - first) * (shape.cached + end) for first, end in zip(range(0, rows, block), ends))
+    ends = sorted({*range(block, rows, block), rows})
+    if len(ends) <= UNROLLED:
+        sizes = [end - first for first, end in zip([0, *ends], ends, strict=False)]
+        pairs = sum(size * (shape.cached + end) for size, end in zip(sizes, ends, strict=True))
+        return 4 * SCORE_ARRAYS * config.heads * pairs
+    _, keys = block_plan(rows, block, causal=True)
+    return 4 * LOOP_SCORE_ARRAYS * config.heads * block * sum(shape.cached + end for end in set(keys))
 
 
 def temporaries(config: DecoderConfig, shape: StepShape) -> Temporaries:
@@ -126,7 +134,7 @@ def temporaries(config: DecoderConfig, shape: StepShape) -> Temporaries:
     positions = shape.rows * (own + shape.tail)
     keys = shape.rows * shape.seq * config.kv_heads * config.head_dim // tensor
     working = FEED_FORWARD_ARRAYS * positions * config.ff // tensor * size
-    working += SCORE_ARRAYS * 4 * shape.rows * score_count(config, shape) // tensor
+    working += shape.rows * score_bytes(config, shape) // tensor
     if not shape.cached:
         working += config.deepstack_levels * positions * config.width * size
     if config.remat == "full":

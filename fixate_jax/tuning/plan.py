@@ -1,0 +1,243 @@
+"""What a run would need: mesh, memory of each device, operations of a step; from shapes alone, nothing is allocated."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh
+
+from fixate_jax import flops
+from fixate_jax.backbones.flash import LANES
+from fixate_jax.backbones.sharding import shardings
+from fixate_jax.config import RunConfig
+from fixate_jax.devices import USABLE
+from fixate_jax.errors import ConfigError
+from fixate_jax.memory import Mesh, StepShape, Temporaries, temporaries
+from fixate_jax.tuning.abstract import AbstractBackbone, abstract_batch, abstract_state
+from fixate_jax.tuning.batches import Shapes
+from fixate_jax.tuning.features import choose_tier
+
+AXES = ("data", "fsdp", "tensor")
+OPERATORS = ("attn_lrp", "attention_gradient", "attention")
+"""Operators that look at row ``src`` alone, whose step is prefill and tail."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is tuned, as far as sizes go.
+
+    Attributes:
+        page: width and height of a page in pixels.
+        text: tokens of the chat beside page and soft prompt: template, profile, instruction.
+        slots: slots of a page.
+        answer: tokens of the longest answer.
+        users: people.
+        pages: different pages, whose features are cached.
+    """
+
+    page: tuple[int, int] = (1100, 619)
+    text: int = 128
+    slots: int = 8
+    answer: int = 1
+    users: int = 64
+    pages: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("text", "slots", "answer", "users", "pages"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        if min(self.page) < 1:
+            raise ConfigError(f"--page {self.page}: width and height in pixels are needed, each at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a step needs.
+
+    Attributes:
+        parameters: numbers in the model, vision tower included.
+        shapes: of a sequence.
+        mesh: devices along (data, fsdp, tensor).
+        arguments: bytes of the step's arguments on each device, by part.
+        temporaries: bytes that it holds beside them.
+        idle: bytes on each device that no step touches, by part.
+        cache: bytes of all pages' features, on each host.
+        tier: where they are kept.
+        cached: what is kept, in words.
+        flops: operations of an optimizer step on all devices, by part.
+        page_flops: operations of the vision tower on one page, once in a run.
+        device: bytes of a device.
+    """
+
+    parameters: int
+    shapes: Shapes
+    mesh: Mesh
+    arguments: dict[str, int]
+    temporaries: Temporaries
+    idle: dict[str, int]
+    cache: int
+    tier: str
+    cached: str
+    flops: dict[str, int]
+    page_flops: int
+    device: int
+
+    @property
+    def step_bytes(self) -> int:
+        """Arguments and temporaries of the compiled step on each device, what XLA's memory analysis counts."""
+        return sum(self.arguments.values()) + self.temporaries.total
+
+    @property
+    def device_bytes(self) -> int:
+        """All that a device holds during a step."""
+        return self.step_bytes + sum(self.idle.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is within what may be filled of a device."""
+        return self.device_bytes <= USABLE * self.device
+
+
+def sharded_bytes(state: nnx.State, mesh: AbstractMesh) -> int:
+    """Bytes of weights on each device, by the rules of :mod:`fixate_jax.backbones.sharding`."""
+    leaves, places = jax.tree.leaves(state), jax.tree.leaves(shardings(state, mesh))
+    return sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in zip(leaves, places, strict=True)
+    )
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes and types."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def sequence_shapes(backbone: AbstractBackbone, config: RunConfig, work: Workload) -> Shapes:
+    """Sizes of a session: soft prompt, chat and page tokens."""
+    rows, columns = backbone.pages.grid(*work.page)
+    tokens = len(backbone.family.image_positions(rows, columns, 0, backbone.config)[0])
+    return Shapes(
+        seq=config.prompt.tokens + work.text + tokens,
+        visual=tokens,
+        slots=work.slots,
+        tail=work.answer,
+        prompt=config.prompt.tokens,
+    )
+
+
+def make_plan(
+    backbone: AbstractBackbone,
+    config: RunConfig,
+    work: Workload,
+    *,
+    mesh: Mesh = (1, 1, 1),
+    device: int,
+    kernels: bool = True,
+) -> Plan:
+    """Count everything.
+
+    Args:
+        backbone: the model, without weights.
+        config: the run's settings.
+        work: sizes of pages and texts.
+        mesh: devices along (data, fsdp, tensor).
+        device: bytes of a device.
+        kernels: whether the platform has a flash kernel, which holds no scores of attention (GPUs and TPUs do).
+
+    Raises:
+        ConfigError: when batch and mesh do not go together, or the operator's step is not planned.
+    """
+    _check(config, mesh)
+    decoder, shapes = backbone.config.decoder, sequence_shapes(backbone, config, work)
+    grid = AbstractMesh(mesh, AXES)
+    share = mesh[0] * mesh[1]
+    rows, accumulate = config.train.batch // share, config.train.accumulate
+    parts = {str(name): nnx.State({name: part}) for name, part in backbone.params.items()}
+    weights = {name: sharded_bytes(part, grid) for name, part in parts.items()}
+    state = abstract_state(config, users=work.users, width=decoder.width)
+    batch = abstract_batch(shapes, backbone.config, rows=rows, accumulate=accumulate)
+    cache = work.pages * shapes.visual * (1 + decoder.deepstack_levels) * decoder.width * decoder.dtype.itemsize
+    tier = choose_tier(cache, config.cache)
+    tower = sum(size for name, size in weights.items() if name != "decoder")
+    return Plan(
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backbone.params)),
+        shapes=shapes,
+        mesh=mesh,
+        arguments={
+            "decoder weights": weights["decoder"],
+            "prompt and optimizer": tree_bytes(state),
+            "batch, page features": tree_bytes(batch),
+        },
+        temporaries=temporaries(decoder, step_shape(config, shapes, mesh, kernels=kernels, heads=decoder.head_dim)),
+        idle={"vision tower weights": tower, "cached page features": cache if tier == "device" else 0},
+        cache=cache,
+        tier=tier,
+        cached=f"features of {work.pages} pages",
+        flops=_step_flops(decoder, config, shapes, work),
+        page_flops=flops.encode_page(backbone.config, units=_units(backbone, work)).total,
+        device=device,
+    )
+
+
+def step_shape(config: RunConfig, shapes: Shapes, mesh: Mesh, *, kernels: bool, heads: int) -> StepShape:
+    """One device's share of a micro-batch."""
+    wanted = kernels and config.backbone.attention == "auto"
+    fits = shapes.seq >= LANES and config.backbone.dtype == "bfloat16" and heads <= LANES
+    return StepShape(
+        rows=config.train.batch // (mesh[0] * mesh[1]),
+        seq=shapes.seq,
+        tail=shapes.tail * _branches(config, shapes),
+        flash=wanted and fits,
+        tensor=mesh[2],
+        fsdp=mesh[1],
+    )
+
+
+def _branches(config: RunConfig, shapes: Shapes) -> int:
+    """Tails of a session in training: the clicked label's, or all where the model's own answer is asked for."""
+    own = config.objective.alignment != "none" and config.objective.relevance == "own"
+    return shapes.slots if own and shapes.tail > 1 else 1
+
+
+def _units(backbone: AbstractBackbone, work: Workload) -> int:
+    return backbone.family.page_units(*backbone.pages.grid(*work.page), backbone.config)
+
+
+def _step_flops(decoder: Any, config: RunConfig, shapes: Shapes, work: Workload) -> dict[str, int]:
+    second = config.operator.name != "attention" and config.objective.alignment != "none"
+    parts = flops.train_parts(decoder, seq=shapes.seq, answer=work.answer, aligned=second)
+    sessions = config.train.batch * config.train.accumulate
+    return {name: sessions * part.total for name, part in parts.items()}
+
+
+def _check(config: RunConfig, mesh: Mesh) -> None:
+    share = mesh[0] * mesh[1]
+    if min(mesh) < 1:
+        raise ConfigError(f"--mesh {mesh}: at least 1 device along each axis is needed")
+    if config.train.batch % share:
+        raise ConfigError(f"train.batch = {config.train.batch}: must be a multiple of data × fsdp = {share}")
+    if config.operator.name not in OPERATORS and config.objective.alignment != "none":
+        raise ConfigError(
+            f"operator.name = {config.operator.name!r}: its step is not planned; planned are {', '.join(OPERATORS)}"
+        )
+
+
+def largest_batch(backbone: AbstractBackbone, config: RunConfig, work: Workload, **how: Any) -> int:
+    """Sessions of the largest micro-batch that fits, in steps of what the mesh asks for; 0 if none does.
+
+    Args:
+        backbone, config, work: as in :func:`make_plan`; the settings' own batch does not count.
+        how: `mesh`, `device` and `kernels`, as there.
+    """
+    share = how["mesh"][0] * how["mesh"][1]
+
+    def held(count: int) -> int:
+        train = replace(config.train, batch=count * share)
+        return make_plan(backbone, replace(config, train=train), work, **how).device_bytes
+
+    # Whatever depends on the batch grows evenly with it.
+    one, two = held(1), held(2)
+    room = USABLE * how["device"] - (2 * one - two)
+    return max(0, int(room // (two - one))) * share
