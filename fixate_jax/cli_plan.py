@@ -26,10 +26,14 @@ class Plan:
     """Memory of one device in gigabytes (None: what is known by its name)."""
     mesh: tuple[int, int, int] = (1, 1, 1)
     """Devices along (data, fsdp, tensor)."""
+    after_image: bool = False
+    """The soft prompt follows the page, whose keys and values are cached."""
     page: tuple[int, int] = (1100, 619)
     """Width and height of a page in pixels."""
     text: int = 128
     """Tokens of the chat beside page and soft prompt."""
+    before: int = 16
+    """How many of those stand before the page."""
     slots: int = 8
     """Slots of a page."""
     answer: int = 1
@@ -54,7 +58,7 @@ class Plan:
         sizes = {field.name: getattr(self, field.name) for field in fields(Workload)}
         work, settings, console = Workload(**sizes), self.settings, Console()
         device = memory_of(self.device, self.device_gb)
-        how: Any = {"mesh": self.mesh, "device": device, "kernels": self.kernels}
+        how: Any = {"mesh": self.mesh, "device": device, "kernels": self.kernels, "after_image": self.after_image}
         models = PUBLISHED if self.models == ("all",) else self.models or (settings.backbone.path,)
         plans = {}
         for model in models:

@@ -90,7 +90,8 @@ def train_parts(
     """What a training step of one session is made of: forward, the inner gradient, the gradient of the prompt.
 
     Weights are frozen, so a product with weights has one product behind it on the way back, and an attention product
-    two, or one where its keys and values are known. The tail of an aligned step is differentiated with respect to its
+    two, or one where its keys and values are known (in the tail, whose few rows attend to those and others together, it
+    is counted like any other). The tail of an aligned step is differentiated with respect to its
     taps first, which takes as many products as it has itself, but no gradient of the prefix's keys and values; and the
     outer gradient passes through both. The head has no second order: the target's gradient is constant there.
 
@@ -103,14 +104,12 @@ def train_parts(
     """
     below = prefill(config, seq=seq, answer=answer, cached=cached)
     above = tail(config, seq=seq, answer=answer)
-    query, rows = config.heads * config.head_dim, seq - cached
-    known_below = 4 * query * cached * ((config.layers - 1) * rows + (config.layers - config.tapped) * answer)
-    known_above = 4 * query * cached * config.tapped * answer
+    known = 4 * config.heads * config.head_dim * (config.layers - 1) * (seq - cached) * cached
     inner = above if aligned else Flops(weights=0)
     passes = 2 if aligned else 1
     back = Flops(
         weights=below.weights + passes * above.weights,
-        attention=2 * (below.attention + passes * above.attention) - known_below - passes * known_above,
+        attention=2 * (below.attention + passes * above.attention) - known,
         head=above.head,
     )
     return {"forward": _sum(below, above), "inner gradient": inner, "backward": back}

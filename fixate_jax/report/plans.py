@@ -38,7 +38,7 @@ PLACES = {
     "device": "on each device",
     "host": "in each host's memory",
     "disk": "on disk",
-    "step": "nowhere: it exceeds every budget of the cache, so the vision tower runs in each step, which is not planned",
+    "step": "nowhere: it is more than every budget, so pages are read again in each step, which is not planned",
 }
 
 

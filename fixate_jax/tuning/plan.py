@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh
 
 from fixate_jax import flops
+from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.flash import LANES
 from fixate_jax.backbones.sharding import shardings
 from fixate_jax.config import RunConfig
@@ -31,6 +33,7 @@ class Workload:
     Attributes:
         page: width and height of a page in pixels.
         text: tokens of the chat beside page and soft prompt: template, profile, instruction.
+        before: how many of those stand before the page.
         slots: slots of a page.
         answer: tokens of the longest answer.
         users: people.
@@ -39,6 +42,7 @@ class Workload:
 
     page: tuple[int, int] = (1100, 619)
     text: int = 128
+    before: int = 16
     slots: int = 8
     answer: int = 1
     users: int = 64
@@ -48,6 +52,8 @@ class Workload:
         for name in ("text", "slots", "answer", "users", "pages"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        if not 0 <= self.before <= self.text:
+            raise ConfigError(f"--before {self.before}: must lie between 0 and --text {self.text}")
         if min(self.page) < 1:
             raise ConfigError(f"--page {self.page}: width and height in pixels are needed, each at least 1")
 
@@ -63,7 +69,7 @@ class Plan:
         arguments: bytes of the step's arguments on each device, by part.
         temporaries: bytes that it holds beside them.
         idle: bytes on each device that no step touches, by part.
-        cache: bytes of all pages' features, on each host.
+        cache: bytes of what is kept of all pages.
         tier: where they are kept.
         cached: what is kept, in words.
         flops: operations of an optimizer step on all devices, by part.
@@ -100,13 +106,14 @@ class Plan:
         return self.device_bytes <= USABLE * self.device
 
 
-def sharded_bytes(state: nnx.State, mesh: AbstractMesh) -> int:
-    """Bytes of weights on each device, by the rules of :mod:`fixate_jax.backbones.sharding`."""
-    leaves, places = jax.tree.leaves(state), jax.tree.leaves(shardings(state, mesh))
-    return sum(
-        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, place in zip(leaves, places, strict=True)
-    )
+def part_bytes(params: nnx.State, mesh: AbstractMesh) -> dict[str, int]:
+    """Bytes of each part of a model on each device, by the rules of :mod:`fixate_jax.backbones.sharding`."""
+    found: dict[str, int] = {}
+    places = jax.tree.leaves(shardings(params, mesh))
+    for (path, leaf), place in zip(nnx.to_flat_state(params), places, strict=True):
+        size = math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        found[str(path[0])] = found.get(str(path[0]), 0) + size
+    return found
 
 
 def tree_bytes(tree: Any) -> int:
@@ -135,6 +142,7 @@ def make_plan(
     mesh: Mesh = (1, 1, 1),
     device: int,
     kernels: bool = True,
+    after_image: bool = False,
 ) -> Plan:
     """Count everything.
 
@@ -145,51 +153,64 @@ def make_plan(
         mesh: devices along (data, fsdp, tensor).
         device: bytes of a device.
         kernels: whether the platform has a flash kernel, which holds no scores of attention (GPUs and TPUs do).
+        after_image: whether the soft prompt follows the page, whose keys and values are cached instead of its features.
 
     Raises:
         ConfigError: when batch and mesh do not go together, or the operator's step is not planned.
     """
     _check(config, mesh)
     decoder, shapes = backbone.config.decoder, sequence_shapes(backbone, config, work)
-    grid = AbstractMesh(mesh, AXES)
-    share = mesh[0] * mesh[1]
-    rows, accumulate = config.train.batch // share, config.train.accumulate
-    parts = {str(name): nnx.State({name: part}) for name, part in backbone.params.items()}
-    weights = {name: sharded_bytes(part, grid) for name, part in parts.items()}
-    state = abstract_state(config, users=work.users, width=decoder.width)
-    batch = abstract_batch(shapes, backbone.config, rows=rows, accumulate=accumulate)
-    cache = work.pages * shapes.visual * (1 + decoder.deepstack_levels) * decoder.width * decoder.dtype.itemsize
+    cached = work.before + shapes.visual if after_image else 0
+    rows, sessions = config.train.batch // (mesh[0] * mesh[1]), config.train.batch * config.train.accumulate
+    weights = part_bytes(backbone.params, AbstractMesh(mesh, AXES))
+    batch = abstract_batch(shapes, backbone.config, rows=rows, accumulate=config.train.accumulate)
+    page = page_bytes(decoder, shapes, cached)
+    if cached:
+        batch = batch._replace(inputs=batch.inputs._replace(features=None))
+    cache = work.pages * page
     tier = choose_tier(cache, config.cache)
-    tower = sum(size for name, size in weights.items() if name != "decoder")
+    parts = train_parts(decoder, config, shapes, cached)
     return Plan(
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backbone.params)),
         shapes=shapes,
         mesh=mesh,
         arguments={
             "decoder weights": weights["decoder"],
-            "prompt and optimizer": tree_bytes(state),
-            "batch, page features": tree_bytes(batch),
+            "prompt and optimizer": tree_bytes(abstract_state(config, users=work.users, width=decoder.width)),
+            "batch": tree_bytes(batch) + (config.train.accumulate * rows * page if cached else 0),
         },
-        temporaries=temporaries(decoder, step_shape(config, shapes, mesh, kernels=kernels, heads=decoder.head_dim)),
-        idle={"vision tower weights": tower, "cached page features": cache if tier == "device" else 0},
+        temporaries=temporaries(decoder, step_shape(decoder, config, shapes, mesh, kernels=kernels, cached=cached)),
+        idle={
+            "vision tower weights": sum(size for name, size in weights.items() if name != "decoder"),
+            "cache of pages": cache if tier == "device" else 0,
+        },
         cache=cache,
         tier=tier,
-        cached=f"features of {work.pages} pages",
-        flops=_step_flops(decoder, config, shapes, work),
+        cached=f"{'keys and values' if cached else 'features'} of {work.pages} pages",
+        flops={name: sessions * part.total for name, part in parts.items()},
         page_flops=flops.encode_page(backbone.config, units=_units(backbone, work)).total,
         device=device,
     )
 
 
-def step_shape(config: RunConfig, shapes: Shapes, mesh: Mesh, *, kernels: bool, heads: int) -> StepShape:
+def page_bytes(decoder: DecoderConfig, shapes: Shapes, cached: int) -> int:
+    """What is cached of a page: its tokens' features, or keys and values of so many positions in every layer."""
+    if cached:
+        return 2 * decoder.layers * cached * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
+    return shapes.visual * (1 + decoder.deepstack_levels) * decoder.width * decoder.dtype.itemsize
+
+
+def step_shape(
+    decoder: DecoderConfig, config: RunConfig, shapes: Shapes, mesh: Mesh, *, kernels: bool, cached: int = 0
+) -> StepShape:
     """One device's share of a micro-batch."""
-    wanted = kernels and config.backbone.attention == "auto"
-    fits = shapes.seq >= LANES and config.backbone.dtype == "bfloat16" and heads <= LANES
+    takes = shapes.seq >= LANES and decoder.dtype == jnp.bfloat16 and decoder.head_dim <= LANES and not cached
     return StepShape(
         rows=config.train.batch // (mesh[0] * mesh[1]),
         seq=shapes.seq,
         tail=shapes.tail * _branches(config, shapes),
-        flash=wanted and fits,
+        cached=cached,
+        flash=kernels and takes and config.backbone.attention == "auto",
         tensor=mesh[2],
         fsdp=mesh[1],
     )
@@ -205,11 +226,10 @@ def _units(backbone: AbstractBackbone, work: Workload) -> int:
     return backbone.family.page_units(*backbone.pages.grid(*work.page), backbone.config)
 
 
-def _step_flops(decoder: Any, config: RunConfig, shapes: Shapes, work: Workload) -> dict[str, int]:
+def train_parts(decoder: DecoderConfig, config: RunConfig, shapes: Shapes, cached: int) -> dict[str, flops.Flops]:
+    """Operations of one session."""
     second = config.operator.name != "attention" and config.objective.alignment != "none"
-    parts = flops.train_parts(decoder, seq=shapes.seq, answer=work.answer, aligned=second)
-    sessions = config.train.batch * config.train.accumulate
-    return {name: sessions * part.total for name, part in parts.items()}
+    return flops.train_parts(decoder, seq=shapes.seq, answer=shapes.tail, aligned=second, cached=cached)
 
 
 def _check(config: RunConfig, mesh: Mesh) -> None:

@@ -1,0 +1,61 @@
+"""A training step compiled on shapes alone, and a model small enough to do so quickly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fixate_jax.backbones.published import published_files
+from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
+from fixate_jax.tuning.abstract import AbstractBackbone, abstract_batch, abstract_state
+from fixate_jax.tuning.plan import Workload, sequence_shapes
+from fixate_jax.tuning.step import make_train_step
+
+TEXT = {
+    "vocab_size": 1024,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+VISION = {"depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2}
+
+
+def write_small(directory: Path, **text: Any) -> str:
+    """The files of a Qwen3-VL of the usual proportions and few layers; returns the directory."""
+    files = published_files("qwen3-vl-4b")
+    config = files["config.json"]
+    config["image_token_id"] = 1000
+    config["text_config"] |= {**TEXT, "rope_scaling": {"mrope_section": [12, 10, 10]}, **text}
+    config["vision_config"] |= {**VISION, "out_hidden_size": config["text_config"]["hidden_size"]}
+    config["vision_config"]["deepstack_visual_indexes"] = [0, 1]
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content), encoding="utf-8")
+    return str(directory)
+
+
+def settings(*, batch: int, aligned: bool = True, backbone: BackboneConfig | None = None) -> RunConfig:
+    """Settings of one micro-batch a step."""
+    return RunConfig(
+        backbone=backbone or BackboneConfig(),
+        operator=OperatorConfig(normalise="abs"),
+        objective=ObjectiveConfig(alignment="weighted_kl" if aligned else "none"),
+        train=TrainConfig(batch=batch, accumulate=1),
+    )
+
+
+def compiled_step(backbone: AbstractBackbone, config: RunConfig, work: Workload) -> Any:
+    """The step as XLA compiled it for this machine's CPU, on one device."""
+    shapes = sequence_shapes(backbone, config, work)
+    state = abstract_state(config, users=work.users, width=backbone.config.decoder.width)
+    batch = abstract_batch(shapes, backbone.config, rows=config.train.batch, accumulate=config.train.accumulate)
+    step = make_train_step(backbone.graph, config, users=work.users, steps=100)
+    return step.lower(state, backbone.params, batch).compile()
+
+
+def compiled_bytes(compiled: Any) -> tuple[int, int]:
+    """All bytes of a compiled program on a device, and those of its temporaries alone."""
+    found = compiled.memory_analysis()
+    whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return whole - found.alias_size_in_bytes, found.temp_size_in_bytes
