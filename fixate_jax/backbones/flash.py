@@ -107,8 +107,7 @@ def splash_attention(
     if mesh.empty or mesh.size == 1:
         return call(query, key, value)
     # XLA cannot split a kernel of this kind among devices by itself.
-    kv = key.shape[2]
-    heads = "tensor" if kv % mesh.shape.get("tensor", kv + 1) == 0 else None
+    heads = "tensor" if "tensor" in mesh.shape and key.shape[2] % mesh.shape["tensor"] == 0 else None
     part = PartitionSpec(batch_axes(mesh, query.shape[0]), None, heads)
     return jax.shard_map(call, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)(query, key, value)
 

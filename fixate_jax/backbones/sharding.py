@@ -8,7 +8,7 @@ rows too, but keeps only its part of each matrix and is sent a layer's other par
 import math
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -107,6 +107,6 @@ def by_width(x: Float[Array, "batch *dims width"]) -> Float[Array, "batch *dims 
     return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, *[None] * (x.ndim - 2), "fsdp"))
 
 
-def sharing_rows(mesh: Mesh) -> AbstractContextManager[Any]:
-    """While a function is traced in this context, :func:`by_rows` keeps to the rows of that mesh."""
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+def sharing_rows(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """While a function is traced in this context, :func:`by_rows` and :func:`by_width` mean that mesh."""
+    return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
