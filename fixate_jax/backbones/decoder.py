@@ -110,6 +110,10 @@ class Decoder(nnx.Module):
             scores = jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
         return by_rows(scores, "tensor")
 
+    def _embedded(self, ids: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
+        """Input embeddings of tokens."""
+        return by_rows(by_width(self.embed(ids)))
+
     def _prefix_start(
         self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"]
     ) -> tuple[Float[Array, "batch seq width"], Float[Array, "levels batch seq width"]]:
@@ -117,7 +121,7 @@ class Decoder(nnx.Module):
         visual = inputs.visual_index[..., None] >= 0
         features = jax.vmap(lambda f, i: f[i])(inputs.features, jnp.maximum(inputs.visual_index, 0))
         features = features.astype(self.config.dtype)
-        hidden = jnp.where(visual, features[:, :, 0], self.embed(inputs.token_ids))
+        hidden = jnp.where(visual, features[:, :, 0], self._embedded(inputs.token_ids))
         hidden = jax.vmap(lambda h, p, s: jax.lax.dynamic_update_slice_in_dim(h, p, s, axis=0))(
             hidden, prompt.astype(hidden.dtype), inputs.start
         )
@@ -161,7 +165,7 @@ class Decoder(nnx.Module):
             valid=valid,
             visual=inputs.visual_index >= 0,
             moved=moved,
-            tail_hidden=by_rows(self.embed(inputs.tail_ids)),
+            tail_hidden=self._embedded(inputs.tail_ids),
             tail_angles=self.angles(inputs.tail_positions),
             tail_valid=inputs.tail_valid,
         )
