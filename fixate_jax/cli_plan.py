@@ -24,8 +24,6 @@ class Plan:
     tpu-v6e; any other name with `device_gb`."""
     device_gb: float | None = None
     """Memory of one device in gigabytes (None: what is known by its name)."""
-    mesh: tuple[int, int, int] = (1, 1, 1)
-    """Devices along (data, fsdp, tensor)."""
     after_image: bool = False
     """The soft prompt follows the page, whose keys and values are cached."""
     page: tuple[int, int] = (1100, 619)
@@ -58,14 +56,16 @@ class Plan:
         sizes = {field.name: getattr(self, field.name) for field in fields(Workload)}
         work, settings, console = Workload(**sizes), self.settings, Console()
         device = memory_of(self.device, self.device_gb)
-        how: Any = {"mesh": self.mesh, "device": device, "kernels": self.kernels, "after_image": self.after_image}
+        how: Any = {"device": device, "kernels": self.kernels, "after_image": self.after_image}
         models = PUBLISHED if self.models == ("all",) else self.models or (settings.backbone.path,)
         plans = {}
         for model in models:
             backbone = open_abstract(model, settings.backbone)
             plans[model] = make_plan(backbone, settings, work, **how), largest_batch(backbone, settings, work, **how)
         if len(plans) > 1:
-            title = f"{self.device}, mesh {self.mesh}, micro-batches of {settings.train.batch}, GB of each device"
+            title = (
+                f"{self.device}, mesh {settings.train.mesh}, micro-batches of {settings.train.batch}, GB of each device"
+            )
             print_table(summary_table(plans), title=title, console=console, digits=2)
         for model, (plan, largest) in plans.items() if len(plans) == 1 else ():
             for line in describe(model, plan, largest):

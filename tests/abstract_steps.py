@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from fixate_jax.backbones.published import published_files
+from fixate_jax.backbones.sharding import make_mesh, shardings
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
+from fixate_jax.memory import Mesh
 from fixate_jax.tuning.abstract import AbstractBackbone, abstract_batch, abstract_state
+from fixate_jax.tuning.placement import Placement
 from fixate_jax.tuning.plan import Workload, sequence_shapes
 from fixate_jax.tuning.step import make_train_step
 
@@ -35,27 +38,33 @@ def write_small(directory: Path, **text: Any) -> str:
     return str(directory)
 
 
-def settings(*, batch: int, aligned: bool = True, backbone: BackboneConfig | None = None) -> RunConfig:
+def settings(
+    *, batch: int, aligned: bool = True, backbone: BackboneConfig | None = None, mesh: Mesh = (1, 1, 1)
+) -> RunConfig:
     """Settings of one micro-batch a step."""
     return RunConfig(
         backbone=backbone or BackboneConfig(),
         operator=OperatorConfig(normalise="abs"),
         objective=ObjectiveConfig(alignment="weighted_kl" if aligned else "none"),
-        train=TrainConfig(batch=batch, accumulate=1),
+        train=TrainConfig(batch=batch, eval_batch=batch, accumulate=1, mesh=mesh),
     )
 
 
 def compiled_step(backbone: AbstractBackbone, config: RunConfig, work: Workload) -> Any:
-    """The step as XLA compiled it for this machine's CPU, on one device."""
-    shapes = sequence_shapes(backbone, config, work)
+    """The step as XLA compiled it for each device of the mesh, simulated by this machine's CPU."""
+    shapes, train = sequence_shapes(backbone, config, work), config.train
     state = abstract_state(config, users=work.users, width=backbone.config.decoder.width)
-    batch = abstract_batch(shapes, backbone.config, rows=config.train.batch, accumulate=config.train.accumulate)
-    step = make_train_step(backbone.graph, config, users=work.users, steps=100)
+    batch = abstract_batch(shapes, backbone.config, rows=train.batch, accumulate=train.accumulate)
+    placement = None
+    if math.prod(train.mesh) > 1:
+        mesh = make_mesh(train.mesh)
+        placement = Placement(mesh, shardings(backbone.params, mesh)).with_state(state)
+    step = make_train_step(backbone.graph, config, users=work.users, steps=100, placement=placement)
     return step.lower(state, backbone.params, batch).compile()
 
 
 def compiled_bytes(compiled: Any) -> tuple[int, int]:
-    """All bytes of a compiled program on a device, and those of its temporaries alone."""
+    """All bytes of a compiled program on each device, and those of its temporaries alone."""
     found = compiled.memory_analysis()
     whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     return whole - found.alias_size_in_bytes, found.temp_size_in_bytes

@@ -165,10 +165,8 @@ def test_a_whole_step_as_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     how = BackboneConfig(tapped_layers=2, unroll=True, attention_block=32)
     backbone = open_abstract(write_small(tmp_path, num_hidden_layers=3), how)
-    work, config = (
-        Workload(page=(320, 320), text=12, slots=3, users=5),
-        settings(batch=2, aligned=aligned, backbone=how),
-    )
+    work = Workload(page=(320, 320), text=12, before=4, slots=3, users=5)
+    config = settings(batch=2, aligned=aligned, backbone=how)
     plan = make_plan(backbone, config, work, device=10**9, kernels=False)
     assert plan.shapes.seq == 16 + 100 + 12
     ratio = compiled_step(backbone, config, work).cost_analysis()["flops"] / sum(plan.flops.values())

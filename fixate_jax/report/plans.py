@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from fixate_jax.backbones.sharding import AXES
 from fixate_jax.config import RunConfig
-from fixate_jax.tuning.plan import AXES, Plan
+from fixate_jax.tuning.plan import Plan
 
 GB = 1e9
 

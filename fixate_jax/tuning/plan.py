@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 from fixate_jax import flops
 from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.flash import LANES
-from fixate_jax.backbones.sharding import shardings
+from fixate_jax.backbones.sharding import AXES, shardings
 from fixate_jax.config import RunConfig
 from fixate_jax.devices import USABLE
 from fixate_jax.errors import ConfigError
@@ -20,8 +20,8 @@ from fixate_jax.memory import Mesh, StepShape, Temporaries, temporaries
 from fixate_jax.tuning.abstract import AbstractBackbone, abstract_batch, abstract_state
 from fixate_jax.tuning.batches import Shapes
 from fixate_jax.tuning.features import choose_tier
+from fixate_jax.tuning.placement import Placement
 
-AXES = ("data", "fsdp", "tensor")
 OPERATORS = ("attn_lrp", "attention_gradient", "attention")
 """Operators that look at row ``src`` alone, whose step is prefill and tail."""
 
@@ -106,14 +106,23 @@ class Plan:
         return self.device_bytes <= USABLE * self.device
 
 
-def part_bytes(params: nnx.State, mesh: AbstractMesh) -> dict[str, int]:
-    """Bytes of each part of a model on each device, by the rules of :mod:`fixate_jax.backbones.sharding`."""
+def part_bytes(params: nnx.State, places: nnx.State) -> dict[str, int]:
+    """Bytes of each part of a model on each device.
+
+    Args:
+        params: weights as shapes and types.
+        places: their shardings.
+    """
     found: dict[str, int] = {}
-    places = jax.tree.leaves(shardings(params, mesh))
-    for (path, leaf), place in zip(nnx.to_flat_state(params), places, strict=True):
-        size = math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        found[str(path[0])] = found.get(str(path[0]), 0) + size
+    for (path, leaf), (_, place) in zip(nnx.to_flat_state(params), nnx.to_flat_state(places), strict=True):
+        found[str(path[0])] = found.get(str(path[0]), 0) + placed_bytes(leaf, place)
     return found
+
+
+def placed_bytes(tree: Any, places: Any) -> int:
+    """Bytes on each device of a tree of shapes and types, given a sharding for each."""
+    sizes = jax.tree.map(lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, tree, places)
+    return sum(jax.tree.leaves(sizes))
 
 
 def tree_bytes(tree: Any) -> int:
@@ -139,7 +148,6 @@ def make_plan(
     config: RunConfig,
     work: Workload,
     *,
-    mesh: Mesh = (1, 1, 1),
     device: int,
     kernels: bool = True,
     after_image: bool = False,
@@ -150,19 +158,20 @@ def make_plan(
         backbone: the model, without weights.
         config: the run's settings.
         work: sizes of pages and texts.
-        mesh: devices along (data, fsdp, tensor).
         device: bytes of a device.
         kernels: whether the platform has a flash kernel, which holds no scores of attention (GPUs and TPUs do).
         after_image: whether the soft prompt follows the page, whose keys and values are cached instead of its features.
 
     Raises:
-        ConfigError: when batch and mesh do not go together, or the operator's step is not planned.
+        ConfigError: when the operator's step is not planned.
     """
-    _check(config, mesh)
-    decoder, shapes = backbone.config.decoder, sequence_shapes(backbone, config, work)
+    _check(config)
+    mesh, decoder, shapes = config.train.mesh, backbone.config.decoder, sequence_shapes(backbone, config, work)
     cached = work.before + shapes.visual if after_image else 0
     rows, sessions = config.train.batch // (mesh[0] * mesh[1]), config.train.batch * config.train.accumulate
-    weights = part_bytes(backbone.params, AbstractMesh(mesh, AXES))
+    grid = AbstractMesh(mesh, AXES)
+    weights = part_bytes(backbone.params, shardings(backbone.params, grid))
+    state = abstract_state(config, users=work.users, width=decoder.width)
     batch = abstract_batch(shapes, backbone.config, rows=rows, accumulate=config.train.accumulate)
     page = page_bytes(decoder, shapes, cached)
     if cached:
@@ -176,10 +185,10 @@ def make_plan(
         mesh=mesh,
         arguments={
             "decoder weights": weights["decoder"],
-            "prompt and optimizer": tree_bytes(abstract_state(config, users=work.users, width=decoder.width)),
+            "prompt and optimizer": placed_bytes(state, Placement(grid, None).with_state(state).state),
             "batch": tree_bytes(batch) + (config.train.accumulate * rows * page if cached else 0),
         },
-        temporaries=temporaries(decoder, step_shape(decoder, config, shapes, mesh, kernels=kernels, cached=cached)),
+        temporaries=temporaries(decoder, step_shape(decoder, config, shapes, kernels=kernels, cached=cached)),
         idle={
             "vision tower weights": sum(size for name, size in weights.items() if name != "decoder"),
             "cache of pages": cache if tier == "device" else 0,
@@ -201,18 +210,19 @@ def page_bytes(decoder: DecoderConfig, shapes: Shapes, cached: int) -> int:
 
 
 def step_shape(
-    decoder: DecoderConfig, config: RunConfig, shapes: Shapes, mesh: Mesh, *, kernels: bool, cached: int = 0
+    decoder: DecoderConfig, config: RunConfig, shapes: Shapes, *, kernels: bool, cached: int = 0
 ) -> StepShape:
     """One device's share of a micro-batch."""
+    data, fsdp, tensor = config.train.mesh
     takes = shapes.seq >= LANES and decoder.dtype == jnp.bfloat16 and decoder.head_dim <= LANES and not cached
     return StepShape(
-        rows=config.train.batch // (mesh[0] * mesh[1]),
+        rows=config.train.batch // (data * fsdp),
         seq=shapes.seq,
         tail=shapes.tail * _branches(config, shapes),
         cached=cached,
         flash=kernels and takes and config.backbone.attention == "auto",
-        tensor=mesh[2],
-        fsdp=mesh[1],
+        tensor=tensor,
+        fsdp=fsdp,
     )
 
 
@@ -232,12 +242,7 @@ def train_parts(decoder: DecoderConfig, config: RunConfig, shapes: Shapes, cache
     return flops.train_parts(decoder, seq=shapes.seq, answer=shapes.tail, aligned=second, cached=cached)
 
 
-def _check(config: RunConfig, mesh: Mesh) -> None:
-    share = mesh[0] * mesh[1]
-    if min(mesh) < 1:
-        raise ConfigError(f"--mesh {mesh}: at least 1 device along each axis is needed")
-    if config.train.batch % share:
-        raise ConfigError(f"train.batch = {config.train.batch}: must be a multiple of data × fsdp = {share}")
+def _check(config: RunConfig) -> None:
     if config.operator.name not in OPERATORS and config.objective.alignment != "none":
         raise ConfigError(
             f"operator.name = {config.operator.name!r}: its step is not planned; planned are {', '.join(OPERATORS)}"
@@ -249,12 +254,12 @@ def largest_batch(backbone: AbstractBackbone, config: RunConfig, work: Workload,
 
     Args:
         backbone, config, work: as in :func:`make_plan`; the settings' own batch does not count.
-        how: `mesh`, `device` and `kernels`, as there.
+        how: `device`, `kernels` and `after_image`, as there.
     """
-    share = how["mesh"][0] * how["mesh"][1]
+    share = config.train.mesh[0] * config.train.mesh[1]
 
     def held(count: int) -> int:
-        train = replace(config.train, batch=count * share)
+        train = replace(config.train, batch=count * share, eval_batch=share)
         return make_plan(backbone, replace(config, train=train), work, **how).device_bytes
 
     # Whatever depends on the batch grows evenly with it.

@@ -5,7 +5,11 @@ an accelerator does not), so that what is compared is in float32. Arguments that
 tower's weights, are no part of the compiled program.
 """
 
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ import pytest
 
 from fixate_jax import cli, memory
 from fixate_jax.backbones.published import PUBLISHED
-from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
+from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, RunConfig
 from fixate_jax.devices import DEVICES, USABLE, memory_of
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.memory import StepShape, temporaries
@@ -23,7 +27,8 @@ from fixate_jax.tuning.abstract import AbstractBackbone, open_abstract
 from fixate_jax.tuning.plan import Plan, Workload, largest_batch, make_plan
 from tests.abstract_steps import compiled_bytes, compiled_step, settings, write_small
 
-WORK = Workload(page=(640, 480), text=84, slots=4, users=5, pages=10)
+ROOT = Path(__file__).parents[2]
+WORK = Workload(page=(320, 320), text=84, slots=4, users=5, pages=10)
 H100 = memory_of("h100-80gb")
 
 
@@ -41,10 +46,10 @@ def compare(backbone: AbstractBackbone, config: RunConfig, work: Workload) -> tu
     return *ratios, plan
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
 def test_memory_is_what_a_small_step_compiles_to(tmp_path: Path, remat: Any) -> None:
     how = BackboneConfig(remat=remat)
-    whole, temporary, plan = compare(open_abstract(write_small(tmp_path), how), settings(batch=8, backbone=how), WORK)
+    whole, temporary, plan = compare(open_abstract(write_small(tmp_path), how), settings(batch=16, backbone=how), WORK)
     assert abs(whole - 1) < 0.15
     assert abs(temporary - 1) < 0.15
     # So that activations are what is tested.
@@ -64,6 +69,23 @@ def test_memory_is_what_a_published_size_compiles_to(model: str, batch: int, pag
     assert plan.temporaries.total > 0.4 * plan.step_bytes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)])
+def test_memory_is_what_a_step_on_a_mesh_compiles_to(mesh: tuple[int, int, int]) -> None:
+    """On eight simulated devices, in a process of their own."""
+    arguments = [sys.executable, "-m", "tests.tuning.plan_worker", "internvl3.5-1b", "16", *map(str, mesh)]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        arguments, cwd=ROOT, env={**os.environ, **flags, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"\nmesh {mesh}: {found}")
+    assert abs(found["whole"] - 1) < 0.15
+    assert found["temporary share"] > 0.4
+
+
 def test_nothing_is_allocated() -> None:
     before = len(jax.live_arrays())
     plan = planned(open_abstract("internvl3.5-38b", BackboneConfig(dtype="bfloat16")), RunConfig())
@@ -72,9 +94,9 @@ def test_nothing_is_allocated() -> None:
 
 
 def test_a_mesh_shares_weights_rows_and_products(tmp_path: Path) -> None:
-    backbone, config = open_abstract(write_small(tmp_path), BackboneConfig()), settings(batch=8)
+    backbone = open_abstract(write_small(tmp_path), BackboneConfig())
     one, data, fsdp, tensor = (
-        planned(backbone, config, mesh=mesh) for mesh in ((1, 1, 1), (4, 1, 1), (1, 4, 1), (1, 1, 4))
+        planned(backbone, settings(batch=8, mesh=mesh)) for mesh in ((1, 1, 1), (4, 1, 1), (1, 4, 1), (1, 1, 4))
     )
     weights = {name: plan.arguments["decoder weights"] for name, plan in (("1", one), ("d", data), ("f", fsdp))}
     assert weights["d"] == weights["1"]
@@ -121,36 +143,28 @@ def test_a_kernel_is_counted_on_where_there_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 1)])
 def test_the_largest_batch_is_the_largest(mesh: tuple[int, int, int]) -> None:
     backbone, share = open_abstract("internvl3.5-2b", BackboneConfig(dtype="bfloat16")), mesh[0] * mesh[1]
-    config, how = RunConfig(train=TrainConfig(batch=share)), {"mesh": mesh, "device": memory_of("l4")}
-    most = largest_batch(backbone, config, WORK, **how)
+    config, l4 = settings(batch=share, mesh=mesh), memory_of("l4")
+    most = largest_batch(backbone, config, WORK, device=l4)
     assert most > 0 and most % share == 0
 
     def with_batch(rows: int) -> Plan:
-        return make_plan(backbone, replace(config, train=TrainConfig(batch=rows)), WORK, **how)
+        return make_plan(backbone, settings(batch=rows, mesh=mesh), WORK, device=l4)
 
     assert with_batch(most).fits
     assert not with_batch(most + share).fits
-    assert with_batch(most).device_bytes > 0.8 * USABLE * memory_of("l4")
-    assert largest_batch(backbone, config, WORK, mesh=mesh, device=10**9) == 0
+    assert with_batch(most).device_bytes > 0.8 * USABLE * l4
+    assert largest_batch(backbone, config, WORK, device=10**9) == 0
 
 
-@pytest.mark.parametrize(
-    ("config", "how", "message"),
-    [
-        (RunConfig(operator=OperatorConfig(name="glimpse")), {}, "operator.name = 'glimpse': its step is not planned"),
-        (RunConfig(train=TrainConfig(batch=6)), {"mesh": (2, 2, 1)}, "batch = 6: must be a multiple of .* = 4"),
-        (RunConfig(), {"mesh": (0, 1, 1)}, "at least 1 device along each axis"),
-    ],
-)
-def test_what_cannot_be_planned_is_said(tmp_path: Path, config: RunConfig, how: dict[str, Any], message: str) -> None:
+def test_an_operator_that_is_not_planned_is_named(tmp_path: Path) -> None:
     backbone = open_abstract(write_small(tmp_path), BackboneConfig())
-    with pytest.raises(ConfigError, match=message):
-        planned(backbone, config, **how)
+    with pytest.raises(ConfigError, match=r"operator.name = 'glimpse': its step is not planned; planned are attn_lrp"):
+        planned(backbone, RunConfig(operator=OperatorConfig(name="glimpse")))
 
 
 def test_what_is_kept_without_recomputation_is_not_planned(tmp_path: Path) -> None:
     backbone = open_abstract(write_small(tmp_path), BackboneConfig(remat="none"))
-    with pytest.raises(ConfigError, match="backbone.remat = 'none'"):
+    with pytest.raises(ConfigError, match="its memory is not planned"):
         planned(backbone, RunConfig())
 
 
@@ -170,7 +184,7 @@ def test_all_answers_of_several_tokens_have_tails_where_the_models_own_counts(tm
 
 
 def test_unknown_models_and_devices_are_named() -> None:
-    with pytest.raises(CheckpointError, match=r"'qwen3-vl-5b' is neither a published size \(qwen3-vl-2b, "):
+    with pytest.raises(CheckpointError, match=r"'qwen3-vl-5b' is neither a published size \(qwen3-vl-2b"):
         open_abstract("qwen3-vl-5b", BackboneConfig())
     with pytest.raises(ConfigError, match="--device h100: known are a100-40gb"):
         memory_of("h100")
@@ -195,7 +209,7 @@ def test_the_command_prints_a_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    flags = ("--backbone.dtype", "bfloat16", "--mesh", "1", "4", "1")
+    flags = ("--backbone.dtype", "bfloat16", "--train.mesh", "1", "4", "1")
     assert run("--models", "qwen3-vl-4b", *flags) == 0
     shown = capsys.readouterr().out
     assert "qwen3-vl-4b, 4.438 billion parameters" in shown
