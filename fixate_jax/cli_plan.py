@@ -26,6 +26,8 @@ class Plan:
     """Memory of one device in gigabytes (None: what is known by its name)."""
     after_image: bool = False
     """The soft prompt follows the page, whose keys and values are cached."""
+    devices: int | None = None
+    """How many there are (None: as many as train.mesh names)."""
     page: tuple[int, int] = (1100, 619)
     """Width and height of a page in pixels."""
     text: int = 128
@@ -51,11 +53,12 @@ class Plan:
         from fixate_jax.report.plans import describe, flops_table, memory_table, summary_table
         from fixate_jax.report.tables import print_table
         from fixate_jax.tuning.abstract import open_abstract
-        from fixate_jax.tuning.plan import Workload, largest_batch, make_plan
+        from fixate_jax.tuning.plan import Workload, largest_batch, make_plan, require_devices
 
         sizes = {field.name: getattr(self, field.name) for field in fields(Workload)}
         work, settings, console = Workload(**sizes), self.settings, Console()
         device = memory_of(self.device, self.device_gb)
+        require_devices(settings.train.mesh, self.devices)
         how: Any = {"device": device, "kernels": self.kernels, "after_image": self.after_image}
         models = PUBLISHED if self.models == ("all",) else self.models or (settings.backbone.path,)
         plans = {}

@@ -1,6 +1,7 @@
 """A training step compiled on shapes alone, and a model small enough to do so quickly."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 

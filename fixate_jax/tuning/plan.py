@@ -249,6 +249,19 @@ def _check(config: RunConfig) -> None:
         )
 
 
+def require_devices(mesh: Mesh, devices: int | None) -> None:
+    """Check that a mesh takes all devices of a job.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    if devices is not None and math.prod(mesh) != devices:
+        raise ConfigError(
+            f"train.mesh = {mesh}: names {math.prod(mesh)} devices, and there are {devices}; all of them have to be "
+            f"used, as in --train.mesh 1 {devices} 1"
+        )
+
+
 def largest_batch(backbone: AbstractBackbone, config: RunConfig, work: Workload, **how: Any) -> int:
     """Sessions of the largest micro-batch that fits, in steps of what the mesh asks for; 0 if none does.
 

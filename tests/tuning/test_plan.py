@@ -122,7 +122,7 @@ def test_every_part_counts(tmp_path: Path) -> None:
     cached = 16 + plan.shapes.visual
     assert behind.cache == 10 * 2 * 10 * cached * 4 * 64 * 4
     assert behind.temporaries.kept == plan.temporaries.kept * (plan.shapes.seq - cached + 1) // (plan.shapes.seq + 1)
-    assert sum(behind.flops.values()) < sum(plan.flops.values()) / 3
+    assert sum(behind.flops.values()) < sum(plan.flops.values()) / 2
 
 
 def test_kernels_hold_no_scores() -> None:
@@ -188,8 +188,8 @@ def test_unknown_models_and_devices_are_named() -> None:
         open_abstract("qwen3-vl-5b", BackboneConfig())
     with pytest.raises(ConfigError, match="--device h100: known are a100-40gb"):
         memory_of("h100")
-    with pytest.raises(ConfigError, match="--device-gb -1: must be above 0"):
-        memory_of("mine", -1)
+    with pytest.raises(ConfigError, match=r"--device-gb -1\.0: must be above 0"):
+        memory_of("mine", -1.0)
     assert memory_of("mine", 12.5) == 12_500_000_000
     assert all(device.memory_gb >= 16 and device.per_host >= 1 for device in DEVICES.values())
     with pytest.raises(ConfigError, match="--users 0"):
