@@ -26,8 +26,8 @@ TAPPED_ARRAYS = 4
 """Arrays the size of the tapped layers' keys: keys and values, or, later, two copies of the gradients of each."""
 LOGIT_ARRAYS = 3
 """Arrays of tail positions × vocabulary in float32: logits, probabilities, gradient."""
-GATHERED_LAYERS = 2
-"""Layers that FSDP has put together at a time: the one at work and the next."""
+GATHERED_LAYERS = 5
+"""Layers' weights that FSDP has put together at a time: of two layers, as they come and as products want them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class Shell:
         path.write_text(f'#!/bin/bash\necho "{name} $*" >>{shlex.quote(str(self.calls))}\n{ending}\n')
         path.chmod(0o755)
 
-    def __call__(self, *arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
             **os.environ,
             "PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}",
@@ -38,7 +38,7 @@ class Shell:
             **variables,
         }
         return subprocess.run(
-            arguments, cwd=ROOT, env=environment, input=stdin, capture_output=True, text=True, check=False
+            arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
 
     @property
@@ -76,11 +76,12 @@ def test_a_job_is_submitted_as_printed_and_goes_on_after_its_limit(shell: Shell)
     command, job = dry.stdout[dry.stdout.index("sbatch ") :].split(" <<JOB\n")
     assert shell.called == [command]
     assert sent.stdout.strip() == job.removesuffix("JOB\n").strip()
-    ended = shell("bash", stdin=sent.stdout, SLURM_JOB_ID="77")
+    (script := shell.folder / "job").write_text(sent.stdout)
+    ended = shell("bash", str(script), SLURM_JOB_ID="77")
     assert ended.returncode == 130
     assert shell.called[-1] == "scontrol requeue 77"
     shell.stub("srun", "exit 2")
-    assert shell("bash", stdin=sent.stdout, SLURM_JOB_ID="77").returncode == 2
+    assert shell("bash", str(script), SLURM_JOB_ID="77").returncode == 2
     assert sum(call.startswith("scontrol") for call in shell.called) == 1
 
 
