@@ -226,8 +226,8 @@ def test_eight_devices_hold_an_eighth_each(tmp_path: Path) -> None:
         largest, smallest, whole, difference = found[name]
         assert difference < 1e-4
         assert largest == smallest
-        # Norms and biases are on every device.
-        assert whole / parts <= largest <= 1.05 * whole / parts
+        # Norms, biases and positions are on every device.
+        assert whole / parts <= largest <= 1.1 * whole / parts
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says how much memory is anonymous")
