@@ -1,14 +1,10 @@
 """The ``fixate`` command: one dataclass per subcommand, parsed by tyro."""
 
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -344,28 +340,10 @@ def parse(arguments: list[str]) -> Any:
     return command
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """While active, SIGTERM ends the command like Ctrl-C, so that unfinished files are removed on the way out."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread may have its say about signals.
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit status 0, 1 (a comparison failed), 2 (bad input, disk full) or 130 (interrupted and saved)."""
     try:
-        with _terminated_as_interrupted():
-            status = parse(sys.argv[1:] if arguments is None else arguments).run()
+        status = parse(sys.argv[1:] if arguments is None else arguments).run()
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped: what was finished is kept; give the same command again to go on")
         status = 130
