@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -62,16 +62,24 @@ def settings() -> RunConfig:
     )
 
 
+def in_memory(store: Path) -> RunConfig:
+    """The same run with its store elsewhere and page features in memory."""
+    config = settings()
+    return replace(config, data=replace(config.data, store=store), cache=CacheConfig())
+
+
 @dataclass
 class Place:
     """Folders of one run: where it is started, with its store and run directory below, and its temporary files.
 
     Attributes:
         root: of both.
+        log: file of what the commands say (None: below the root).
         history: what was done to it, for messages.
     """
 
     root: Path
+    log: Path | None = None
     history: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,7 +106,7 @@ class Place:
         # Transformers would import torch, which nothing here needs.
         env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "USE_TORCH": "0"}
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        with (self.root / "messages.txt").open("ab") as messages:
+        with (self.log or self.root / "messages.txt").open("ab") as messages:
             return subprocess.Popen(command, cwd=self.work, env=env, stdout=messages, stderr=messages)
 
     def finish(self, *flags: str) -> None:
@@ -108,7 +116,7 @@ class Place:
 
     def messages(self) -> str:
         """What the commands said, without the bars."""
-        lines = (self.root / "messages.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (self.log or self.root / "messages.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(line for line in lines if "━" not in line)[-6000:]
 
     def kill_after(self, seconds: float, how: signal.Signals) -> bool:
