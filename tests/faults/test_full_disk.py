@@ -34,6 +34,9 @@ from tests.faults.harness import SEED, Place, assert_same
 from tests.faults.test_kills import POINTS
 from tests.tuning.test_loop import assert_same_run
 
+OPEN = io.open
+assert OPEN is builtins.open
+
 
 class Disk:
     """Has no space left from its n-th write on."""
@@ -49,7 +52,7 @@ class Disk:
         """A function that writes, which fails when the disk is full."""
 
         def guarded(*args: Any, **rest: Any) -> Any:
-            if call not in (builtins.open, io.open) or set("wax+") & set(str(rest.get("mode", [*args, "r"][1]))):
+            if call is not OPEN or set("wax+") & set(str(rest.get("mode", [*args, "r"][1]))):
                 self.writes += 1
                 if self.was_full:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
