@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.durable import remove_leftovers, staging_name, writing
-from fixate_jax.errors import DataError, StoreError
+from fixate_jax.errors import DataError, DiskError, StoreError
 
 FORMAT = 1
 SESSIONS, MANIFEST, IMAGES = "sessions.parquet", "manifest.json", "images"
@@ -276,10 +276,14 @@ class StoreWriter:
         self.dropped: dict[str, int] = {}
 
     def __enter__(self) -> "StoreWriter":
-        with writing(self.directory):
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.directory)
-            (self.temporary / IMAGES).mkdir(parents=True)
+        try:
+            with writing(self.directory):
+                self.directory.parent.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.directory)
+                (self.temporary / IMAGES).mkdir(parents=True)
+        except DiskError:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            raise
         return self
 
     def add_image(self, png: bytes) -> str:
