@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
+from fixate_jax import hosts
 from fixate_jax.config import RunConfig
 from fixate_jax.errors import DivergedError, FixateError
-from fixate_jax.lock import locked
 from fixate_jax.metrics import selection_score, session_metrics, summarise
 from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams, init_prompt
@@ -25,6 +25,7 @@ from fixate_jax.tuning.evaluate import predict
 from fixate_jax.tuning.log import MetricsLog
 from fixate_jax.tuning.nonfinite import diverged, not_finite, not_finite_leaves
 from fixate_jax.tuning.optimizer import make_optimizer
+from fixate_jax.tuning.placement import put
 from fixate_jax.tuning.setup import Workspace
 from fixate_jax.tuning.step import TrainState, make_train_step
 
@@ -107,20 +108,22 @@ def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int
         ConfigError: another process tunes in this directory.
         FixateError: when checkpoints belong to other settings or cannot be written.
     """
-    with locked(directory):
+    with hosts.locked_by_first(directory):
         return _train(_Training(workspace, config, directory, seed), title)
 
 
 def _train(run: "_Training", title: str) -> Tuned:
     with stop_requests() as asked:
         with run.saver, bar(title, len(run.plan), done=run.step) as (progress, task):
-            while not run.finished and not asked:
+            while not run.finished and not hosts.anywhere(bool(asked)):
                 note = run.advance()
                 progress.update(task, completed=run.step, note=note)
             if not run.finished:
                 run.save()
+        hosts.barrier()
         if not run.finished:
-            raise Interrupted(f"{asked[0]}: saved after step {run.step}; give the same command again to go on")
+            who = asked[0] if asked else "another process"
+            raise Interrupted(f"{who}: saved after step {run.step}; give the same command again to go on")
     run.log.write_csv()
     return Tuned(
         prompt=run.best,
@@ -144,16 +147,19 @@ class _Training:
         self.plan = TrainingPlan(
             workspace.data, workspace.splits["train"], rows=rows, seed=seed, epochs=settings.epochs
         )
-        self.batches = training_iterator(workspace.data, self.plan, accumulate=settings.accumulate)
+        self.batches = training_iterator(
+            workspace.data, self.plan, accumulate=settings.accumulate, rows=workspace.own_rows(micro=True)
+        )
+        start = hosts.local(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
+        self.placement = workspace.placement.with_state(start)
         self.train_step = make_train_step(
             workspace.backbone.graph,
             config,
             users=users,
             steps=len(self.plan),
             end_token=workspace.backbone.encoder.end_token,
+            placement=self.placement,
         )
-        state = workspace.replicate(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
-        self.state, self.best = state, jax.tree.map(jnp.copy, state.prompt)
         self.meta: dict[str, Any] = {
             "best_score": None,
             "best_epoch": 0,
@@ -162,10 +168,14 @@ class _Training:
             "lines": 0,
             "batches": None,
         }
-        restored = self.checkpoints.restore({"state": self.state, "best": self.best})
+        restored = self.checkpoints.restore({"state": start, "best": start.prompt})
         self.step, self.saved = 0, -1
-        if restored is not None:
-            self.state, self.best = restored.state["state"], restored.state["best"]
+        if restored is None:
+            self.state = put(start, self.placement.state)
+            self.best = jax.tree.map(jnp.copy, self.state.prompt)
+        else:
+            self.state = put(restored.state["state"], self.placement.state)
+            self.best = workspace.replicate(restored.state["best"])
             self.meta, self.step, self.saved = restored.meta, restored.step, restored.step
             if self.meta["batches"] is not None:
                 self.batches.set_state(self.meta["batches"])
@@ -209,10 +219,10 @@ class _Training:
             return
         self.log.flush()
         self.meta |= {"lines": self.log.lines, "batches": self.batches.get_state()}
-        state = snapshot({"state": self.state, "best": self.best})
+        state = snapshot(self.placement.fetch({"state": self.state, "best": self.best}))
         if bad := not_finite_leaves(state):
             raise self._diverged(self.step, bad)
-        self.saver.save(self.step, state, self.meta)
+        hosts.by_first(self.saver.save, self.step, state, self.meta)
         self.saved = self.step
 
     def _require_finite(self, row: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from fixate_jax import hosts
 from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import DivergedError
 from fixate_jax.tuning.batches import Batch, SessionData
@@ -60,9 +61,15 @@ def diverged(
         if index >= 0
         for s in [data.sessions[index]]
     ]
-    types = save_batch(path, data.batch(rows))
-    about = {"step": step, "not_finite": {k: str(v) for k, v in values.items()}, "sessions": sessions, "types": types}
-    write_text(path.with_suffix(".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    if hosts.first():
+        types = save_batch(path, data.batch(rows))
+        about = {
+            "step": step,
+            "not_finite": {k: str(v) for k, v in values.items()},
+            "sessions": sessions,
+            "types": types,
+        }
+        write_text(path.with_suffix(".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     names = [str(s["session_id"]) for s in sessions]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     kept = "there is no checkpoint yet" if last is None else f"checkpoints up to step {last} are finite and stay"
