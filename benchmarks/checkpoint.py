@@ -12,11 +12,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +42,14 @@ def held_up(save: Callable[[int], object], work: Callable[[], Any], *, pairs: in
     return seconds
 
 
+def _in_place(store: CheckpointStore, state: PyTree, step: int) -> None:
+    store.save(step, state, {})
+
+
+def _in_a_thread(saver: BackgroundSaver, state: PyTree, step: int) -> None:
+    saver.save(step, snapshot(state), {})
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print a table: medians in milliseconds and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,9 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
         with tempfile.TemporaryDirectory() as folder:
             plain = CheckpointStore(Path(folder) / "plain")
-            before = held_up(lambda step, s=state, p=plain: p.save(step, s, {}), busy, pairs=options.pairs)
+            before = held_up(partial(_in_place, plain, state), busy, pairs=options.pairs)
             with BackgroundSaver(CheckpointStore(Path(folder) / "thread")) as saver:
-                after = held_up(lambda step, s=state, p=saver: p.save(step, snapshot(s), {}), busy, pairs=options.pairs)
+                after = held_up(partial(_in_a_thread, saver, state), busy, pairs=options.pairs)
         first, second = (1e3 * statistics.median(x[1:]) for x in (before, after))
         table.add_row(str(users), str(width), f"{size:.1f}", f"{first:.1f}", f"{second:.1f}", f"{first / second:.1f}")
     Console().print(table)

@@ -145,7 +145,7 @@ def staging(directory: Path) -> Iterator[Path]:
     """
     folder = staging_name(directory)
     try:
-        with writing(folder):
+        with writing(directory):
             directory.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(directory)
             folder.mkdir()

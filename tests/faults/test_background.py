@@ -19,7 +19,12 @@ from tests.test_checkpoint import same, small
 
 
 def test_a_snapshot_outlives_the_donated_arrays() -> None:
-    state = {"a": jnp.arange(5.0), "half": jnp.ones(3, jnp.bfloat16), "key": jax.random.key(3), "host": np.arange(2)}
+    state: dict[str, Any] = {
+        "a": jnp.arange(5.0),
+        "half": jnp.ones(3, jnp.bfloat16),
+        "key": jax.random.key(3),
+        "host": np.arange(2),
+    }
     kept = snapshot(state)
     jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0 - 1, x), donate_argnums=0)({"a": state["a"]})
     state["host"][:] = 9

@@ -72,7 +72,8 @@ def test_a_file_that_its_holder_removed_meanwhile_is_not_taken_for_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening the file and locking it, the one before may remove it, and somebody else make a new one."""
-    flock, tries = fcntl.flock, []
+    flock = fcntl.flock
+    tries: list[int] = []
 
     def late(descriptor: int, how: int) -> None:
         if not tries:

@@ -23,8 +23,8 @@ from tests.faults.harness import in_memory
 
 def test_a_run_that_failed_before_its_first_checkpoint_takes_the_corrected_settings(tmp_path: Path) -> None:
     good, run = absolute_paths(in_memory(tmp_path / "store")), tmp_path / "run"
-    bad = replace(good, train=replace(good.train, data_devices=4, batch=4, eval_batch=4))
-    with pytest.raises(ConfigError, match=r"train\.data_devices = 4: only \d devices are here"):
+    bad = replace(good, train=replace(good.train, mesh=(1, 1, 64)))
+    with pytest.raises(ConfigError, match=r"train\.mesh = \(1, 1, 64\): 64 devices are needed"):
         run_experiment(bad, run)
     assert load_config(run / CONFIG_FILE) == bad
     claim_run(run, good)
