@@ -18,10 +18,12 @@ import orbax.checkpoint as ocp
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
 from fixate_jax import cli, durable
 from fixate_jax.config import CacheConfig
 from fixate_jax.errors import CheckpointError, DiskError
+from fixate_jax.report.figures import _save
 from fixate_jax.tuning import experiment
 from fixate_jax.tuning.checkpoint import CheckpointWarning
 from fixate_jax.tuning.experiment import evaluate_run, seed_directory
@@ -92,6 +94,19 @@ def until_it_fits(work: Callable[[], object], check: Callable[[str], object]) ->
     raise AssertionError("it never fits")
 
 
+def remembered(function: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    """A function that is called once for each text among its arguments."""
+    known: dict[tuple[str, ...], pd.DataFrame] = {}
+
+    def call(*args: Any, **rest: Any) -> pd.DataFrame:
+        key = tuple(value for value in args if isinstance(value, str))
+        if key not in known:
+            known[key] = function(*args, **rest)
+        return known[key].copy()
+
+    return call
+
+
 def no_remains(directory: Path) -> None:
     """Nothing half-written is left."""
     assert [path for path in directory.rglob("*") if "unfinished" in path.name] == []
@@ -121,16 +136,11 @@ def test_tuning(workspace: Workspace, undisturbed: Path, tmp_path: Path) -> None
 
 
 def test_evaluation(workspace: Workspace, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predicted: dict[str, pd.DataFrame] = {}
-    predict = experiment.predict
-
-    def once(*args: Any, **rest: Any) -> pd.DataFrame:
-        method = str(args[3])
-        if method not in predicted:
-            predicted[method] = predict(*args, **rest)
-        return predicted[method].copy()
-
-    monkeypatch.setattr(experiment, "predict", once)
+    # What is computed is computed once: this is about what is written.
+    for name in ("predict", "trivial_predictions", "comparison_table"):
+        monkeypatch.setattr(experiment, name, remembered(getattr(experiment, name)))
+    for name in ("training_curves", "user_improvement"):
+        monkeypatch.setattr(experiment, name, lambda path, *_, **__: _save(Figure(figsize=(1, 1)), path))
     run, whole = tmp_path / "run", tmp_path / "whole"
     for place in (run, whole):
         shutil.copytree(undisturbed, seed_directory(place, SEED))
