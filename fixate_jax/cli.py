@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,9 @@ from rich.console import Console
 
 from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.config import BackboneConfig, RunConfig
+from fixate_jax.durable import advice, is_full
 from fixate_jax.errors import ConfigError, FixateError
+from fixate_jax.lock import locked
 from fixate_jax.pretraining.recipe import Recipe
 from fixate_jax.settings import load_config, load_settings
 
@@ -90,8 +93,9 @@ class Evaluate:
 
         if self.split not in SPLITS:
             raise ConfigError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
-        _, workspace = open_run(self.run_dir)
-        _print_results(evaluate_run(workspace, self.run_dir, split=self.split))
+        with locked(self.run_dir) if self.run_dir.is_dir() else nullcontext():
+            _, workspace = open_run(self.run_dir)
+            _print_results(evaluate_run(workspace, self.run_dir, split=self.split))
         return 0
 
 
@@ -231,12 +235,13 @@ class PretrainTiny:
         """Run the command."""
         from fixate_jax.pretraining.training import Pretraining
 
-        pretraining = Pretraining(self.settings, self.run_dir)
-        weights = pretraining.run(self.until)
-        console = Console()
-        console.print(f"weights after step {pretraining.step}: sha256 {weights}", soft_wrap=True)
-        if pretraining.step >= self.settings.steps and not (self.run_dir / "model").exists():
-            pretraining.publish(self.run_dir / "model", commit="unknown")
+        with locked(self.run_dir):
+            pretraining = Pretraining(self.settings, self.run_dir)
+            weights = pretraining.run(self.until)
+            console = Console()
+            console.print(f"weights after step {pretraining.step}: sha256 {weights}", soft_wrap=True)
+            if pretraining.step >= self.settings.steps and not (self.run_dir / "model").exists():
+                pretraining.publish(self.run_dir / "model", commit="unknown")
         return 0
 
 
@@ -341,9 +346,17 @@ def parse(arguments: list[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit status 0, 1 (a comparison failed), 2 (bad input) or 130 (interrupted and saved)."""
+    """Entry point: exit status 0, 1 (a comparison failed), 2 (bad input, disk full) or 130 (interrupted and saved)."""
     try:
         status = parse(sys.argv[1:] if arguments is None else arguments).run()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped: what was finished is kept; give the same command again to go on")
+        status = 130
+    except OSError as error:
+        if not is_full(error):
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"error: {error.filename or 'a file'}: {advice(error)}")
+        status = 2
     except FixateError as error:
         from fixate_jax.tuning.loop import Interrupted
 

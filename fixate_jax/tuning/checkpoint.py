@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from fixate_jax.durable import checksums, flush, flush_entry, sha256
+from fixate_jax.durable import advice, checksums, flush, flush_entry, is_full, sha256
 from fixate_jax.errors import CheckpointError
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -114,7 +114,8 @@ class CheckpointStore:
             flush_entry(self.directory)
         except Exception as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise CheckpointError(f"{final}: could not be written, earlier ones are intact ({error})") from error
+            reason = advice(error) if isinstance(error, OSError) or is_full(error) else str(error)
+            raise CheckpointError(f"{final}: could not be written, earlier ones are intact ({reason})") from error
         self._remove_unfinished()
         self._prune(step)
         return final
