@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.durable import advice, is_full
@@ -21,7 +22,7 @@ from fixate_jax.settings import load_config, load_settings
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
 DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
-COMMANDS_WITH_PRESET = ("prepare", "train", "analyze", "pretrain-tiny")
+COMMANDS_WITH_PRESET = ("prepare", "train", "analyze", "plan", "pretrain-tiny")
 SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
 """What fits into 80 columns of a terminal; the report and the CSV files hold every metric."""
@@ -319,6 +320,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[PretrainTiny, tyro.conf.subcommand("pretrain-tiny")]
     | Annotated[Read, tyro.conf.subcommand("read")]
 )
@@ -336,7 +338,7 @@ def parse(arguments: list[str]) -> Any:
             default = PretrainTiny(recipe=preset, settings=load_settings(preset, Recipe))
             return tyro.cli(PretrainTiny, prog=f"fixate {name}", default=default, args=arguments[1:])
         settings = load_config(preset)
-        kind = {"prepare": Prepare, "train": Train, "analyze": Analyze}[name]
+        kind = {"prepare": Prepare, "train": Train, "analyze": Analyze, "plan": Plan}[name]
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
     command: Any = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
     late = command.recipe if isinstance(command, PretrainTiny) else getattr(command, "preset", None)
