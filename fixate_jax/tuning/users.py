@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from fixate_jax.config import RunConfig
@@ -27,14 +26,14 @@ from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.log import MetricsLog
 from fixate_jax.tuning.loop import Interrupted, stop_requests
 from fixate_jax.tuning.setup import Workspace
-from fixate_jax.tuning.users_data import PageTable, UserData, UserIndices, UserSessions
-from fixate_jax.tuning.users_memory import default_limit, even_chunk, measure, memory_budget
-from fixate_jax.tuning.users_step import Advance, Frozen, Mode, UserState, make_advance, start_states
+from fixate_jax.tuning.users_data import UserData, UserIndices, UserSessions
+from fixate_jax.tuning.users_memory import PROBE_PAGES, Memory, default_limit, even_chunk, measure, memory_budget
+from fixate_jax.tuning.users_step import Advance, Frozen, Mode, UserState, make_advance, start_states, user_sharding
 
 KEPT = ("best", "best_score", "start_score", "best_step", "steps", "stopped")
 """What stays of a user's state."""
-Report = Callable[[int, str], None]
-"""Takes how many users are done, and a note."""
+Report = Callable[[int, int, str], None]
+"""Takes how many users are done, of how many, and a note."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,14 +46,14 @@ class UserPrompts:
         basis: B that the coefficients mix; None for private prompts.
         start: coefficients or prompt that everybody began with.
         table: a row per user: sessions to learn from and for validation, validation score at the start and at its
-            best (see :func:`fixate_jax.tuning.users_step.fit_score`), where that was, steps taken, stopped early or not.
+            best (see :func:`fixate_jax.tuning.users_step.fit_score`), where that was, steps taken, stopped early.
         log: a row per user and validation.
         chunk: users that were side by side.
         compilations: how often the tuning program was compiled in this process.
     """
 
     users: tuple[str, ...]
-    own: Float[Array, "users *own"]
+    own: Float[Array, "users ..."]
     basis: Float[Array, "basis tokens width"] | None
     start: Float[Array, "*own"]
     table: pd.DataFrame
@@ -106,7 +105,9 @@ def tuning_mode(config: RunConfig, basis: PromptParams | None) -> Mode:
     return config.users.mode or ("private" if basis is None else "coefficients")
 
 
-def start_of(config: RunConfig, mode: Mode, basis: PromptParams | None, *, width: int, seed: int) -> Float[Array, "*own"]:
+def start_of(
+    config: RunConfig, mode: Mode, basis: PromptParams | None, *, width: int, seed: int
+) -> Float[Array, "..."]:
     """What everybody begins with: the basis' population prompt, or without a basis one prompt from N(0, init_scale²).
 
     Coefficients that give the population prompt are the logarithms of the mean mixing weights, shifted to a mean of 0.
@@ -128,7 +129,7 @@ def tune_users(
     basis: PromptParams | None = None,
     seed: int = 0,
     directory: Path | None = None,
-    report: Report = lambda done, note: None,
+    report: Report = lambda done, users, note: None,
 ) -> UserPrompts:
     """Tune users one by one, side by side.
 
@@ -179,7 +180,11 @@ class _UserTuning:
         self.start = start_of(config, self.mode, basis, width=width, seed=seed)
         self.data = UserData(workspace, config.users, config.users.only if users is None else users, seed=seed)
         self.advance: Advance = make_advance(
-            workspace.backbone.graph, config, self.mode, end_token=workspace.backbone.encoder.end_token
+            workspace.backbone.graph,
+            config,
+            self.mode,
+            mesh=workspace.mesh,
+            end_token=workspace.backbone.encoder.end_token,
         )
         self.devices = workspace.mesh.shape["data"]
         self.chunk = self._chunk(self._plan(seed))
@@ -203,7 +208,7 @@ class _UserTuning:
                     log.flush()
                     self._store(number).save(0, kept, {"users": self._names(number), "rows": new})
                 finished.append(kept)
-                report(sum(len(c) for c in self.chunks[: number + 1]), "")
+                report(sum(len(c) for c in self.chunks[: number + 1]), len(self.data.members), "")
         together = {name: np.concatenate([kept[name] for kept in finished]) for name in KEPT}
         return UserPrompts(
             users=tuple(m.user for m in self.data.members),
@@ -235,7 +240,7 @@ class _UserTuning:
                 break
             done = int(stopped[: len(members)].sum())
             note = f"chunk {number + 1}/{len(self.chunks)}, step {first}/{settings.steps}, {done} stopped"
-            report(number * self.chunk, note)
+            report(number * self.chunk, len(self.data.members), note)
             if asked:
                 raise Interrupted(f"{asked[0]}: {number} of {len(self.chunks)} chunks are done; " + self._advice())
         host = jax.device_get(state)
@@ -255,7 +260,7 @@ class _UserTuning:
             places[len(members) :] = -1
         state = start_states(self.config, self.mode, self.start, self.chunk)
         state = state._replace(stopped=jnp.arange(self.chunk) >= len(members))
-        shared = NamedSharding(self.workspace.mesh, PartitionSpec("data"))
+        shared = user_sharding(self.workspace.mesh)
         state, sessions = jax.device_put((state, sessions), shared)
         frozen = Frozen(self.workspace.params, *self.workspace.replicate((self.basis, table)))
         return state, sessions, frozen
@@ -298,30 +303,28 @@ class _UserTuning:
         limit = min(-(-len(self.data.members) // self.devices), default_limit(device))
         return self.memory().most_users(memory_budget(device, self.config.users.memory_gb), limit, devices=self.devices)
 
-    def memory(self) -> Any:
+    def memory(self) -> Memory:
         """What the program needs of a device, by its users."""
         first = self.data.members[:1]
         pages = self.data.pages(first)
         sessions = self.data.sessions_of(first, {page: i for i, page in enumerate(pages)})
-        table = self.data.page_table(pages[:1], 1)
+        table = self.data.page_table(pages[:1], PROBE_PAGES)
         state = start_states(self.config, self.mode, self.start, 1)
-        shared = NamedSharding(self.workspace.mesh, PartitionSpec("data"))
-        whole = NamedSharding(self.workspace.mesh, PartitionSpec())
+        shared = user_sharding(self.workspace.mesh)
         frozen = Frozen(self.workspace.params, *self.workspace.replicate((self.basis, table)))
 
         def lower(users: int) -> Any:
             def abstract(x: Any) -> jax.ShapeDtypeStruct:
                 return jax.ShapeDtypeStruct((users * self.devices, *x.shape[1:]), x.dtype, sharding=shared)
 
-            count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-            return self.advance.lower(*jax.tree.map(abstract, (state, sessions)), frozen, count, count)
+            shapes = jax.tree.map(abstract, state), jax.tree.map(abstract, sessions)
+            return self.advance.lower(*shapes, frozen, jnp.int32(0), jnp.int32(0))
 
         return measure(
             lower,
-            page=sum(x.nbytes for x in jax.tree.leaves(table)),
+            page=sum(x.nbytes for x in jax.tree.leaves(table)) / PROBE_PAGES,
             pages=len(self.data.pages(self.data.members)),
             pages_per_user=max(len(self.data.pages([m])) for m in self.data.members),
-            probe_pages=1,
         )
 
     def _names(self, number: int) -> list[str]:
@@ -329,7 +332,7 @@ class _UserTuning:
 
     def _store(self, number: int) -> CheckpointStore:
         assert self.directory is not None
-        return CheckpointStore(self.directory / "chunks" / f"{number:05d}", keep=1)
+        return CheckpointStore(self.directory / f"chunk-{number:05d}" / "checkpoints", keep=1)
 
     def _finished(self) -> tuple[list[dict[str, np.ndarray]], list[dict[str, Any]]]:
         """Chunks on disk, from the first on, and their lines of the log."""

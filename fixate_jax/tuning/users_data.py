@@ -1,4 +1,4 @@
-"""Sessions of many users as arrays of one shape: what a user learns from and in which order is the user's own affair."""
+"""Sessions of many users as arrays of one shape; what a user learns from, and in which order, is the user's own."""
 
 import hashlib
 from collections.abc import Sequence

@@ -11,6 +11,8 @@ from fixate_jax.errors import ConfigError
 
 PROBES = (2, 4)
 """Users in the programs that are looked at. One user would not do: the compiler drops axes of size one."""
+PROBE_PAGES = 2
+"""Rows of the page table in these programs."""
 CPU_CHUNK = 8
 """Users side by side on a CPU: beyond a few, its caches gain nothing and lose some (`benchmarks/users.py`)."""
 CHUNK = 64
@@ -38,7 +40,7 @@ class Memory:
     pages_per_user: int
 
     def bytes(self, users: int, *, devices: int = 1) -> float:
-        """What a chunk of ``users`` users on each of ``devices`` devices takes on each; at most, since pages are shared."""
+        """What a device takes for ``users`` users on each of ``devices`` devices; at most, since users share pages."""
         pages = min(self.pages, users * devices * self.pages_per_user)
         return self.fixed + users * self.per_user + pages * self.page
 
@@ -70,18 +72,17 @@ def program_bytes(lowered: Any) -> int:
     return int(found.temp_size_in_bytes + arguments + results - found.alias_size_in_bytes)
 
 
-def measure(lower: Callable[[int], Any], *, page: float, pages: int, pages_per_user: int, probe_pages: int) -> Memory:
+def measure(lower: Callable[[int], Any], *, page: float, pages: int, pages_per_user: int) -> Memory:
     """The line through the program at two sizes.
 
     Args:
-        lower: the lowered program for so many users a device, with a table of ``probe_pages`` pages.
+        lower: the lowered program for so many users a device, with a table of `PROBE_PAGES` pages.
         page: bytes of a page in the table.
         pages, pages_per_user: see `Memory`.
-        probe_pages: rows of the table in both programs.
     """
     small, large = (program_bytes(lower(users)) for users in PROBES)
     per_user = (large - small) / (PROBES[1] - PROBES[0])
-    fixed = small - PROBES[0] * per_user - probe_pages * page
+    fixed = small - PROBES[0] * per_user - PROBE_PAGES * page
     return Memory(fixed=fixed, per_user=per_user, page=page, pages=pages, pages_per_user=pages_per_user)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.config import ObjectiveConfig, OptimizerConfig, RunConfig
@@ -58,12 +59,20 @@ class Frozen(NamedTuple):
     table: PageTable
 
 
-Advance = Jitted[
-    [UserState, UserSessions, Frozen, Int[Array, ""], Int[Array, ""]], tuple[UserState, dict[str, Float[Array, " users"]]]
-]
+Parts = dict[str, Float[Array, "..."]]
 
 
-def user_prompt(mode: Mode, own: Float[Array, "*own"], basis: Float[Array, "basis tokens width"] | None) -> PromptParams:
+def user_sharding(mesh: Mesh) -> NamedSharding:
+    """A chunk's first axis, shared among the devices along "data"."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+Advance = Jitted[[UserState, UserSessions, Frozen, Int[Array, ""], Int[Array, ""]], tuple[UserState, Parts]]
+
+
+def user_prompt(
+    mode: Mode, own: Float[Array, "*own"], basis: Float[Array, "basis tokens width"] | None
+) -> PromptParams:
     """One user's prompt as a basis with one row of coefficients; a private prompt is a basis of its own."""
     if mode == "coefficients":
         assert basis is not None
@@ -112,7 +121,7 @@ def fit_score(config: ObjectiveConfig, parts: dict[str, Float[Array, ""]]) -> Fl
     return score + config.attention_weight * parts["alignment"] if "alignment" in parts else score
 
 
-def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, end_token: int = 0) -> Advance:
+def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Mesh, end_token: int = 0) -> Advance:
     """The jitted work between two validations, and the validation after it, for a chunk of users; the state is donated.
 
     It is called with the state, the users' sessions, what they share, the number of steps taken so far and of steps
@@ -123,6 +132,7 @@ def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, end_toke
         graph: the backbone's structure.
         config: the run's settings.
         mode: what is tuned.
+        mesh: the devices; users are shared along its axis "data".
         end_token: see :func:`fixate_jax.tuning.step.make_train_step`.
 
     Returns:
@@ -168,7 +178,8 @@ def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, end_toke
         kept: UserState = jax.tree.map(lambda old, now: jnp.where(state.stopped, old, now), state, new)
         return kept, {"score": score} | {name: x / jnp.maximum(count, 1) for name, x in sums.items()}
 
-    return cast(Any, jax.jit(jax.vmap(one_user, in_axes=(0, 0, None, None, None)), donate_argnums=0))
+    side_by_side = jax.vmap(one_user, in_axes=(0, 0, None, None, None))
+    return cast(Any, jax.jit(side_by_side, donate_argnums=0, out_shardings=user_sharding(mesh)))
 
 
 def _judge(
