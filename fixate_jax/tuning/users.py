@@ -49,7 +49,7 @@ class UserPrompts:
             best (see :func:`fixate_jax.tuning.users_step.fit_score`), where that was, steps taken, stopped early.
         log: a row per user and validation.
         chunk: users that were side by side.
-        compilations: how often the tuning program was compiled in this process.
+        compilations: how often the tuning program was compiled for it.
     """
 
     users: tuple[str, ...]
@@ -195,6 +195,7 @@ class _UserTuning:
     def run(self, report: Report) -> UserPrompts:
         """All chunks."""
         finished, rows = self._finished()
+        compiled = self.advance._cache_size()
         log = None
         if self.directory is not None:
             log = MetricsLog(self.directory / "metrics.jsonl", keep_lines=len(rows))
@@ -218,7 +219,7 @@ class _UserTuning:
             table=_table(self.data.members, together),
             log=pd.DataFrame(rows),
             chunk=self.chunk,
-            compilations=self.advance._cache_size(),
+            compilations=self.advance._cache_size() - compiled,
         )
 
     def _tune(

@@ -1,5 +1,6 @@
 """The jitted tuning of a chunk of users: each by themselves, side by side under vmap."""
 
+import functools
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -121,12 +122,13 @@ def fit_score(config: ObjectiveConfig, parts: dict[str, Float[Array, ""]]) -> Fl
     return score + config.attention_weight * parts["alignment"] if "alignment" in parts else score
 
 
+@functools.lru_cache(maxsize=8)
 def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Mesh, end_token: int = 0) -> Advance:
     """The jitted work between two validations, and the validation after it, for a chunk of users; the state is donated.
 
     It is called with the state, the users' sessions, what they share, the number of steps taken so far and of steps
     to take; with 0 steps to take it is the validation before the first one. The users have nothing to do with each
-    other: there is no sum over them anywhere.
+    other: there is no sum over them anywhere. Several seeds share one jitted function.
 
     Args:
         graph: the backbone's structure.
