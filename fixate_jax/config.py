@@ -292,7 +292,7 @@ class UsersConfig:
     patience: int = 3
     """A user stops after so many validations without gain on the user's own validation sessions."""
     chunk: int | None = None
-    """Users side by side on a device (None: as many as `memory_gb` allows, up to 64; on a CPU up to 8)."""
+    """Users side by side on a device (None: as many as `memory_gb` allows, up to 64; on a CPU up to 2)."""
     memory_gb: float | None = None
     """Memory of a device for the tuning program, weights included, in gigabytes of 10^9 bytes (None: three quarters of
     an accelerator's, half of the main memory on a CPU)."""

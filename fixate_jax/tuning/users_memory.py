@@ -13,8 +13,8 @@ PROBES = (2, 4)
 """Users in the programs that are looked at. One user would not do: the compiler drops axes of size one."""
 PROBE_PAGES = 2
 """Rows of the page table in these programs."""
-CPU_CHUNK = 8
-"""Users side by side on a CPU: beyond a few, its caches gain nothing and lose some (`benchmarks/users.py`)."""
+CPU_CHUNK = 2
+"""Users side by side on a CPU: more take more processor time for each than one does (`benchmarks/users.py`)."""
 CHUNK = 64
 """Most users side by side on an accelerator, where nobody says otherwise: a kill costs what they have done."""
 SHARE, CPU_SHARE = 0.75, 0.5

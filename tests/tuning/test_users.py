@@ -292,7 +292,7 @@ def test_memory_is_a_line_through_two_small_programs(
 def test_chunks_are_as_full_as_they_can_be() -> None:
     assert [even_chunk(users, 64) for users in (1, 64, 65, 256, 300)] == [1, 64, 33, 64, 60]
     assert even_chunk(20, 2, devices=8) == 16 and even_chunk(3, 64, devices=8) == 8
-    memory = Memory(fixed=100, per_user=10, page=1, pages=6, pages_per_user=4)
+    memory = Memory(fixed=100.0, per_user=10.0, page=1.0, pages=6, pages_per_user=4)
     assert [memory.bytes(n) for n in (1, 2, 3)] == [114, 126, 136]
     assert memory.bytes(1, devices=8) == 116
 
