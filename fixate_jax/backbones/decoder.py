@@ -24,6 +24,7 @@ from fixate_jax.backbones.decoder_layer import PLAIN, DecoderConfig, DecoderLaye
 from fixate_jax.backbones.flash import prefill_attention
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, Stream, TailOutput, WholeRows
 from fixate_jax.backbones.rope import rotary_angles
+from fixate_jax.backbones.sharding import by_rows, by_width
 
 
 def _rematerialised(body: Any, how: Remat) -> Any:
@@ -100,12 +101,18 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*dims width"], rules: Rules = PLAIN) -> Float[Array, "*dims vocab"]:
         """Final norm and output head, in float32."""
-        normed = rules.norm(self.norm, hidden)
+        normed = by_width(rules.norm(self.norm, hidden))
         if self.head is None:
-            return jnp.einsum(
+            scores = jnp.einsum(
                 "...d,vd->...v", normed, self.embed.embedding[...], preferred_element_type=precise(normed)
             )
-        return jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
+        else:
+            scores = jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
+        return by_rows(scores, "tensor")
+
+    def _embedded(self, ids: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
+        """Input embeddings of tokens."""
+        return by_rows(by_width(self.embed(ids)))
 
     def _prefix_start(
         self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"]
@@ -114,7 +121,7 @@ class Decoder(nnx.Module):
         visual = inputs.visual_index[..., None] >= 0
         features = jax.vmap(lambda f, i: f[i])(inputs.features, jnp.maximum(inputs.visual_index, 0))
         features = features.astype(self.config.dtype)
-        hidden = jnp.where(visual, features[:, :, 0], self.embed(inputs.token_ids))
+        hidden = jnp.where(visual, features[:, :, 0], self._embedded(inputs.token_ids))
         hidden = jax.vmap(lambda h, p, s: jax.lax.dynamic_update_slice_in_dim(h, p, s, axis=0))(
             hidden, prompt.astype(hidden.dtype), inputs.start
         )
@@ -152,13 +159,13 @@ class Decoder(nnx.Module):
             valid = jnp.arange(seq)[None, :] < seq - first[:, None]
         hidden, deep = self._prefix_start(inputs, prompt)
         return Stream(
-            hidden=hidden,
+            hidden=by_rows(hidden),
             deep=deep,
             angles=self.angles(inputs.positions),
             valid=valid,
             visual=inputs.visual_index >= 0,
             moved=moved,
-            tail_hidden=self.embed(inputs.tail_ids),
+            tail_hidden=self._embedded(inputs.tail_ids),
             tail_angles=self.angles(inputs.tail_positions),
             tail_valid=inputs.tail_valid,
         )

@@ -13,9 +13,12 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from fixate_jax import hosts
 from fixate_jax.backbones import Backbone, stack_pages
+from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import CacheConfig
 from fixate_jax.tuning.batches import length_buckets
+from fixate_jax.tuning.placement import Placement, put
 
 Tier = Literal["device", "host", "disk", "step"]
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
@@ -50,6 +53,7 @@ class FeatureStore:
         *,
         directory: Path,
         batch: int,
+        placement: Placement | None = None,
         track: Track = lambda items, title: iter(items),
     ):
         """Choose the tier and fill it.
@@ -61,9 +65,10 @@ class FeatureStore:
             cache: the budgets.
             directory: folder of the disk tier.
             batch: pages at a time through the vision tower.
+            placement: the mesh that shares these pages among its devices (None: where the weights are).
             track: wraps a sequence in a progress bar.
         """
-        self.backbone, self.images = backbone, images
+        self.backbone, self.images, self.placement = backbone, images, placement
         self.index = {page: i for i, page in enumerate(sorted(set(page_ids)))}
         self.grids = {page: backbone.page_processor.grid(*images(page).size) for page in self.index}
         self.dtype = np.dtype(backbone.config.decoder.dtype)
@@ -76,7 +81,9 @@ class FeatureStore:
         elif self.tier != "step":
             features = np.zeros(self.shape, self.dtype)
             self._fill(features, batch, track)
-            self._features = jnp.asarray(features) if self.tier == "device" else features
+            # With several processes a batch is put together on the host, from each one's rows.
+            on_device = self.tier == "device" and jax.process_count() == 1
+            self._features = jnp.asarray(features) if on_device else features
 
     def __call__(self, page_ids: Sequence[str]) -> tuple[Any, Any]:
         """Features of some pages; or, where the tier is "step", nothing and the pages themselves."""
@@ -84,15 +91,29 @@ class FeatureStore:
             pages = [self.backbone.page_processor(self.images(page)) for page in page_ids]
             return None, stack_pages(pages, units=max(self.backbone.page_units(*grid) for grid in self.grids.values()))
         rows = np.array([self.index[page] for page in page_ids])
-        if self.tier == "device":
+        if isinstance(self._features, jax.Array):
             return jnp.take(self._features, rows, axis=0), None
         picked = np.asarray(self._features[rows])
         return picked.view(self.dtype) if picked.dtype != self.dtype else picked, None
 
-    def _fill(self, features: np.ndarray, batch: int, track: Track) -> None:
-        """Run the vision tower over all pages, those of like size together."""
-        graph = self.backbone.graph
-        encode = jax.jit(lambda params, pages: nnx.merge(graph, params).encode_pages(pages))
+    def _encoder(self) -> Callable[[Any], np.ndarray]:
+        """The vision tower, from a batch of pages to their features; all processes take part and get them all."""
+        graph, params, placement = self.backbone.graph, self.backbone.params, self.placement
+
+        def encode(params: nnx.State, pages: Any) -> jax.Array:
+            with sharing_rows(placement and placement.mesh):
+                return nnx.merge(graph, params).encode_pages(pages)
+
+        if placement is None or placement.mesh.size == 1:
+            alone = jax.jit(encode)
+            return lambda pages: np.asarray(alone(params, pages))
+        places = (placement.params, placement.rows)
+        shared = jax.jit(encode, in_shardings=places, out_shardings=placement.whole)
+        return lambda pages: np.asarray(shared(params, put(pages, placement.rows)))
+
+    def _fill(self, features: np.ndarray | None, batch: int, track: Track) -> None:
+        """Run the vision tower over all pages, those of like size together, to keep what it gives or to help only."""
+        encode = self._encoder()
         sizes = {page: self.backbone.page_units(*grid) for page, grid in self.grids.items()}
         ends = np.array(length_buckets(list(sizes.values()), PATCH_SIZES))
         groups: list[tuple[int, list[str]]] = []
@@ -102,7 +123,9 @@ class FeatureStore:
         for units, pages in track(groups, "Vision tower"):
             encoded = [self.backbone.page_processor(self.images(page)) for page in pages]
             encoded += [encoded[0]] * (batch - len(encoded))
-            out = np.asarray(encode(self.backbone.params, stack_pages(encoded, units=units)))
+            out = encode(stack_pages(encoded, units=units))
+            if features is None:
+                continue
             for page, row in zip(pages, out, strict=False):
                 tokens = self.backbone.page_tokens(*self.grids[page])
                 features[self.index[page], :tokens] = row[:tokens].view(features.dtype)
@@ -111,7 +134,9 @@ class FeatureStore:
         """A memory-mapped file named after what it depends on, written whole before it gets that name."""
         key = hashlib.sha256("\n".join([self.backbone.fingerprint, *self.index]).encode()).hexdigest()[:24]
         path = directory / f"features-{key}.npy"
-        if not path.exists():
+        if not hosts.anywhere(not path.exists()):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        if hosts.first():
             directory.mkdir(parents=True, exist_ok=True)
             # Names of their own keep two runs that fill one folder apart.
             with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=directory) as staging:
@@ -121,4 +146,7 @@ class FeatureStore:
                 self._fill(mapped, batch, track)
                 mapped.flush()
                 os.replace(temporary, path)
+        else:
+            self._fill(None, batch, track)
+        hosts.barrier()
         return np.load(path, mmap_mode="r", allow_pickle=False)
