@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float
 
+from fixate_jax.backbones.sharding import BATCH_AXES
 from fixate_jax.config import RunConfig
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.prompts import PromptParams, init_prompt, population_prompt
@@ -186,7 +187,7 @@ class _UserTuning:
             mesh=workspace.mesh,
             end_token=workspace.backbone.encoder.end_token,
         )
-        self.devices = workspace.mesh.shape["data"]
+        self.devices = math.prod(workspace.mesh.shape[axis] for axis in BATCH_AXES)
         self.chunk = self._chunk(self._plan(seed))
         members = self.data.members
         self.chunks = [members[i : i + self.chunk] for i in range(0, len(members), self.chunk)]

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from fixate_jax.backbones.sharding import BATCH_AXES
 from fixate_jax.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from fixate_jax.objective import attention_weight_schedule
 from fixate_jax.prompts import PromptParams
@@ -64,8 +65,8 @@ Parts = dict[str, Float[Array, "..."]]
 
 
 def user_sharding(mesh: Mesh) -> NamedSharding:
-    """A chunk's first axis, shared among the devices along "data"."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """A chunk's first axis, shared like the rows of a batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 Advance = Jitted[[UserState, UserSessions, Frozen, Int[Array, ""], Int[Array, ""]], tuple[UserState, Parts]]
@@ -134,7 +135,7 @@ def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Me
         graph: the backbone's structure.
         config: the run's settings.
         mode: what is tuned.
-        mesh: the devices; users are shared along its axis "data".
+        mesh: the devices; users are shared among them like the rows of a batch.
         end_token: see :func:`fixate_jax.tuning.step.make_train_step`.
 
     Returns:

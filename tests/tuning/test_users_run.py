@@ -143,7 +143,7 @@ from tests.tuning.test_users import few_sessions, settings
 
 store, out = Path(sys.argv[1]), Path(sys.argv[2])
 config = settings(store)
-config = replace(config, train=replace(config.train, data_devices=8, batch=8))
+config = replace(config, train=replace(config.train, mesh=(8, 1, 1), batch=8))
 workspace = few_sessions(open_workspace(config, open_or_prepare(config.data), directory=out.parent))
 run = _UserTuning(workspace, config, None, None, 3, None)
 assert run.chunk == 8 and jax.device_count() == 8
