@@ -22,7 +22,7 @@ from fixate_jax.settings import load_config, load_settings
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
 DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
-COMMANDS_WITH_PRESET = ("prepare", "train", "analyze", "plan", "pretrain-tiny")
+COMMANDS_WITH_PRESET = ("prepare", "train", "tune-users", "analyze", "plan", "pretrain-tiny")
 SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
 """What fits into 80 columns of a terminal; the report and the CSV files hold every metric."""
@@ -75,6 +75,31 @@ class Train:
         name = self.preset.stem if self.preset else self.settings.data.name
         results = run_experiment(self.settings, self.run_dir or Path("runs") / name)
         hosts.by_first(_print_results, results)
+        return 0
+
+
+@dataclass(frozen=True)
+class TuneUsers:
+    """Tune each user alone, many side by side, then evaluate. Give it again to go on after a stop."""
+
+    preset: Preset = None
+    """Settings to start from, e.g. configs/synthetic_carousel.yaml; flags override them."""
+    run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """Run directory (None: runs/users- and the preset's name)."""
+    basis: Path | None = None
+    """Run of `fixate train` over whose trained basis coefficients are tuned (None: `users.basis`)."""
+    settings: Settings = field(default_factory=RunConfig)
+
+    def run(self) -> int:
+        """Run the command."""
+        from dataclasses import replace
+
+        from fixate_jax.tuning.users_run import run_users
+
+        name, settings = self.preset.stem if self.preset else self.settings.data.name, self.settings
+        if self.basis is not None:
+            settings = replace(settings, users=replace(settings.users, basis=self.basis))
+        _print_results(run_users(settings, self.run_dir or Path("runs") / f"users-{name}"))
         return 0
 
 
@@ -314,6 +339,7 @@ def _print_results(results: object) -> None:
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[TuneUsers, tyro.conf.subcommand("tune-users")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
@@ -338,7 +364,8 @@ def parse(arguments: list[str]) -> Any:
             default = PretrainTiny(recipe=preset, settings=load_settings(preset, Recipe))
             return tyro.cli(PretrainTiny, prog=f"fixate {name}", default=default, args=arguments[1:])
         settings = load_config(preset)
-        kind = {"prepare": Prepare, "train": Train, "analyze": Analyze, "plan": Plan}[name]
+        kinds = {"prepare": Prepare, "train": Train, "tune-users": TuneUsers, "analyze": Analyze, "plan": Plan}
+        kind: Any = kinds[name]
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
     command: Any = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
     late = command.recipe if isinstance(command, PretrainTiny) else getattr(command, "preset", None)

@@ -157,6 +157,22 @@ class CheckpointStore:
             )
         return None
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every array in the newest checkpoint, by its name in the tree, e.g. "best.coefficients".
+
+        Raises:
+            CheckpointError: there is no checkpoint, or its record cannot be read.
+        """
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self.directory}: no checkpoint there")
+        record = self._folder(steps[-1]) / _META
+        try:
+            leaves = json.loads(record.read_text(encoding="utf-8"))["leaves"]
+            return {name: tuple(leaf["shape"]) for name, leaf in leaves.items()}
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{record}: cannot be read ({error}); remove that checkpoint") from error
+
     def _folder(self, step: int) -> Path:
         return self.directory / f"step_{step:08d}"
 
