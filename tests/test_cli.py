@@ -20,7 +20,9 @@ CAROUSEL = str(CONFIGS / "synthetic_carousel.yaml")
 RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
-COMMANDS = "prepare, train, evaluate, probe, faithfulness, verify, convert, analyze, plan, pretrain-tiny, read"
+COMMANDS = (
+    "prepare, train, tune-users, evaluate, probe, faithfulness, verify, convert, analyze, plan, pretrain-tiny, read"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("prepare", flags(RunConfig())),
         ("train", [*flags(RunConfig()), "--run "]),
+        ("tune-users", [*flags(RunConfig()), "--run ", "--basis "]),
         ("evaluate", ["RUN", "--split "]),
         ("probe", ["RUN", "--session ", "--operator ", "--seed ", "--smooth", "--out ", "--data-path "]),
         ("faithfulness", ["RUN", "--operators ", "--sessions ", "--split ", "--draws ", "--seed ", "--out "]),
