@@ -1,0 +1,276 @@
+"""The soft prompt behind the page: the layout itself, and the page's keys and values computed beforehand."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fixate_jax.backbones import decoder
+from fixate_jax.backbones.after_page import attend_over_page, seen_rows, without_gap
+from fixate_jax.backbones.processing import EncodedSession
+from fixate_jax.backbones.tiny_random import write_tiny_random
+from fixate_jax.backbones.tiny_sizes import TinySizes
+from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.errors import ConfigError
+from fixate_jax.probing import OPERATORS, SOURCE_ROW
+from fixate_jax.prompts import soft_prompt
+from fixate_jax.tuning.batches import Batch, SessionData
+from fixate_jax.tuning.step import evaluate_batch, loss_and_gradient
+from tests.probing.test_operators import relative
+from tests.worlds import USERS, World, letters, numbers
+
+SOFT = 5
+WORLDS: dict[str, tuple[TinySizes, int, Any]] = {
+    "qwen3_vl, two of three layers, letters": (TinySizes(layers=3), 2, letters),
+    "internvl, all layers, numbers (one and two tokens)": (TinySizes(family="internvl", layers=3), 3, numbers),
+}
+SIZES = ((3, 320, 192), (12, 192, 160), (4, 320, 192), (5, 256, 256))
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    sizes, tapped, labels = WORLDS[request.param]
+    folder = tmp_path_factory.mktemp("world")
+    config = RunConfig(
+        backbone=BackboneConfig(
+            path=str(write_tiny_random(folder / "model", sizes=sizes)), tapped_layers=tapped, attention_block=32
+        ),
+        prompt=PromptConfig(basis=3, tokens=SOFT, position="after_image"),
+        operator=OperatorConfig(name="attn_lrp", normalise="abs"),
+        objective=ObjectiveConfig(warmup=0),
+    )
+    return World(folder, sizes=SIZES, labels=labels, config=config, max_lengths=2)
+
+
+def in_layout(world: World, encoded: list[EncodedSession], **settings: Any) -> SessionData:
+    """The world's sessions, put together in another way."""
+    how: dict[str, Any] = {"prompt_tokens": SOFT, "position": "after_image", **settings}
+    rows = {user: i for i, user in enumerate(USERS)}
+    return SessionData(world.sessions, encoded, rows, features=world.features, signal="fixation", **how)
+
+
+def batches(data: SessionData) -> list[Batch]:
+    """All sessions, a batch for each bucket, on the device."""
+    members = [[i for i, b in enumerate(data.bucket_of) if b == bucket] for bucket in range(len(data.buckets))]
+    return [jax.tree.map(jnp.asarray, data.batch(rows)) for rows in members if rows]
+
+
+def with_keys(world: World, batch: Batch) -> Batch:
+    """The same batch with the page's keys and values in place of its features."""
+    page_keys = jax.jit(lambda params, inputs: world.backbone.merge(params).page_keys(inputs))
+    keys = page_keys(world.backbone.params, batch.inputs)
+    return batch._replace(inputs=batch.inputs._replace(page_keys=keys, features=None))
+
+
+def whole(model: Any, prompt: Any, batch: Batch, use_prompt: Any = True) -> jax.Array:
+    """Log-probabilities at the tail by a plain forward pass."""
+    logits, _ = model.decoder.forward(batch.inputs, prompt, use_prompt)
+    return jax.nn.log_softmax(logits[:, -1])
+
+
+def by_tail(model: Any, prompt: Any, batch: Batch, use_prompt: Any = True) -> jax.Array:
+    """The same by prefill and tail."""
+    return jax.nn.log_softmax(model.tail(model.prefill(batch.inputs, prompt, use_prompt)).logits[:, 0, -1])
+
+
+def run(world: World, function: Any, *arguments: Any) -> Any:
+    """A function of the model, compiled with the weights as an argument."""
+    call = jax.jit(lambda params, *rest: function(world.backbone.merge(params), *rest))
+    return jax.device_get(call(world.backbone.params, *arguments))
+
+
+def with_words(encoded: EncodedSession, words: Any) -> EncodedSession:
+    """The chat with some more text right behind the page."""
+    end, count = encoded.page_end, len(words)
+    at = encoded.positions[end - 1].max() + 1 + np.arange(count)
+    positions = [encoded.positions[:end], np.repeat(at[:, None], 3, axis=1), encoded.positions[end:] + count]
+    return replace(
+        encoded,
+        token_ids=np.concatenate([encoded.token_ids[:end], words, encoded.token_ids[end:]]),
+        visual_index=np.insert(encoded.visual_index, end, np.full(count, -1)),
+        positions=np.concatenate(positions).astype(np.int32),
+        last_position=encoded.last_position + count,
+    )
+
+
+def soft_tokens_that_are_words(world: World) -> float:
+    """Largest difference between words as a soft prompt behind the page, and the same words as part of the chat."""
+    words = np.array([7, 30, 11, 5, 23], np.int32)
+    said = in_layout(world, [with_words(e, words) for e in world.data.encoded], position="before", max_lengths=2)
+    worst = 0.0
+    for batch, written in zip(batches(world.data), batches(said), strict=True):
+        soft = world.backbone.merge(world.backbone.params).decoder.embed(jnp.asarray(words))
+        soft = jnp.broadcast_to(soft, (len(batch.click), *soft.shape))
+        expected = run(world, whole, soft, written, False)
+        for ours in (run(world, by_tail, soft, batch), run(world, by_tail, soft, with_keys(world, batch))):
+            worst = max(worst, float(np.abs(ours - expected).max()))
+    return worst
+
+
+def hidden_prompt(world: World) -> float:
+    """Largest difference between the backbone under a hidden prompt behind the page, and without any prompt."""
+    plain = in_layout(world, world.data.encoded, position="before", max_lengths=2)
+    worst = 0.0
+    for batch, bare in zip(batches(world.data), batches(plain), strict=True):
+        soft = soft_prompt(world.prompt(), batch.user)
+        expected = run(world, by_tail, soft, bare, False)
+        for function, given in ((by_tail, batch), (whole, batch), (by_tail, with_keys(world, batch))):
+            worst = max(worst, float(np.abs(run(world, function, soft, given, False) - expected).max()))
+        assert np.abs(run(world, by_tail, soft, batch) - expected).max() > 1e-3, "the prompt does something"
+    return worst
+
+
+def test_the_layout(world: World) -> None:
+    """Everything up to the token that closes the page, the soft prompt, the rest; the padding in between."""
+    data, image = world.data, world.backbone.config.image_token
+    for shapes, batch in zip(data.buckets, batches(data), strict=True):
+        for row, index in enumerate(np.asarray(batch.session)):
+            encoded, inputs = data.encoded[index], jax.tree.map(lambda x, row=row: np.asarray(x[row]), batch.inputs)
+            end = encoded.page_end
+            assert encoded.token_ids[end - 2] == image and (encoded.token_ids[end - 1 :] != image).all()
+            assert "vision_end" in (closing := world.backbone.encoder.tokenizer.decode([encoded.token_ids[end - 1]])) or (
+                closing == "</img>"
+            )
+            np.testing.assert_array_equal(inputs.page_valid, np.arange(shapes.page) < end)
+            first = shapes.seq - (len(encoded.token_ids) - end)
+            assert inputs.start == first - SOFT >= shapes.page
+            chat = np.r_[:end, first : shapes.seq]
+            np.testing.assert_array_equal(inputs.token_ids[chat], encoded.token_ids)
+            np.testing.assert_array_equal(inputs.visual_index[chat], encoded.visual_index)
+            moved = np.where(np.arange(len(chat)) < end, 0, SOFT)
+            np.testing.assert_array_equal(inputs.positions[chat], encoded.positions + moved[:, None])
+            np.testing.assert_array_equal(inputs.positions[first - SOFT : first, 1] - inputs.positions[end - 1, 1], range(1, SOFT + 1))
+            np.testing.assert_array_equal(inputs.visual_index[inputs.visual_position[: len(encoded.cell_tokens)]], encoded.cell_tokens)
+        assert shapes.page == max(data.encoded[i].page_end for i in np.asarray(batch.session))
+
+
+def test_soft_tokens_count_like_words_behind_the_page(world: World) -> None:
+    difference = soft_tokens_that_are_words(world)
+    print(f"\nwords as soft tokens and as text: {difference:.1e}")
+    assert difference < 1e-5
+
+
+def test_a_hidden_prompt_leaves_no_gap(world: World) -> None:
+    difference = hidden_prompt(world)
+    print(f"\nhidden prompt and none: {difference:.1e}")
+    assert difference < 1e-5
+
+
+MUTATIONS: dict[str, tuple[str, Any, Any]] = {
+    "what follows a hidden prompt stays where it was": ("without_gap", lambda inputs, *_: inputs, hidden_prompt),
+    "a hidden prompt is seen": ("seen_rows", lambda inputs, tokens, _: seen_rows(inputs, tokens, True), hidden_prompt),
+    "the gap is closed under a prompt too": (
+        "without_gap",
+        lambda inputs, tokens, _: without_gap(inputs, tokens, False),
+        soft_tokens_that_are_words,
+    ),
+    "the prompt does not see the page": (
+        "attend_over_page",
+        lambda *arrays, **how: attend_over_page(*arrays[:-1], arrays[-1].at[:, : arrays[3].shape[1]].set(False), **how),
+        soft_tokens_that_are_words,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mistakes_are_noticed(world: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attribute, mistake, measure = MUTATIONS[name]
+    monkeypatch.setattr(decoder, attribute, mistake)
+    assert measure(world) > 1e-3
+
+
+def test_a_prompt_before_the_page_is_no_prompt_behind_it(world: World) -> None:
+    """Keys of a page that the prompt comes before do depend on it: nothing could be shared."""
+    batch = batches(in_layout(world, world.data.encoded, position="before", max_lengths=1))[0]
+    key = lambda model, soft: model.prefill(batch.inputs, soft).key  # noqa: E731
+    one, other = (run(world, key, soft_prompt(world.prompt(seed), batch.user)) for seed in (0, 1))
+    assert np.abs(one - other).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", sorted(SOURCE_ROW))
+@pytest.mark.parametrize("aligned", ["click", "own"])
+def test_cached_keys_give_the_same_step(world: World, name: str, aligned: Any) -> None:
+    """Loss and gradient over the page's rows computed with everything else, by the reference path, and over cached keys."""
+    if aligned == "own" and name != "attn_lrp":
+        pytest.skip("one operator is enough")
+    operator = replace(world.config.operator, name=name)
+    config = replace(world.config, operator=operator, objective=replace(world.config.objective, relevance=aligned))
+    end, prompt = world.backbone.encoder.end_token, world.prompt()
+
+    def step(model: Any, batch: Batch) -> Any:
+        micro = jax.tree.map(lambda x: x[None], batch)
+        return loss_and_gradient(prompt, model, micro, config, jnp.float32(0.5), end_token=end)
+
+    for batch in batches(world.data):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fixate_jax.tuning.step.SOURCE_ROW", frozenset())
+            parts, gradient = run(world, step, batch)
+        for given in (batch, with_keys(world, batch)):
+            ours, ours_gradient = run(world, step, given)
+            for part, value in parts.items():
+                assert ours[part] == pytest.approx(value, rel=1e-5, abs=1e-6), part
+            for field, expected in gradient._asdict().items():
+                difference = relative(getattr(ours_gradient, field), expected)
+                print(f"\n{name}, {aligned}: gradient in {field} {difference:.0e}", end="")
+                assert difference < 1e-4
+
+
+def test_cached_keys_give_the_same_evaluation(world: World) -> None:
+    """All branches, with and without prompt, by one compiled program."""
+    end = world.backbone.encoder.end_token
+    compiled = jax.jit(
+        lambda params, soft, use, batch: evaluate_batch(
+            soft, use, world.backbone.merge(params), batch, world.config, end
+        )
+    )
+    for batch in batches(world.data):
+        soft, found = soft_prompt(world.prompt(), batch.user), {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fixate_jax.tuning.step.SOURCE_ROW", frozenset())
+            reference = jax.jit(compiled.__wrapped__)
+            expected = {use: jax.device_get(reference(world.backbone.params, soft, use, batch)) for use in (True, False)}
+        for use in (True, False):
+            found[use] = jax.device_get(compiled(world.backbone.params, soft, use, with_keys(world, batch)))
+            for field, value in expected[use]._asdict().items():
+                if field == "answer":
+                    np.testing.assert_array_equal(found[use].answer, value)
+                else:
+                    np.testing.assert_allclose(getattr(found[use], field), value, rtol=1e-5, atol=1e-5, err_msg=field)
+        assert np.abs(found[True].teacher_forced - found[False].teacher_forced).max() > 1e-3
+    assert compiled._cache_size() == len(world.data.buckets)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_every_operator_takes_the_layout(world: World, name: str) -> None:
+    """A session alone, without padding, gets what it gets in company, by every operator."""
+    config = replace(world.config, operator=replace(world.config.operator, name=name, steps=2))
+    evaluate = partial(evaluate_batch, config=config, end_token=world.backbone.encoder.end_token)
+
+    def look(model: Any, soft: Any, batch: Batch) -> Any:
+        return evaluate(soft, True, model, batch)
+
+    together = batches(in_layout(world, world.data.encoded, max_lengths=1))[0]
+    found = run(world, look, soft_prompt(world.prompt(), together.user), together)
+    index = 1
+    one = in_layout(world, world.data.encoded, max_lengths=len(SIZES))
+    alone = jax.tree.map(jnp.asarray, one.batch([index]))
+    expected = run(world, look, soft_prompt(world.prompt(), alone.user), alone)
+    slots = world.sessions[index].slots
+    assert not bool(together.inputs.page_valid[index].all())
+    assert np.isfinite(expected.teacher_forced).all() and expected.teacher_forced.sum() > 0.9
+    for field in ("teacher_forced", "free_running", "log_probs"):
+        ours, theirs = (getattr(x, field)[row, :slots] for x, row in ((found, index), (expected, 0)))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(OPERATORS) - SOURCE_ROW))
+def test_operators_that_want_the_pages_rows_refuse_keys_alone(world: World, name: str) -> None:
+    config = replace(world.config, operator=replace(world.config.operator, name=name))
+    batch = with_keys(world, batches(world.data)[0])
+    soft = soft_prompt(world.prompt(), batch.user)
+    with pytest.raises(ConfigError, match=rf"operator.name = '{name}' looks at the page's own rows.*attention, "):
+        evaluate_batch(soft, True, world.backbone.merge(world.backbone.params), batch, config, 0)
