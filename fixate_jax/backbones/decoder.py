@@ -173,8 +173,8 @@ class Decoder(nnx.Module):
         """Causal attention of the prefix, and its keys and values together with the page's where those are known."""
         block = self.config.attention_block
         if page is not None:
-            attended = attend_over_page(query, key, value, *page, stream.valid, block=block)
-            return attended, *(jnp.concatenate(parts, axis=1) for parts in zip(page, (key, value), strict=True))
+            attended = attend_over_page(query, key, value, page[0], page[1], stream.valid, block=block)
+            return attended, jnp.concatenate([page[0], key], axis=1), jnp.concatenate([page[1], value], axis=1)
         mask = stream.valid if stream.moved is None else None
         how = "blocked" if rules.twice or mask is not None else self.config.attention
         return prefill_attention(query, key, value, how=how, block=block, valid=mask), key, value

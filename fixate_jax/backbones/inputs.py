@@ -74,7 +74,7 @@ class SequenceInputs(NamedTuple):
     tail_positions: Int[HostOrDevice, "batch branch tail 3"]
     tail_valid: Bool[HostOrDevice, "batch branch tail"]
     visual_position: Int[HostOrDevice, "batch cells"]
-    features: Float[HostOrDevice, "batch tokens levels width"] | None
+    features: Float[HostOrDevice, "batch tokens levels width"]
     page_valid: Bool[HostOrDevice, "batch page"] | None = None
     page_keys: Float[HostOrDevice, "batch both layers page kv head"] | None = None
 

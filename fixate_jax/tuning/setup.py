@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.progress import track
 from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.features import FeatureStore
+from fixate_jax.tuning.page_keys import NOWHERE, PageKeyStore, wants_page_keys
 from fixate_jax.tuning.step import Jitted, make_evaluate
 
 PACKAGES = ("fixate-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -40,7 +42,7 @@ class Workspace:
         config: the settings.
         backbone: the frozen model.
         store: the sessions on disk.
-        features: cached page features.
+        features: cached page features (nothing is kept where ``data.page_keys`` is given).
         data: the encoded sessions.
         splits: indices of the sessions of each split.
         mesh: the devices, along the axis "data".
@@ -100,18 +102,10 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     if empty:
         raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")
     backbone = load_backbone(config.backbone, work=directory)
-    features = FeatureStore(
-        backbone,
-        store.image,
-        [s.page_id for s in sessions],
-        config.cache,
-        directory=config.cache.directory or directory / "features",
-        batch=config.train.eval_batch,
-        track=track,
-    )
+    features, encoded, page_keys = _read_pages(config, backbone, store, sessions, directory)
     data = SessionData(
         sessions,
-        encode_sessions(backbone, sessions, features.grids),
+        encoded,
         {user: row for row, user in enumerate(store.users)},
         features=features,
         prompt_tokens=config.prompt.tokens,
@@ -119,6 +113,8 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         gaze_temperature=config.data.gaze_temperature,
         max_lengths=config.train.max_lengths,
         assignment=config.operator.assignment,
+        position=config.prompt.position,
+        page_keys=page_keys,
     )
     warn_of_empty_slots(data)
     devices = jax.devices()
@@ -128,6 +124,28 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     return Workspace(
         config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
     )
+
+
+def _read_pages(
+    config: RunConfig, backbone: Backbone, store: SessionStore, sessions: Sequence[Session], directory: Path
+) -> tuple[FeatureStore, list[EncodedSession], PageKeyStore | None]:
+    """Page features, or keys and values in their place where the settings want those and they fit; the sequences."""
+    page_ids = [s.page_id for s in sessions]
+    how: dict[str, Any] = {
+        "directory": config.cache.directory or directory / "features",
+        "batch": config.train.eval_batch,
+        "track": track,
+    }
+    wanted = wants_page_keys(config)
+    features = FeatureStore(backbone, store.image, page_ids, NOWHERE if wanted else config.cache, **how)
+    encoded = encode_sessions(backbone, sessions, features.grids)
+    if not wanted:
+        return features, encoded, None
+    keys = PageKeyStore(backbone, features, page_ids, encoded, config.cache, **how)
+    if keys.tier != "step":
+        return features, encoded, keys
+    # Too large to keep: the step computes them, from features that may still fit.
+    return FeatureStore(backbone, store.image, page_ids, config.cache, **how), encoded, None
 
 
 def encode_sessions(

@@ -1,0 +1,105 @@
+"""Arrays too costly to make at every step: made once, and kept in the first place that holds them all."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from fixate_jax.config import CacheConfig
+from fixate_jax.tuning.batches import length_buckets
+
+Tier = Literal["device", "host", "disk", "step"]
+PATCH_SIZES = 4
+"""Largest number of padded page sizes, each one compilation of the vision tower."""
+Key = TypeVar("Key")
+
+
+def choose_tier(size: int, cache: CacheConfig) -> Tier:
+    """The first place whose budget holds ``size`` bytes; "step" (make them every time) if none does."""
+    budgets: list[tuple[Tier, int]] = [
+        ("device", cache.device_bytes),
+        ("host", cache.host_bytes),
+        ("disk", cache.disk_bytes),
+    ]
+    return next((tier for tier, budget in budgets if size <= budget), "step")
+
+
+def groups_of_like_size(sizes: Mapping[Key, int], batch: int) -> list[tuple[int, list[Key]]]:
+    """Things in batches, those of like size together, each with the size that all of its group are padded to.
+
+    Args:
+        sizes: of each thing.
+        batch: most things at a time.
+    """
+    ends = np.array(length_buckets(list(sizes.values()), PATCH_SIZES))
+    groups: list[tuple[int, list[Key]]] = []
+    for end in ends:
+        members = [key for key, size in sizes.items() if ends[np.searchsorted(ends, size)] == end]
+        groups += [(int(end), members[i : i + batch]) for i in range(0, len(members), batch)]
+    return groups
+
+
+class Kept:
+    """An array of many rows, some of which are asked for at a time.
+
+    Attributes:
+        tier: where it is; "step": nowhere.
+        shape: of the whole; the first axis runs over rows.
+        dtype: of its numbers.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        cache: CacheConfig,
+        *,
+        file: Callable[[], Path],
+        fill: Callable[[np.ndarray], None],
+    ):
+        """Choose the tier and fill it.
+
+        Args:
+            shape: of the whole.
+            dtype: of its numbers.
+            cache: the budgets.
+            file: path on the disk tier; its name says what the numbers depend on.
+            fill: writes the numbers into zeros of the shape; those of a type that files do not know come as integers.
+        """
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.tier = choose_tier(int(np.prod(shape)) * self.dtype.itemsize, cache)
+        self.rows: Any = None
+        if self.tier == "disk":
+            self.rows = self._on_disk(file(), fill)
+        elif self.tier != "step":
+            rows = np.zeros(shape, self.dtype)
+            fill(rows)
+            self.rows = jnp.asarray(rows) if self.tier == "device" else rows
+
+    def __call__(self, indices: Sequence[int] | Int[np.ndarray, " rows"]) -> Any:
+        """Some rows, one for each index."""
+        assert self.tier != "step", "nothing is kept"
+        at = np.asarray(indices)
+        if self.tier == "device":
+            return jnp.take(self.rows, at, axis=0)
+        picked = np.asarray(self.rows[at])
+        return picked.view(self.dtype) if picked.dtype != self.dtype else picked
+
+    def _on_disk(self, path: Path, fill: Callable[[np.ndarray], None]) -> np.ndarray:
+        """A memory-mapped file, written whole before it gets its name."""
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Names of their own keep two runs that fill one folder apart.
+            with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as staging:
+                temporary = Path(staging) / path.name
+                storable = self.dtype if self.dtype.kind == "f" else np.dtype(f"u{self.dtype.itemsize}")
+                mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=storable, shape=self.shape)
+                fill(mapped)
+                mapped.flush()
+                os.replace(temporary, path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
