@@ -58,6 +58,7 @@ test: lint docs
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.operators
+	$(BIN)/python -m benchmarks.after_image
 	$(BIN)/python -m benchmarks.recgaze_reader
 	$(BIN)/python -m benchmarks.input_pipeline
 

@@ -23,7 +23,7 @@ OPERATORS: dict[str, Operator] = {
 }
 """Every operator by name; a new one is a file and a line here."""
 
-SOURCE_ROW = frozenset({"attn_lrp", "attention", "attention_gradient"})
+SOURCE_ROW = {"attn_lrp", "attention", "attention_gradient"}
 """Operators that ask for nothing but row ``src`` of the tapped layers, by name: the tail's, over keys and values that
 may come from anywhere. All others look at the sequence's other rows, which must then be computed."""
 

@@ -234,7 +234,7 @@ def test_keys_known_beforehand_give_the_same_step(world: World) -> None:
     assert {operator for operator, _ in OBJECTIVES.values()} == SOURCE_ROW
     for batch, chosen in zip(batches(world.data), (list(OBJECTIVES), ["attn_lrp"]), strict=True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(step, "SOURCE_ROW", frozenset())
+            patch.setattr(step, "SOURCE_ROW", set())
             reference = run(world, partial(steps, world, chosen), batch)
         ours = run(world, partial(steps, world, chosen), with_keys(world, batch))
         for name, (parts, gradient) in reference.items():
@@ -266,7 +266,7 @@ def test_keys_known_beforehand_give_the_same_evaluation(world: World) -> None:
         for use in (True, False):
             found[use] = jax.device_get(ours(world.backbone.params, soft, jnp.asarray(use), cached))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(step, "SOURCE_ROW", frozenset())
+                patch.setattr(step, "SOURCE_ROW", set())
                 expected = jax.device_get(reference(world.backbone.params, soft, jnp.asarray(use), batch))
             for field, value in expected._asdict().items():
                 np.testing.assert_allclose(getattr(found[use], field), value, rtol=1e-5, atol=1e-5, err_msg=field)
