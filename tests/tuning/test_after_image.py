@@ -13,6 +13,7 @@ import pytest
 
 from fixate_jax.backbones import decoder, take_branches
 from fixate_jax.backbones.after_page import attend_over_page, seen_rows, without_gap
+from fixate_jax.backbones.attention import blocked_attention
 from fixate_jax.backbones.processing import EncodedSession
 from fixate_jax.backbones.tiny_random import write_tiny_random
 from fixate_jax.backbones.tiny_sizes import TinySizes
@@ -295,6 +296,27 @@ def test_every_operator_takes_the_layout(qwen: World) -> None:
     for name in names:
         assert 0.9 < expected[name].sum() < 1 + 1e-5, name
         np.testing.assert_allclose(found[name][index], expected[name][0], rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("block", [64, 8], ids=["one block", "a loop of blocks"])
+def test_attention_over_a_page_is_the_last_rows_of_causal_attention(block: int) -> None:
+    rng, page, rows = np.random.default_rng(0), 30, 50
+    query, key, value = (jnp.asarray(rng.standard_normal((2, page + rows, n, 8)), jnp.float32) for n in (4, 2, 2))
+    valid = jnp.asarray(rng.uniform(size=(2, page + rows)) < 0.7).at[:, 0].set(True)
+
+    def whole(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return blocked_attention(query, key, value, valid, causal=True, block=page + rows)[:, page:]
+
+    def over_page(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        arrays = (query[:, page:], key[:, page:], value[:, page:], key[:, :page], value[:, :page])
+        return attend_over_page(*arrays, valid, block=block)
+
+    weight = jnp.asarray(rng.standard_normal((2, rows, 4, 8)), jnp.float32)
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda *x, f=f: (f(*x) * weight).sum(), argnums=(0, 1, 2)))(query, key, value)
+        for f in (over_page, whole)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATORS) - SOURCE_ROW))
