@@ -208,7 +208,6 @@ def test_mistakes_are_noticed(qwen: World, name: str, monkeypatch: pytest.Monkey
 
 
 OBJECTIVES = {
-    "attn_lrp": ("attn_lrp", "click"),
     "attn_lrp, own answer": ("attn_lrp", "own"),
     "attention": ("attention", "click"),
     "attention_gradient": ("attention_gradient", "click"),
@@ -231,20 +230,22 @@ def steps(world: World, chosen: Sequence[str], model: Any, batch: Batch) -> dict
 
 
 def test_keys_known_beforehand_give_the_same_step(world: World) -> None:
-    """Loss and gradient: all rows computed together (the reference), the page's first, and over cached keys."""
+    """Loss and gradient: all rows computed together, which is the reference, and over the page's keys."""
     assert {operator for operator, _ in OBJECTIVES.values()} == SOURCE_ROW
-    for batch, chosen in zip(batches(world.data), (list(OBJECTIVES), ["attn_lrp"]), strict=True):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(step, "SOURCE_ROW", set())
-            reference = run(world, partial(steps, world, chosen), batch)
-        ours = run(world, partial(steps, world, chosen), with_keys(world, batch))
-        for name, (parts, gradient) in reference.items():
-            for part, value in parts.items():
-                assert ours[name][0][part] == pytest.approx(value, rel=1e-5, abs=1e-6), (name, part)
-            for field, expected in gradient._asdict().items():
-                difference = relative(getattr(ours[name][1], field), expected)
-                print(f"\n{name}: gradient in {field} {difference:.0e}", end="")
-                assert difference < 1e-4, (name, field)
+    # One architecture takes all operators, the other the hardest.
+    chosen = list(OBJECTIVES)[: len(OBJECTIVES) if world.data.buckets[0].tail == 1 else 1]
+    batch = batches(world.data)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "SOURCE_ROW", set())
+        reference = run(world, partial(steps, world, chosen), batch)
+    ours = run(world, partial(steps, world, chosen), with_keys(world, batch))
+    for name, (parts, gradient) in reference.items():
+        for part, value in parts.items():
+            assert ours[name][0][part] == pytest.approx(value, rel=1e-5, abs=1e-6), (name, part)
+        for field, expected in gradient._asdict().items():
+            difference = relative(getattr(ours[name][1], field), expected)
+            print(f"\n{name}: gradient in {field} {difference:.0e}", end="")
+            assert difference < 1e-4, (name, field)
 
 
 def test_keys_are_computed_in_the_step_where_none_are_cached(qwen: World) -> None:

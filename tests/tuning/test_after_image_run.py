@@ -35,7 +35,7 @@ def test_it_trains_evaluates_and_compiles_once_a_bucket(run: Path) -> None:
     buckets, counted = len(workspace.data.buckets), json.loads((run / "run.json").read_text())["compilations"]
     assert counted == {f"step, seed {config.train.seeds[0]}": buckets, "evaluation": buckets}
     results = pd.read_csv(run / "results-test.csv")
-    assert {"backbone", "fixate"} <= set(results["method"]) and results["kl"].notna().all()
+    assert {"backbone", "fixate"} <= set(results["method"])
 
 
 @pytest.mark.parametrize("operator", ["attention", "rollout"])
