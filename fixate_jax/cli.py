@@ -58,14 +58,19 @@ class Train:
     """Settings to start from, e.g. configs/human_choice.yaml; flags override them."""
     run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
     """Run directory (None: runs/ and the preset's name)."""
+    distributed: bool = False
+    """One of many processes, which look for each other; they do without the flag in a SLURM step or on a TPU pod."""
     settings: Settings = field(default_factory=RunConfig)
 
     def run(self) -> int:
         """Run the command."""
+        from fixate_jax import hosts
         from fixate_jax.tuning.experiment import run_experiment
 
+        hosts.start(self.distributed)
         name = self.preset.stem if self.preset else self.settings.data.name
-        _print_results(run_experiment(self.settings, self.run_dir or Path("runs") / name))
+        results = run_experiment(self.settings, self.run_dir or Path("runs") / name)
+        hosts.by_first(_print_results, results)
         return 0
 
 

@@ -255,8 +255,9 @@ class TrainConfig:
     """Under how many others' prompts (None: all others'); every user's prompt is used equally often."""
     pictures: int = 4
     """Test pages to draw."""
-    data_devices: int = 1
-    """Devices to share a batch."""
+    mesh: tuple[int, int, int] = (1, 1, 1)
+    """Devices along (data, fsdp, tensor): how many share a batch with the weights whole on each, how many share a batch
+    and keep a part of the weights each, how many share every matrix product."""
 
     def __post_init__(self) -> None:
         _require(len(self.seeds) > 0, "train.seeds", self.seeds, "at least 1 is needed")
@@ -264,13 +265,15 @@ class TrainConfig:
         _require(min(self.seeds) >= 0, "train.seeds", self.seeds, "must not be negative")
         _require(self.swaps is None or self.swaps >= 1, "train.swaps", self.swaps, "at least 1 is needed")
         _require(self.pictures >= 0, "train.pictures", self.pictures, "must not be negative")
+        _require(min(self.mesh) >= 1, "train.mesh", self.mesh, "at least 1 along each axis is needed")
+        parts = self.mesh[0] * self.mesh[1]
         _require(
-            self.batch % max(self.data_devices, 1) == 0 and self.eval_batch % max(self.data_devices, 1) == 0,
-            "train.data_devices",
-            self.data_devices,
-            "train.batch and train.eval_batch must be multiples of it",
+            self.batch % parts == 0 and self.eval_batch % parts == 0,
+            "train.mesh",
+            self.mesh,
+            f"train.batch and train.eval_batch must be multiples of data × fsdp = {parts}",
         )
-        names = ("epochs", "batch", "accumulate", "eval_batch", "validate_every", "patience", "data_devices")
+        names = ("epochs", "batch", "accumulate", "eval_batch", "validate_every", "patience")
         for name in (*names, "checkpoint_every", "keep_checkpoints", "max_lengths"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1 is needed")
 

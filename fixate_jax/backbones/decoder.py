@@ -25,6 +25,7 @@ from fixate_jax.backbones.decoder_layer import PLAIN, DecoderConfig, DecoderLaye
 from fixate_jax.backbones.flash import prefill_attention
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, Stream, TailOutput, WholeRows
 from fixate_jax.backbones.rope import rotary_angles
+from fixate_jax.backbones.sharding import by_rows, by_width
 
 
 def _rematerialised(body: Any, how: Remat) -> Any:
@@ -99,18 +100,24 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*dims width"], rules: Rules = PLAIN) -> Float[Array, "*dims vocab"]:
         """Final norm and output head, in float32."""
-        normed = rules.norm(self.norm, hidden)
+        normed = by_width(rules.norm(self.norm, hidden))
         if self.head is None:
-            return jnp.einsum(
+            scores = jnp.einsum(
                 "...d,vd->...v", normed, self.embed.embedding[...], preferred_element_type=precise(normed)
             )
-        return jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
+        else:
+            scores = jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
+        return by_rows(scores, "tensor")
+
+    def _embedded(self, ids: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
+        """Input embeddings of tokens."""
+        return by_rows(by_width(self.embed(ids)))
 
     def _prefix_start(
         self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"]
     ) -> tuple[Float[Array, "batch seq width"], Float[Array, "levels batch seq width"]]:
         """Input embeddings with visual tokens and soft prompt in place, and DeepStack terms."""
-        hidden = self.embed(inputs.token_ids)
+        hidden = self._embedded(inputs.token_ids)
         deep = jnp.zeros((0, *hidden.shape), hidden.dtype)
         if inputs.features is not None:
             visual = inputs.visual_index[..., None] >= 0
@@ -155,13 +162,13 @@ class Decoder(nnx.Module):
             inputs, valid = _padding_last(inputs, moved), jnp.arange(seq)[None, :] < seq - moved[:, None]
         hidden, deep = self._prefix_start(inputs, prompt)
         return Stream(
-            hidden=hidden,
+            hidden=by_rows(hidden),
             deep=deep,
             angles=self.angles(inputs.positions),
             valid=valid,
             visual=inputs.visual_index >= 0,
             moved=moved,
-            tail_hidden=self.embed(inputs.tail_ids),
+            tail_hidden=self._embedded(inputs.tail_ids),
             tail_angles=self.angles(inputs.tail_positions),
             tail_valid=inputs.tail_valid,
             page=page,
@@ -271,7 +278,7 @@ class Decoder(nnx.Module):
         hidden, deep = self._prefix_start(inputs, jnp.zeros((len(inputs.start), 0, self.config.width)))
         assert inputs.page_valid is not None
         stream = Stream(
-            hidden=hidden,
+            hidden=by_rows(hidden),
             deep=deep,
             angles=self.angles(inputs.positions),
             valid=inputs.page_valid,

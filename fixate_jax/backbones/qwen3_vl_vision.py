@@ -14,6 +14,7 @@ from fixate_jax.backbones.decoder_layer import PLAIN, Rules
 from fixate_jax.backbones.inputs import HostOrDevice
 from fixate_jax.backbones.layers import layer_norm, linear
 from fixate_jax.backbones.rope import rotate, vision_angles
+from fixate_jax.backbones.sharding import by_rows
 
 NORM_EPS = 1e-6
 
@@ -93,7 +94,7 @@ class VisionLayer(nnx.Module):
         """One layer over all patches of each page."""
         if self.config.attends:
             x = x + self._attend(x, angles, valid, rules)
-        return x + self.fc2(rules.activation(self.config.activation, self.fc1(rules.norm(self.mlp_norm, x))))
+        return by_rows(x + self.fc2(rules.activation(self.config.activation, self.fc1(rules.norm(self.mlp_norm, x)))))
 
     def _attend(
         self,

@@ -141,13 +141,19 @@ class SessionData:
                 )
             )
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """A batch of sessions of one bucket; -1 stands for a row that only fills it (a copy of weight 0)."""
+    def batch(self, indices: Sequence[int], rows: Sequence[int] | None = None) -> Batch:
+        """A batch of sessions of one bucket; -1 stands for a row that only fills it (a copy of weight 0).
+
+        Args:
+            indices: the sessions.
+            rows: put together these of its rows alone (None: all).
+        """
         real = [i for i in indices if i >= 0]
         shapes = self.buckets[self.bucket_of[real[0]]]
-        rows = [self._row(i if i >= 0 else real[0], shapes) for i in indices]
-        batch: Batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        indices = indices if rows is None else [indices[row] for row in rows]
         whose = [i if i >= 0 else real[0] for i in indices]
+        made = [self._row(i, shapes) for i in whose]
+        batch: Batch = jax.tree.map(lambda *leaves: np.stack(leaves), *made)
         features, pages, keys = None, None, None
         if self.page_keys is not None:
             keys = self.page_keys(whose)[:, :, :, : shapes.page]
@@ -170,6 +176,13 @@ class SessionData:
             self._matrices[key] = assign_slots(boxes, encoded.rows, encoded.columns, how=self.assignment)
         return self._matrices[key]
 
+    def gaze(self, index: int) -> Float[np.ndarray, " slots"]:
+        """Human distribution g of a session; 0 where there is no signal."""
+        session = self.sessions[index]
+        if self.signal is None:
+            return np.zeros(session.slots, np.float32)
+        return session.gaze(self.signal, self.gaze_temperature).astype(np.float32)
+
     def empty_slots(self) -> tuple[int, int]:
         """How many slots of all sessions hold no visual token, and of how many slots."""
         empty = sum(int((self.slot_matrix(i).sum(axis=1) == 0).sum()) for i in range(len(self.sessions)))
@@ -182,8 +195,7 @@ class SessionData:
         slot_matrix = np.zeros((shapes.slots, shapes.visual), np.float32)
         slot_matrix[:n, :cells] = self.slot_matrix(index)
         gaze = np.zeros(shapes.slots, np.float32)
-        if self.signal is not None:
-            gaze[:n] = session.gaze(self.signal, self.gaze_temperature)
+        gaze[:n] = self.gaze(index)
         return Batch(
             inputs=_sequence(encoded, ids, mask, shapes),
             pages=None,
@@ -286,11 +298,22 @@ class TrainingPlan:
         return [steps[i] for i in rng.permutation(len(steps))]
 
 
-def training_iterator(data: SessionData, plan: TrainingPlan, *, accumulate: int) -> grain.DatasetIterator:
-    """Grain's iterator over training steps: read ahead in threads, its state is the number of steps taken."""
+def training_iterator(
+    data: SessionData, plan: TrainingPlan, *, accumulate: int, rows: Sequence[int] | None = None
+) -> grain.DatasetIterator:
+    """Grain's iterator over training steps: read ahead in threads, its state is the number of steps taken.
+
+    Args:
+        data: the sessions.
+        plan: which of them make up which step.
+        accumulate: micro-batches a step.
+        rows: of each micro-batch these alone, one process's share (None: all).
+    """
+    size = plan.rows // accumulate
+    own = None if rows is None else [micro * size + row for micro in range(accumulate) for row in rows]
 
     def collate(indices: np.ndarray) -> Batch:
-        batch = data.batch([int(i) for i in indices])
+        batch = data.batch([int(i) for i in indices], own)
         return jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
 
     dataset = grain.MapDataset.source(plan).map(collate)

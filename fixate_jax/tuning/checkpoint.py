@@ -59,7 +59,13 @@ class CheckpointStore:
             raise CheckpointError(f"keep = {keep}: at least 1 checkpoint must be kept")
         self.directory = Path(directory).resolve()
         self.keep = keep
-        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        # Each process for itself: Orbax would have all of them save together, and wait for those that do not.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        self._orbax = ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+        )
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first, sound or not."""

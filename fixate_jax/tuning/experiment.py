@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from fixate_jax import hosts
 from fixate_jax.backbones.hub import is_hub_id
 from fixate_jax.backbones.loading import EMBEDDED, family_of, resolve
 from fixate_jax.config import RunConfig
@@ -33,7 +34,7 @@ from fixate_jax.tuning.loop import ntp_only, start_state, train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace, versions
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, REPORT = "config.yaml", "report.html"
 BACKBONE, FIXATE, NTP, SWAPPED = "backbone", "fixate", "ntp_only", "fixate_swapped"
 
 
@@ -55,6 +56,8 @@ class Results:
 
 
 def _write_text(path: Path, text: str) -> None:
+    if not hosts.first():
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -130,7 +133,7 @@ def restore_prompt(config: RunConfig, directory: Path, *, users: int, width: int
     Raises:
         CheckpointError: when there is no checkpoint, or none is sound.
     """
-    like = start_state(config, users=users, width=width, seed=seed)
+    like = hosts.local(start_state(config, users=users, width=width, seed=seed))
     restored = CheckpointStore(directory / "checkpoints").restore({"state": like, "best": like.prompt})
     if restored is None:
         raise CheckpointError(f"{directory / 'checkpoints'}: no checkpoint there; run `fixate train` first")
@@ -172,13 +175,14 @@ def run_experiment(config: RunConfig, run: Path) -> Results:
         FixateError: naming what is wrong with settings, data, checkpoint or run directory.
     """
     config = absolute_paths(config)
-    check_run(run, config)
     durations: dict[str, float] = {}
     compilations: dict[str, int] = {}
     with _timed(durations, "prepare"):
-        # The data come first: a wrong path must leave no directory that holds the wrong settings.
-        store = open_or_prepare(config.data)
-        claim_run(run, config)
+        with hosts.first_alone():
+            check_run(run, config)
+            # The data come first: a wrong path must leave no directory that holds the wrong settings.
+            store = open_or_prepare(config.data)
+            claim_run(run, config)
         workspace = open_workspace(config, store, directory=run)
     for seed in config.train.seeds:
         directory = seed_directory(run, seed)
@@ -237,6 +241,8 @@ def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Res
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    if not hosts.first():
+        return
     temporary = path.with_name(path.name + ".tmp")
     frame.to_parquet(temporary, index=False)
     os.replace(temporary, path)
@@ -260,7 +266,8 @@ def _write_results(
         stem = {0: "results", 1: "comparison", 2: "seeds"}[list(tables).index(name)]
         _write_text(run / f"{stem}-{split}.csv", table.to_csv(index=False))
     figures = _figures(workspace, run, split, averaged, prompt)
-    report = write_report(
+    hosts.by_first(
+        write_report,
         run,
         title=f"FixATE on {config.data.name}",
         tables=tables,
@@ -268,8 +275,9 @@ def _write_results(
         config=config_to_dict(config),
         versions=versions(),
         notes=_notes(workspace, split),
+        name=REPORT,
     )
-    return Results(results=results, comparison=comparison, metrics=metrics, report=report)
+    return Results(results=results, comparison=comparison, metrics=metrics, report=run / REPORT)
 
 
 def _notes(workspace: Workspace, split: str) -> list[str]:
@@ -288,15 +296,18 @@ def _figures(
     workspace: Workspace, run: Path, split: str, metrics: pd.DataFrame, prompt: PromptParams
 ) -> list[tuple[str, Path]]:
     folder = run / "figures"
-    folder.mkdir(exist_ok=True)
+    hosts.by_first(folder.mkdir, exist_ok=True)
     figures = []
     for seed in workspace.config.train.seeds:
         log = pd.read_csv(seed_directory(run, seed) / "metrics.csv")
-        figures.append((f"Training, seed {seed}", training_curves(folder / f"training-seed-{seed}.png", log)))
+        path = folder / f"training-seed-{seed}.png"
+        hosts.by_first(training_curves, path, log)
+        figures.append((f"Training, seed {seed}", path))
     users = user_means(metrics)
     for metric in ("kl", "accuracy"):
         free = users[users["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
-        path = user_improvement(folder / f"users-{metric}.png", per_user=free[[BACKBONE, FIXATE]], metric=metric)
+        path = folder / f"users-{metric}.png"
+        hosts.by_first(user_improvement, path, per_user=free[[BACKBONE, FIXATE]], metric=metric)
         figures.append((f"Each user's {metric} before and after, free-running", path))
     indices = workspace.splits[split]
     chosen = np.random.default_rng(0).permutation(len(indices))[: workspace.config.train.pictures]
@@ -320,7 +331,7 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
     """
     session, encoded = workspace.data.sessions[index], workspace.data.encoded[index]
     image = workspace.store.image(session.page_id).convert("RGB")
-    batch = workspace.data.batch([index] + [-1] * (workspace.config.train.eval_batch - 1))
+    batch = workspace.data.batch([index] + [-1] * (workspace.config.train.eval_batch - 1), workspace.own_rows())
     relevance, attention = {}, {}
     for name, soft in ((BACKBONE, None), (FIXATE, prompt)):
         if name == FIXATE and prompt is None:
@@ -330,7 +341,8 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
         grid = out.tokens_free[0][:visual].reshape(encoded.rows, encoded.columns)
         relevance[name] = heat_map(grid, *image.size) if smooth else grid
         attention[name] = out.free_running[0][: session.slots].astype(np.float64)
-    return page_figure(
+    hosts.by_first(
+        page_figure,
         path,
         image=np.asarray(image),
         boxes=session.boxes,
@@ -341,3 +353,4 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
         slot_attention=attention,
         title=f"user {session.user_id}, session {session.session_id}, free-running",
     )
+    return path

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
 
 from fixate_jax.backbones import Backbone, stack_pages
 from fixate_jax.config import CacheConfig
-from fixate_jax.tuning.kept import Kept, Tier, choose_tier, groups_of_like_size
+from fixate_jax.tuning.kept import Kept, Tier, choose_tier, groups_of_like_size, shared_out
+from fixate_jax.tuning.placement import Placement
 
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
 
@@ -34,6 +34,7 @@ class FeatureStore:
         *,
         directory: Path,
         batch: int,
+        placement: Placement | None = None,
         track: Track = lambda items, title: iter(items),
     ):
         """Choose the tier and fill it.
@@ -45,9 +46,10 @@ class FeatureStore:
             cache: the budgets.
             directory: folder of the disk tier.
             batch: pages at a time through the vision tower.
+            placement: the mesh that shares these pages among its devices (None: where the weights are).
             track: wraps a sequence in a progress bar.
         """
-        self.backbone, self.images = backbone, images
+        self.backbone, self.images, self.placement = backbone, images, placement
         self.index = {page: i for i, page in enumerate(sorted(set(page_ids)))}
         self.grids = {page: backbone.page_processor.grid(*images(page).size) for page in self.index}
         tokens = max(backbone.page_tokens(*grid) for grid in self.grids.values())
@@ -83,14 +85,17 @@ class FeatureStore:
     def _key(self) -> str:
         return hashlib.sha256("\n".join([self.backbone.fingerprint, *self.index]).encode()).hexdigest()[:24]
 
-    def _fill(self, features: np.ndarray, batch: int, track: Track) -> None:
-        """Run the vision tower over all pages, those of like size together."""
+    def _fill(self, features: np.ndarray | None, batch: int, track: Track) -> None:
+        """Run the vision tower over all pages, those of like size together, to keep what it gives or to help only."""
         graph = self.backbone.graph
-        encode = jax.jit(lambda params, pages: nnx.merge(graph, params).encode_pages(pages))
+        encode = shared_out(
+            lambda params, pages: nnx.merge(graph, params).encode_pages(pages), self.backbone.params, self.placement
+        )
         groups = groups_of_like_size({page: self.units(page) for page in self.index}, batch)
         for units, pages in track(groups, "Vision tower"):
-            filled = [*pages, *[pages[0]] * (batch - len(pages))]
-            out = np.asarray(encode(self.backbone.params, self.pages(filled, units=units)))
+            out = encode(self.pages([*pages, *[pages[0]] * (batch - len(pages))], units=units))
+            if features is None:
+                continue
             for page, row in zip(pages, out, strict=False):
                 tokens = self.backbone.page_tokens(*self.grids[page])
                 features[self.index[page], :tokens] = row[:tokens].view(features.dtype)

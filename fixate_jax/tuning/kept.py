@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
+from fixate_jax import hosts
+from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import CacheConfig
 from fixate_jax.tuning.batches import length_buckets
+from fixate_jax.tuning.placement import Placement, put
 
 Tier = Literal["device", "host", "disk", "step"]
 PATCH_SIZES = 4
@@ -44,6 +48,28 @@ def groups_of_like_size(sizes: Mapping[Key, int], batch: int) -> list[tuple[int,
     return groups
 
 
+def shared_out(
+    function: Callable[[PyTree, Any], jax.Array], params: PyTree, placement: Placement | None
+) -> Callable[[Any], np.ndarray]:
+    """A function of weights and a batch, compiled; the devices of a mesh share the batch, and every process gets all.
+
+    Args:
+        function: what to compute, its result batch first.
+        params: the weights.
+        placement: the mesh (None: where the weights are).
+    """
+
+    def run(params: PyTree, batch: Any) -> jax.Array:
+        with sharing_rows(placement and placement.mesh):
+            return function(params, batch)
+
+    if placement is None or placement.mesh.size == 1:
+        alone = jax.jit(run)
+        return lambda batch: np.asarray(alone(params, batch))
+    shared = jax.jit(run, in_shardings=(placement.params, placement.rows), out_shardings=placement.whole)
+    return lambda batch: np.asarray(shared(params, put(batch, placement.rows)))
+
+
 class Kept:
     """An array of many rows, some of which are asked for at a time.
 
@@ -60,7 +86,7 @@ class Kept:
         cache: CacheConfig,
         *,
         file: Callable[[], Path],
-        fill: Callable[[np.ndarray], None],
+        fill: Callable[[np.ndarray | None], None],
     ):
         """Choose the tier and fill it.
 
@@ -70,6 +96,7 @@ class Kept:
             cache: the budgets.
             file: path on the disk tier; its name says what the numbers depend on.
             fill: writes the numbers into zeros of the shape; those of a type that files do not know come as integers.
+                Given None it only helps another process that writes them.
         """
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.tier = choose_tier(int(np.prod(shape)) * self.dtype.itemsize, cache)
@@ -79,20 +106,24 @@ class Kept:
         elif self.tier != "step":
             rows = np.zeros(shape, self.dtype)
             fill(rows)
-            self.rows = jnp.asarray(rows) if self.tier == "device" else rows
+            # With several processes a batch is put together on the host, from each one's rows.
+            on_device = self.tier == "device" and jax.process_count() == 1
+            self.rows = jnp.asarray(rows) if on_device else rows
 
     def __call__(self, indices: Sequence[int] | Int[np.ndarray, " rows"]) -> Any:
         """Some rows, one for each index."""
         assert self.tier != "step", "nothing is kept"
         at = np.asarray(indices)
-        if self.tier == "device":
+        if isinstance(self.rows, jax.Array):
             return jnp.take(self.rows, at, axis=0)
         picked = np.asarray(self.rows[at])
         return picked.view(self.dtype) if picked.dtype != self.dtype else picked
 
-    def _on_disk(self, path: Path, fill: Callable[[np.ndarray], None]) -> np.ndarray:
+    def _on_disk(self, path: Path, fill: Callable[[np.ndarray | None], None]) -> np.ndarray:
         """A memory-mapped file, written whole before it gets its name."""
-        if not path.exists():
+        if not hosts.anywhere(not path.exists()):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        if hosts.first():
             path.parent.mkdir(parents=True, exist_ok=True)
             # Names of their own keep two runs that fill one folder apart.
             with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as staging:
@@ -102,4 +133,7 @@ class Kept:
                 fill(mapped)
                 mapped.flush()
                 os.replace(temporary, path)
+        else:
+            fill(None)
+        hosts.barrier()
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
+from fixate_jax import hosts
 from fixate_jax.config import RunConfig
 from fixate_jax.errors import FixateError
 from fixate_jax.metrics import selection_score, session_metrics, summarise
@@ -22,6 +23,7 @@ from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.evaluate import predict
 from fixate_jax.tuning.log import MetricsLog
 from fixate_jax.tuning.optimizer import make_optimizer
+from fixate_jax.tuning.placement import put
 from fixate_jax.tuning.setup import Workspace
 from fixate_jax.tuning.step import TrainState, make_train_step
 
@@ -107,9 +109,10 @@ def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int
         while not run.finished:
             loss = run.advance()
             progress.update(task, completed=run.step, note=loss)
-            if asked and not run.finished:
+            if hosts.anywhere(bool(asked)) and not run.finished:
                 run.save()
-                raise Interrupted(f"{asked[0]}: saved after step {run.step}; give the same command again to go on")
+                who = asked[0] if asked else "another process"
+                raise Interrupted(f"{who}: saved after step {run.step}; give the same command again to go on")
     run.log.write_csv()
     return Tuned(
         prompt=run.best,
@@ -131,16 +134,19 @@ class _Training:
         self.plan = TrainingPlan(
             workspace.data, workspace.splits["train"], rows=rows, seed=seed, epochs=settings.epochs
         )
-        self.batches = training_iterator(workspace.data, self.plan, accumulate=settings.accumulate)
+        self.batches = training_iterator(
+            workspace.data, self.plan, accumulate=settings.accumulate, rows=workspace.own_rows(micro=True)
+        )
+        start = hosts.local(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
+        self.placement = workspace.placement.with_state(start)
         self.train_step = make_train_step(
             workspace.backbone.graph,
             config,
             users=users,
             steps=len(self.plan),
             end_token=workspace.backbone.encoder.end_token,
+            placement=self.placement,
         )
-        state = workspace.replicate(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
-        self.state, self.best = state, jax.tree.map(jnp.copy, state.prompt)
         self.meta: dict[str, Any] = {
             "best_score": None,
             "best_epoch": 0,
@@ -149,10 +155,14 @@ class _Training:
             "lines": 0,
             "batches": None,
         }
-        restored = self.checkpoints.restore({"state": self.state, "best": self.best})
+        restored = self.checkpoints.restore({"state": start, "best": start.prompt})
         self.step = 0
-        if restored is not None:
-            self.state, self.best = restored.state["state"], restored.state["best"]
+        if restored is None:
+            self.state = put(start, self.placement.state)
+            self.best = jax.tree.map(jnp.copy, self.state.prompt)
+        else:
+            self.state = put(restored.state["state"], self.placement.state)
+            self.best = workspace.replicate(restored.state["best"])
             self.meta, self.step = restored.meta, restored.step
             if self.meta["batches"] is not None:
                 self.batches.set_state(self.meta["batches"])
@@ -193,7 +203,9 @@ class _Training:
         """Write a checkpoint that everything can be continued from."""
         self.log.flush()
         self.meta |= {"lines": self.log.lines, "batches": self.batches.get_state()}
-        self.checkpoints.save(self.step, {"state": self.state, "best": self.best}, self.meta)
+        saved = self.placement.fetch({"state": self.state, "best": self.best})
+        hosts.by_first(self.checkpoints.save, self.step, saved, self.meta)
+        hosts.barrier()
 
 
 def ntp_only(config: RunConfig) -> RunConfig:

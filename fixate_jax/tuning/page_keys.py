@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from fixate_jax.backbones import Backbone, EncodedSession
 from fixate_jax.backbones.inputs import HostOrDevice, SequenceInputs
 from fixate_jax.config import CacheConfig, RunConfig
 from fixate_jax.probing import SOURCE_ROW
 from fixate_jax.tuning.features import FeatureStore, Track
-from fixate_jax.tuning.kept import Kept, Tier, groups_of_like_size
+from fixate_jax.tuning.kept import Kept, Tier, groups_of_like_size, shared_out
+from fixate_jax.tuning.placement import Placement
 
 NOWHERE = CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0)
 """Budgets that hold nothing."""
@@ -46,6 +47,7 @@ class PageKeyStore:
         *,
         directory: Path,
         batch: int,
+        placement: Placement | None = None,
         track: Track = lambda items, title: iter(items),
     ):
         """Choose the tier and fill it.
@@ -58,9 +60,10 @@ class PageKeyStore:
             cache: the budgets.
             directory: folder of the disk tier.
             batch: pages at a time through tower and decoder.
+            placement: the mesh that shares these pages among its devices (None: where the weights are).
             track: wraps a sequence in a progress bar.
         """
-        self.backbone, self.features = backbone, features
+        self.backbone, self.features, self.placement = backbone, features, placement
         entries: dict[tuple[str, bytes, bytes], int] = {}
         self.entry_of, self.first = [], list[tuple[str, EncodedSession]]()
         for page, session in zip(page_ids, encoded, strict=True):
@@ -104,23 +107,24 @@ class PageKeyStore:
                 digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()[:24]
 
-    def _fill(self, keys: np.ndarray, batch: int, track: Track) -> None:
-        """Run tower and decoder over all pages, those of like size together."""
-        graph = self.backbone.graph
+    def _fill(self, keys: np.ndarray | None, batch: int, track: Track) -> None:
+        """Run tower and decoder over all pages, those of like size together, to keep what comes or to help only."""
+        graph, rows = self.backbone.graph, self.shape[3]
 
-        def compute(
-            params: nnx.State, pages: Any, inputs: SequenceInputs
-        ) -> Float[Array, "batch both layers page kv head"]:
-            model = nnx.merge(graph, params)
-            return model.page_keys(inputs._replace(features=model.encode_pages(pages)))
+        def compute(params: nnx.State, given: tuple[Any, SequenceInputs]) -> jax.Array:
+            model, (pages, inputs) = nnx.merge(graph, params), given
+            found: jax.Array = model.page_keys(inputs._replace(features=model.encode_pages(pages)))
+            return found
 
-        run, rows = jax.jit(compute), keys.shape[3]
+        run = shared_out(compute, self.backbone.params, self.placement)
         sizes = {entry: self.features.units(page) for entry, (page, _) in enumerate(self.first)}
         for units, entries in track(groups_of_like_size(sizes, batch), "Pages' keys and values"):
             chosen = [self.first[i] for i in [*entries, *[entries[0]] * (batch - len(entries))]]
             pages = self.features.pages([page for page, _ in chosen], units=units)
             inputs = jax.tree.map(lambda *parts: np.stack(parts), *[_page_inputs(s, rows) for _, s in chosen])
-            out = np.asarray(run(self.backbone.params, pages, inputs))
+            out = run((pages, inputs))
+            if keys is None:
+                continue
             for entry, found in zip(entries, out, strict=False):
                 keys[entry] = found.view(keys.dtype)
 

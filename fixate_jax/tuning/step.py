@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
+from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import OperatorConfig, RunConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.objective import (
@@ -23,6 +24,7 @@ from fixate_jax.probing import SOURCE_ROW, Operator, Trace, get_operator, slot_a
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer, rate_factor
+from fixate_jax.tuning.placement import Placement
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
@@ -222,7 +224,13 @@ def loss_and_gradient(
 
 
 def make_train_step(
-    graph: nnx.GraphDef, config: RunConfig, *, users: int, steps: int, end_token: int = 0
+    graph: nnx.GraphDef,
+    config: RunConfig,
+    *,
+    users: int,
+    steps: int,
+    end_token: int = 0,
+    placement: Placement | None = None,
 ) -> Jitted[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The jitted optimizer step; the state is donated, the frozen weights are an argument.
 
@@ -232,13 +240,15 @@ def make_train_step(
         users: number of rows of z.
         steps: planned optimizer steps, over which `optimizer.decay` brings the rates down.
         end_token: of the tokenizer; needed where ``objective.relevance`` is "own" and a label begins another one.
+        placement: where on which mesh the arguments are and results go (None: where the arguments happen to be).
     """
     optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
 
     def step(state: TrainState, params: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        model = nnx.merge(graph, params)
         weight = attention_weight_schedule(config.objective, state.step)
-        parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
+        with sharing_rows(placement and placement.mesh):
+            model = nnx.merge(graph, params)
+            parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
         present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
         factor = rate_factor(config.optimizer, state.step, steps)
@@ -249,7 +259,11 @@ def make_train_step(
         }
         return TrainState(prompt, optimizer_state, state.step + 1), parts
 
-    return cast(Any, jax.jit(step, donate_argnums=0))
+    if placement is None:
+        return cast(Any, jax.jit(step, donate_argnums=0))
+    places = (placement.state, placement.params, placement.micro_rows)
+    results = (placement.state, placement.whole)
+    return cast(Any, jax.jit(step, donate_argnums=0, in_shardings=places, out_shardings=results))
 
 
 def candidate_log_probs(
@@ -292,13 +306,17 @@ def evaluate_batch(
 
 
 def make_evaluate(
-    graph: nnx.GraphDef, config: RunConfig, end_token: int
+    graph: nnx.GraphDef, config: RunConfig, end_token: int, *, placement: Placement | None = None
 ) -> Jitted[[Float[Array, "batch tokens width"], bool, nnx.State, Batch], Evaluation]:
     """The jitted evaluation of a batch under given soft prompts; one compilation with and without prompt."""
 
     def evaluate(
         prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""], params: nnx.State, batch: Batch
     ) -> Evaluation:
-        return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
+        with sharing_rows(placement and placement.mesh):
+            return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
 
-    return cast(Any, jax.jit(evaluate))
+    if placement is None:
+        return cast(Any, jax.jit(evaluate))
+    places = (placement.rows, placement.whole, placement.params, placement.rows)
+    return cast(Any, jax.jit(evaluate, in_shardings=places, out_shardings=placement.whole))
