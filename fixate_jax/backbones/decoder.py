@@ -23,14 +23,28 @@ from fixate_jax.backbones.attention import blocked_attention, precise, tail_atte
 from fixate_jax.backbones.decoder_layer import PLAIN, DecoderConfig, DecoderLayer, Remat, Rules
 from fixate_jax.backbones.flash import prefill_attention
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, Stream, TailOutput, WholeRows
+from fixate_jax.backbones.products import LOW, SAVED, frozen_product, spelled_out
 from fixate_jax.backbones.rope import rotary_angles
+
+
+_KEPT = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(SAVED),
+)
+"""Products without batch dimensions: those with weights."""
 
 
 def _rematerialised(body: Any, how: Remat) -> Any:
     if how == "none":
         return body
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if how == "dots" else None
+    policy = _KEPT if how == "dots" else None
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+def _scores(spec: str, hidden: Array, weights: Array) -> Array:
+    if hidden.dtype == weights.dtype == LOW:
+        return frozen_product(spelled_out(spec, hidden), hidden, weights, jnp.float32)
+    return jnp.einsum(spec, hidden, weights, preferred_element_type=precise(hidden))
 
 
 def _first_seen(
@@ -102,10 +116,8 @@ class Decoder(nnx.Module):
         """Final norm and output head, in float32."""
         normed = rules.norm(self.norm, hidden)
         if self.head is None:
-            return jnp.einsum(
-                "...d,vd->...v", normed, self.embed.embedding[...], preferred_element_type=precise(normed)
-            )
-        return jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
+            return _scores("...d,vd->...v", normed, self.embed.embedding[...])
+        return _scores("...d,dv->...v", normed, self.head.kernel[...])
 
     def _prefix_start(
         self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"]
