@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fixate_jax.backbones.products import LOW, product
+from fixate_jax.backbones.products import multiply
 from fixate_jax.backbones.row_blocks import join_blocks, rows_of
 
 MASKED = -1e30
@@ -20,13 +20,6 @@ MASKED = -1e30
 def precise(*arrays: Array) -> jnp.dtype:
     """The type to accumulate in: float32, or float64 where the inputs are."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-
-
-def multiply(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """An einsum of two arrays, in the type to accumulate in; see :func:`product` for its ``spec``."""
-    if a.dtype == b.dtype == LOW:
-        return product(spec, a, b, jnp.float32)
-    return jnp.einsum(spec, a, b, preferred_element_type=precise(a, b))
 
 
 def group_heads(query: Float[Array, "*dims heads width"], kv_heads: int) -> Float[Array, "*dims kv group width"]:

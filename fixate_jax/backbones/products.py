@@ -1,10 +1,10 @@
 """Matrix products of bfloat16 arrays that keep the matrix units busy, forwards and backwards.
 
 XLA multiplies bfloat16 matrices on CPUs with the processor's own bfloat16 instructions (AVX-512 BF16, AMX) only where
-the result is asked for in float32; asked for in bfloat16 it is no faster than float32. And the gradient that JAX derives
-of such a product multiplies a float32 cotangent with bfloat16 weights, for which the weights are first copied to float32,
-on any platform. :func:`product` rounds the cotangent instead, and so its gradient is two products of the same kind,
-which can be differentiated again and again.
+the result is asked for in float32; asked for in bfloat16 it is no faster than float32. And the gradient that JAX
+derives of such a product multiplies a float32 cotangent with bfloat16 weights, for which the weights are first copied
+to float32, on any platform. :func:`product` and :func:`frozen_product` round the cotangent instead, and so their gradients are
+products of the same kind, which can be differentiated again and again.
 
 Products of float32 (or float64) arrays are left to JAX as they are.
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-LOW = jnp.bfloat16
+LOW, BITS = jnp.bfloat16, jnp.uint16
 SAVED = "linear"
 """Name of a linear layer's rounded result, for rematerialisation to keep it and not the wider one before it."""
 
@@ -90,6 +90,47 @@ def _frozen_back(spec: str, out: Any, weights: Array, cotangent: Array) -> tuple
 frozen_product.defvjp(lambda spec, x, weights, out: (_multiplied(spec, x, weights, out), weights), _frozen_back)
 
 
+def packed(weights: Any) -> Any:
+    """A tree of stacked weights on its way into a scan: bfloat16 as bits.
+
+    XLA on CPUs takes slices of float32 and of integers, but not of bfloat16: it first makes a float32 copy of the stack.
+    """
+    return jax.tree.map(lambda w: jax.lax.bitcast_convert_type(w, BITS) if w.dtype == LOW else w, weights)
+
+
+def unpacked(weights: Any) -> Any:
+    """What :func:`packed` packed, inside the scan."""
+    return jax.tree.map(lambda w: jax.lax.bitcast_convert_type(w, LOW) if w.dtype == BITS else w, weights)
+
+
+@jax.custom_vjp
+def kept(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An array for rematerialisation to keep under the name :data:`SAVED`, as bits like :func:`packed` weights."""
+    return unpacked(checkpoint_name(packed(x), SAVED))  # type: ignore[no-any-return]
+
+
+kept.defvjp(lambda x: (unpacked(checkpoint_name(packed(x), SAVED)), None), lambda _, cotangent: (cotangent,))
+
+
+def takes(a: Float[Array, "..."], b: Float[Array, "..."]) -> bool:
+    """Whether two arrays are multiplied here, and not as JAX does it."""
+    return bool(a.dtype == b.dtype == LOW)
+
+
+def multiply(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An einsum of two activations in float32, or float64 where they are; see :func:`product` for ``spec``."""
+    if takes(a, b):
+        return product(spec, a, b, jnp.float32)
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.promote_types(jnp.result_type(a, b), jnp.float32))
+
+
+def multiply_frozen(spec: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The same of activations and frozen weights, which in bfloat16 have no gradient."""
+    if takes(x, weights):
+        return frozen_product(spelled_out(spec, x), x, weights, jnp.float32)
+    return jnp.einsum(spec, x, weights, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
 def linear_product(
     x: Float[Array, "*dims inputs"],
     kernel: Float[Array, "inputs outputs"],
@@ -98,6 +139,6 @@ def linear_product(
     **options: Any,
 ) -> Float[Array, "*dims outputs"]:
     """``dot_general`` for ``nnx.Linear``: :func:`frozen_product` where both are bfloat16, else JAX's own."""
-    if not x.dtype == kernel.dtype == LOW:
+    if not takes(x, kernel):
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
-    return checkpoint_name(frozen_product(spelled_out("...i,io->...o", x), x, kernel, LOW), SAVED)
+    return kept(frozen_product(spelled_out("...i,io->...o", x), x, kernel, LOW))
