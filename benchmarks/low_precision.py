@@ -44,7 +44,11 @@ def compile_all(folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, f
     low = replace(wide, config=config, backbone=load_backbone(config.backbone))
     calls: dict[str, Callable[[], Any]] = {}
     memory = {}
-    kinds = {WIDE: (wide, contextlib.nullcontext), DEFAULT: (low, default_products), OURS: (low, contextlib.nullcontext)}
+    kinds = {
+        WIDE: (wide, contextlib.nullcontext),
+        DEFAULT: (low, default_products),
+        OURS: (low, contextlib.nullcontext),
+    }
     for kind, (case, context) in kinds.items():
         arguments = (case.prompt, case.backbone.params, case.cached)
         with context():

@@ -3,8 +3,8 @@
 XLA multiplies bfloat16 matrices on CPUs with the processor's own bfloat16 instructions (AVX-512 BF16, AMX) only where
 the result is asked for in float32; asked for in bfloat16 it is no faster than float32. And the gradient that JAX
 derives of such a product multiplies a float32 cotangent with bfloat16 weights, for which the weights are first copied
-to float32, on any platform. :func:`product` and :func:`frozen_product` round the cotangent instead, and so their gradients are
-products of the same kind, which can be differentiated again and again.
+to float32, on any platform. :func:`product` and :func:`frozen_product` round the cotangent instead, and so their
+gradients are products of the same kind, which can be differentiated again.
 
 Products of float32 (or float64) arrays are left to JAX as they are.
 """
@@ -72,6 +72,8 @@ def _places(spec: str) -> tuple[str, str, str]:
     return first, second, result
 
 
+# What a rule computes forwards is plain, and JAX's own where the gradient is differentiated: exact, for the few tokens of
+# the tail. (JAX 0.10 loses residuals where a rule calls its own function there.)
 product.defvjp(lambda spec, a, b, out: (_multiplied(spec, a, b, out), (a, b)), _product_back)
 
 
@@ -93,7 +95,7 @@ frozen_product.defvjp(lambda spec, x, weights, out: (_multiplied(spec, x, weight
 def packed(weights: Any) -> Any:
     """A tree of stacked weights on its way into a scan: bfloat16 as bits.
 
-    XLA on CPUs takes slices of float32 and of integers, but not of bfloat16: it first makes a float32 copy of the stack.
+    XLA on CPUs takes slices of float32 and of integers, but not of bfloat16: it makes a float32 copy of the stack first.
     """
     return jax.tree.map(lambda w: jax.lax.bitcast_convert_type(w, BITS) if w.dtype == LOW else w, weights)
 
@@ -101,15 +103,6 @@ def packed(weights: Any) -> Any:
 def unpacked(weights: Any) -> Any:
     """What :func:`packed` packed, inside the scan."""
     return jax.tree.map(lambda w: jax.lax.bitcast_convert_type(w, LOW) if w.dtype == BITS else w, weights)
-
-
-@jax.custom_vjp
-def kept(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """An array for rematerialisation to keep under the name :data:`SAVED`, as bits like :func:`packed` weights."""
-    return unpacked(checkpoint_name(packed(x), SAVED))  # type: ignore[no-any-return]
-
-
-kept.defvjp(lambda x: (unpacked(checkpoint_name(packed(x), SAVED)), None), lambda _, cotangent: (cotangent,))
 
 
 def takes(a: Float[Array, "..."], b: Float[Array, "..."]) -> bool:
@@ -141,4 +134,4 @@ def linear_product(
     """``dot_general`` for ``nnx.Linear``: :func:`frozen_product` where both are bfloat16, else JAX's own."""
     if not takes(x, kernel):
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
-    return kept(frozen_product(spelled_out("...i,io->...o", x), x, kernel, LOW))
+    return checkpoint_name(frozen_product(spelled_out("...i,io->...o", x), x, kernel, LOW), SAVED)
