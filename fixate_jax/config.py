@@ -10,6 +10,9 @@ from typing import Literal
 
 from fixate_jax.errors import ConfigError
 
+Position = Literal["before", "after_image"]
+"""Where a soft prompt can stand."""
+
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
@@ -112,6 +115,9 @@ class PromptConfig:
     """Standard deviation of the basis at the start."""
     personal: bool = True
     """False: z stays constant, everybody shares one prompt."""
+    position: Position = "before"
+    """Where the soft prompt stands: before the whole input (the paper), or right behind the page, whose keys and values
+    are then computed once for all users and steps (with the operators attn_lrp, attention and attention_gradient)."""
 
     def __post_init__(self) -> None:
         _require(self.basis >= 1, "prompt.basis", self.basis, "at least 1 is needed")
@@ -249,8 +255,9 @@ class TrainConfig:
     """Under how many others' prompts (None: all others'); every user's prompt is used equally often."""
     pictures: int = 4
     """Test pages to draw."""
-    data_devices: int = 1
-    """Devices to share a batch."""
+    mesh: tuple[int, int, int] = (1, 1, 1)
+    """Devices along (data, fsdp, tensor): how many share a batch with the weights whole on each, how many share a batch
+    and keep a part of the weights each, how many share every matrix product."""
 
     def __post_init__(self) -> None:
         _require(len(self.seeds) > 0, "train.seeds", self.seeds, "at least 1 is needed")
@@ -258,20 +265,61 @@ class TrainConfig:
         _require(min(self.seeds) >= 0, "train.seeds", self.seeds, "must not be negative")
         _require(self.swaps is None or self.swaps >= 1, "train.swaps", self.swaps, "at least 1 is needed")
         _require(self.pictures >= 0, "train.pictures", self.pictures, "must not be negative")
+        _require(min(self.mesh) >= 1, "train.mesh", self.mesh, "at least 1 along each axis is needed")
+        parts = self.mesh[0] * self.mesh[1]
         _require(
-            self.batch % max(self.data_devices, 1) == 0 and self.eval_batch % max(self.data_devices, 1) == 0,
-            "train.data_devices",
-            self.data_devices,
-            "train.batch and train.eval_batch must be multiples of it",
+            self.batch % parts == 0 and self.eval_batch % parts == 0,
+            "train.mesh",
+            self.mesh,
+            f"train.batch and train.eval_batch must be multiples of data × fsdp = {parts}",
         )
-        names = ("epochs", "batch", "accumulate", "eval_batch", "validate_every", "patience", "data_devices")
+        names = ("epochs", "batch", "accumulate", "eval_batch", "validate_every", "patience")
         for name in (*names, "checkpoint_every", "keep_checkpoints", "max_lengths"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1 is needed")
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsersConfig:
+    """Per-user tuning (`fixate tune-users`): everybody by themselves, many side by side.
+
+    Rates, decay and clipping are the optimizer's: those of z for coefficients, those of B for private prompts. The
+    schedules of `objective` and `optimizer` count a user's own steps.
+    """
+
+    mode: Literal["coefficients", "private"] | None = None
+    """What is tuned: z_u over a frozen basis, or a prompt for each user (None: coefficients where there is a basis)."""
+    basis: Path | None = None
+    """Run of `fixate train` whose trained basis to use; private prompts then start from its population prompt."""
+    only: tuple[str, ...] | None = None
+    """Tune these users (None: everybody with a session to learn from)."""
+    steps: int = 100
+    """Planned optimizer steps, the same for every user."""
+    batch: int = 4
+    """Sessions of a user in a step."""
+    validate_every: int = 10
+    """Optimizer steps between validations."""
+    patience: int = 3
+    """A user stops after so many validations without gain on the user's own validation sessions."""
+    chunk: int | None = None
+    """Users side by side on a device (None: as many as `memory_gb` allows, up to 64; on a CPU up to 2)."""
+    memory_gb: float | None = None
+    """Memory of a device for the tuning program, weights included, in gigabytes of 10^9 bytes (None: three quarters of
+    an accelerator's, half of the main memory on a CPU)."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every", "patience"):
+            _require(getattr(self, name) >= 1, f"users.{name}", getattr(self, name), "at least 1 is needed")
+        _require(self.chunk is None or self.chunk >= 1, "users.chunk", self.chunk, "at least 1 is needed")
+        _require(self.memory_gb is None or self.memory_gb > 0, "users.memory_gb", self.memory_gb, "must be above 0")
+        _require(self.only is None or len(self.only) > 0, "users.only", self.only, "name at least one user")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """Where page features (the vision tower's output) are kept: the first place they fit wins."""
+    """Where page features (the vision tower's output) are kept: the first place they fit wins.
+
+    With `prompt.position: after_image` it is the page's keys and values in every decoder layer, where they fit.
+    """
 
     device_bytes: int = 2**30
     """Budget in accelerator memory."""
@@ -298,4 +346,5 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    users: UsersConfig = field(default_factory=UsersConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

@@ -12,6 +12,7 @@ from fixate_jax.backbones import layers
 from fixate_jax.backbones.flash import Attention
 from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.backbones.rope import rotate
+from fixate_jax.backbones.sharding import by_rows
 
 Remat = Literal["dots", "full", "none"]
 
@@ -152,4 +153,4 @@ class DecoderLayer(nnx.Module):
         """Output projection, residuals and the gated feed-forward half."""
         hidden = hidden + self.o_proj(attended.reshape(*attended.shape[:-2], -1))
         normed = rules.norm(self.post_attention_norm, hidden)
-        return hidden + self.down_proj(rules.gated(self.gate_proj(normed), self.up_proj(normed)))
+        return by_rows(hidden + self.down_proj(rules.gated(self.gate_proj(normed), self.up_proj(normed))))

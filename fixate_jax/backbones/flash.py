@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from fixate_jax.backbones.attention import blocked_attention
+from fixate_jax.backbones.sharding import batch_axes
 
 Attention = Literal["auto", "blocked"]
 
@@ -28,9 +29,6 @@ TPU_BLOCKS = (512, 384, 256, 128)
 """Tile sizes of the TPU kernel, best first; the first that divides the padded length is taken."""
 
 TPU_TYPES = (jnp.float32, jnp.bfloat16)
-
-BATCH_AXIS = "data"
-"""Axis of the mesh that batches are shared along."""
 
 
 def _padded(x: Array, axis: int, multiple: int) -> Array:
@@ -93,7 +91,7 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "batch seq heads width"]:
-    """Causal attention by the TPU kernel, each device working on its rows of the batch.
+    """Causal attention by the TPU kernel, each device working on its rows of the batch and its part of the heads.
 
     Args:
         query: rotated queries.
@@ -109,9 +107,9 @@ def splash_attention(
     if mesh.empty or mesh.size == 1:
         return call(query, key, value)
     # XLA cannot split a kernel of this kind among devices by itself.
-    shared = BATCH_AXIS in mesh.axis_names and query.shape[0] % mesh.shape[BATCH_AXIS] == 0
-    rows = PartitionSpec(BATCH_AXIS if shared else None)
-    return jax.shard_map(call, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(query, key, value)
+    heads = "tensor" if "tensor" in mesh.shape and key.shape[2] % mesh.shape["tensor"] == 0 else None
+    part = PartitionSpec(batch_axes(mesh, query.shape[0]), None, heads)
+    return jax.shard_map(call, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)(query, key, value)
 
 
 def prefill_attention(

@@ -13,6 +13,7 @@ from fixate_jax.backbones.internvl_config import InternVLConfig, VisionConfig
 from fixate_jax.backbones.internvl_pages import PageInputs
 from fixate_jax.backbones.layers import layer_norm, linear, rms_norm
 from fixate_jax.backbones.products import packed, unpacked
+from fixate_jax.backbones.sharding import by_rows
 
 PROJECTOR_NORM_EPS = 1e-5
 
@@ -41,7 +42,7 @@ class VisionLayer(nnx.Module):
         if self.config.attends:
             x = x + self._attend(rules.norm(self.attention_norm, x), rules) * self.attention_scale[...]
         hidden = rules.activation(self.config.activation, self.fc1(rules.norm(self.mlp_norm, x)))
-        return x + self.fc2(hidden) * self.mlp_scale[...]
+        return by_rows(x + self.fc2(hidden) * self.mlp_scale[...])
 
     def _attend(self, x: Float[Array, "tiles rows width"], rules: Rules) -> Float[Array, "tiles rows width"]:
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)

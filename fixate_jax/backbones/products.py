@@ -72,8 +72,8 @@ def _places(spec: str) -> tuple[str, str, str]:
     return first, second, result
 
 
-# What a rule computes forwards is plain, and JAX's own where the gradient is differentiated: exact, for the few tokens of
-# the tail. (JAX 0.10 loses residuals where a rule calls its own function there.)
+# What a rule computes forwards is plain, so JAX's own where the gradient is differentiated: exact, and just a few
+# tokens. (JAX 0.10 loses residuals where a rule calls its own function there.)
 product.defvjp(lambda spec, a, b, out: (_multiplied(spec, a, b, out), (a, b)), _product_back)
 
 
@@ -95,7 +95,7 @@ frozen_product.defvjp(lambda spec, x, weights, out: (_multiplied(spec, x, weight
 def packed(weights: Any) -> Any:
     """A tree of stacked weights on its way into a scan: bfloat16 as bits.
 
-    XLA on CPUs takes slices of float32 and of integers, but not of bfloat16: it makes a float32 copy of the stack first.
+    XLA on CPUs takes slices of float32 and of integers, not of bfloat16: it makes a float32 copy of the stack first.
     """
     return jax.tree.map(lambda w: jax.lax.bitcast_convert_type(w, BITS) if w.dtype == LOW else w, weights)
 

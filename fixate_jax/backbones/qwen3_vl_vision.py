@@ -15,6 +15,7 @@ from fixate_jax.backbones.inputs import HostOrDevice
 from fixate_jax.backbones.layers import layer_norm, linear
 from fixate_jax.backbones.products import packed, unpacked
 from fixate_jax.backbones.rope import rotate, vision_angles
+from fixate_jax.backbones.sharding import by_rows
 
 NORM_EPS = 1e-6
 
@@ -94,7 +95,7 @@ class VisionLayer(nnx.Module):
         """One layer over all patches of each page."""
         if self.config.attends:
             x = x + self._attend(x, angles, valid, rules)
-        return x + self.fc2(rules.activation(self.config.activation, self.fc1(rules.norm(self.mlp_norm, x))))
+        return by_rows(x + self.fc2(rules.activation(self.config.activation, self.fc1(rules.norm(self.mlp_norm, x)))))
 
     def _attend(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float, Int
 
+from fixate_jax import hosts
 from fixate_jax.metrics import metric_columns, session_metrics
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch, evaluation_batches
@@ -51,20 +52,30 @@ def predict(
     rows: list[dict[str, Any]] = []
     batches = evaluation_batches(workspace.data, workspace.splits[split], workspace.config.train.eval_batch)
     for indices in track(batches, f"{method}, {split}"):
-        batch = workspace.data.batch(indices)
-        rows += _rows(workspace, batch, evaluate_batch(workspace, prompt, batch, shift=shift), method)
+        batch = workspace.data.batch(indices, workspace.own_rows())
+        rows += _rows(workspace, indices, evaluate_batch(workspace, prompt, batch, shift=shift), method)
     return pd.DataFrame(rows)
 
 
 def evaluate_batch(workspace: Workspace, prompt: PromptParams | None, batch: Batch, *, shift: int = 0) -> Evaluation:
-    """The jitted evaluation of one batch under own (or shifted) prompts, or without any."""
+    """The jitted evaluation of one batch under own (or shifted) prompts, or without any.
+
+    Args:
+        workspace: backbone and data.
+        prompt: tuned prompts on the workspace's mesh; None for the backbone alone.
+        batch: this process's rows of it.
+        shift: 0 for everybody's own prompt; k for the prompt of the user k places further on.
+
+    Returns:
+        All of the batch's rows, on every process.
+    """
     config, users = workspace.config, len(workspace.users)
     if prompt is None:
         soft = jnp.zeros((len(batch.user), config.prompt.tokens, workspace.backbone.width), jnp.float32)
     else:
-        soft = _soft(prompt, jnp.asarray((batch.user + shift) % users))
+        soft = _soft(hosts.local(prompt), jnp.asarray((batch.user + shift) % users))
     return workspace.evaluate(
-        workspace.replicate(soft), jnp.asarray(prompt is not None), workspace.params, workspace.place(batch)
+        workspace.place(soft), np.asarray(prompt is not None), workspace.params, workspace.place(batch)
     )
 
 
@@ -73,11 +84,11 @@ def _soft(prompt: PromptParams, user: Int[Array, " batch"]) -> Float[Array, "bat
     return soft_prompt(prompt, user)
 
 
-def _rows(workspace: Workspace, batch: Batch, result: Evaluation, method: str) -> Iterator[dict[str, Any]]:
+def _rows(workspace: Workspace, indices: Sequence[int], result: Evaluation, method: str) -> Iterator[dict[str, Any]]:
     log_probs, answers, forced, free = (
         np.asarray(x) for x in (result.log_probs, result.answer, result.teacher_forced, result.free_running)
     )
-    for row, index in enumerate(np.asarray(batch.session)):
+    for row, index in enumerate(indices):
         if index < 0:
             continue
         session = workspace.data.sessions[index]
@@ -92,7 +103,7 @@ def _rows(workspace: Workspace, batch: Batch, result: Evaluation, method: str) -
                 "slots": n,
                 "click": int(session.click),
                 "answer": int(answers[row]),
-                "gaze": [float(g) for g in np.asarray(batch.gaze[row][:n])],
+                "gaze": [float(g) for g in workspace.data.gaze(index)],
                 "attention": [float(a) for a in attention[row][:n]],
                 "log_probs": [float(p) for p in log_probs[row][:n]],
             }

@@ -1,7 +1,6 @@
 """The main job: tune, evaluate against everything that should stand beside, write tables, pictures and a report."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,14 @@ import jax
 import numpy as np
 import pandas as pd
 
+from fixate_jax import hosts
 from fixate_jax.backbones.hub import is_hub_id
 from fixate_jax.backbones.loading import EMBEDDED, family_of, resolve
 from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
+from fixate_jax.durable import replacing, unfinished_name, write_text
 from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.lock import LOCK_FILE
 from fixate_jax.metrics import session_metrics, summarise, user_means
 from fixate_jax.probing import get_operator, heat_map
 from fixate_jax.progress import track
@@ -33,7 +35,7 @@ from fixate_jax.tuning.loop import ntp_only, start_state, train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace, versions
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, REPORT = "config.yaml", "report.html"
 BACKBONE, FIXATE, NTP, SWAPPED = "backbone", "fixate", "ntp_only", "fixate_swapped"
 
 
@@ -54,12 +56,6 @@ class Results:
     report: Path
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def check_run(run: Path, config: RunConfig) -> None:
     """Make sure that a run directory is free, or was made with the same settings, before any work.
 
@@ -73,24 +69,37 @@ def check_run(run: Path, config: RunConfig) -> None:
     if path.exists():
         before, now = (flatten(config_to_dict(c)) for c in (load_config(path), config))
         differing = [f"{k}: {before.get(k)} there, {now.get(k)} now" for k in now if before.get(k) != now.get(k)]
-        if differing:
+        if differing and _begun(run):
             raise ConfigError(
                 f"{run} was made with other settings ({'; '.join(differing)}); choose another --run or remove it"
             )
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(not _ours(entry) for entry in run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no {CONFIG_FILE}; choose another --run")
+
+
+def _begun(run: Path) -> bool:
+    """Whether a run holds anything that its settings made; one that failed before its first checkpoint does not."""
+    return any(next(run.glob(made), None) for made in ("**/checkpoints/step_*", "*.csv", "*.parquet"))
+
+
+def _ours(entry: Path) -> bool:
+    """Whether a file is one that a run which was killed at its very start leaves."""
+    return entry.name in (LOCK_FILE, unfinished_name(Path(CONFIG_FILE)).name)
 
 
 def claim_run(run: Path, config: RunConfig) -> None:
     """Make a run directory, or make sure that the one there was made with the same settings.
 
+    Other settings are taken where nothing was tuned with those there.
+
     Raises:
         ConfigError: see `check_run`.
+        DiskError: the settings cannot be written.
     """
     check_run(run, config)
-    if not (run / CONFIG_FILE).exists():
-        run.mkdir(parents=True, exist_ok=True)
-        _write_text(run / CONFIG_FILE, dump_config(config))
+    text, path = dump_config(config), run / CONFIG_FILE
+    if not path.exists() or load_config(path) != config:
+        hosts.by_first(write_text, path, text)
 
 
 def open_run(run: Path) -> tuple[RunConfig, Workspace]:
@@ -130,7 +139,7 @@ def restore_prompt(config: RunConfig, directory: Path, *, users: int, width: int
     Raises:
         CheckpointError: when there is no checkpoint, or none is sound.
     """
-    like = start_state(config, users=users, width=width, seed=seed)
+    like = hosts.local(start_state(config, users=users, width=width, seed=seed))
     restored = CheckpointStore(directory / "checkpoints").restore({"state": like, "best": like.prompt})
     if restored is None:
         raise CheckpointError(f"{directory / 'checkpoints'}: no checkpoint there; run `fixate train` first")
@@ -172,13 +181,19 @@ def run_experiment(config: RunConfig, run: Path) -> Results:
         FixateError: naming what is wrong with settings, data, checkpoint or run directory.
     """
     config = absolute_paths(config)
-    check_run(run, config)
+    with hosts.locked_by_first(run):
+        return _run(config, run)
+
+
+def _run(config: RunConfig, run: Path) -> Results:
     durations: dict[str, float] = {}
     compilations: dict[str, int] = {}
     with _timed(durations, "prepare"):
-        # The data come first: a wrong path must leave no directory that holds the wrong settings.
-        store = open_or_prepare(config.data)
-        claim_run(run, config)
+        with hosts.first_alone():
+            check_run(run, config)
+            # The data come first: a wrong path must leave no directory that holds the wrong settings.
+            store = open_or_prepare(config.data)
+            claim_run(run, config)
         workspace = open_workspace(config, store, directory=run)
     for seed in config.train.seeds:
         directory = seed_directory(run, seed)
@@ -190,11 +205,13 @@ def run_experiment(config: RunConfig, run: Path) -> Results:
                 train(
                     workspace, ntp_only(config), directory / NTP, seed=seed, title=f"Next-token baseline, seed {seed}"
                 )
-    _write_text(run / "versions.json", json.dumps(versions(), indent=1))
+    hosts.by_first(write_text, run / "versions.json", json.dumps(versions(), indent=1))
     with _timed(durations, "evaluate"):
         results = evaluate_run(workspace, run)
     compilations["evaluation"] = workspace.evaluate._cache_size()
-    _write_text(run / "run.json", json.dumps({"seconds": durations, "compilations": compilations}, indent=1))
+    hosts.by_first(
+        write_text, run / "run.json", json.dumps({"seconds": durations, "compilations": compilations}, indent=1)
+    )
     return results
 
 
@@ -237,9 +254,10 @@ def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Res
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    if not hosts.first():
+        return
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
 
 
 def _write_results(
@@ -258,9 +276,10 @@ def _write_results(
         tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in plain])
     for name, table in tables.items():
         stem = {0: "results", 1: "comparison", 2: "seeds"}[list(tables).index(name)]
-        _write_text(run / f"{stem}-{split}.csv", table.to_csv(index=False))
+        hosts.by_first(write_text, run / f"{stem}-{split}.csv", table.to_csv(index=False))
     figures = _figures(workspace, run, split, averaged, prompt)
-    report = write_report(
+    hosts.by_first(
+        write_report,
         run,
         title=f"FixATE on {config.data.name}",
         tables=tables,
@@ -268,8 +287,9 @@ def _write_results(
         config=config_to_dict(config),
         versions=versions(),
         notes=_notes(workspace, split),
+        name=REPORT,
     )
-    return Results(results=results, comparison=comparison, metrics=metrics, report=report)
+    return Results(results=results, comparison=comparison, metrics=metrics, report=run / REPORT)
 
 
 def _notes(workspace: Workspace, split: str) -> list[str]:
@@ -288,15 +308,17 @@ def _figures(
     workspace: Workspace, run: Path, split: str, metrics: pd.DataFrame, prompt: PromptParams
 ) -> list[tuple[str, Path]]:
     folder = run / "figures"
-    folder.mkdir(exist_ok=True)
     figures = []
     for seed in workspace.config.train.seeds:
         log = pd.read_csv(seed_directory(run, seed) / "metrics.csv")
-        figures.append((f"Training, seed {seed}", training_curves(folder / f"training-seed-{seed}.png", log)))
+        path = folder / f"training-seed-{seed}.png"
+        hosts.by_first(training_curves, path, log)
+        figures.append((f"Training, seed {seed}", path))
     users = user_means(metrics)
     for metric in ("kl", "accuracy"):
         free = users[users["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
-        path = user_improvement(folder / f"users-{metric}.png", per_user=free[[BACKBONE, FIXATE]], metric=metric)
+        path = folder / f"users-{metric}.png"
+        hosts.by_first(user_improvement, path, per_user=free[[BACKBONE, FIXATE]], metric=metric)
         figures.append((f"Each user's {metric} before and after, free-running", path))
     indices = workspace.splits[split]
     chosen = np.random.default_rng(0).permutation(len(indices))[: workspace.config.train.pictures]
@@ -320,7 +342,7 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
     """
     session, encoded = workspace.data.sessions[index], workspace.data.encoded[index]
     image = workspace.store.image(session.page_id).convert("RGB")
-    batch = workspace.data.batch([index] + [-1] * (workspace.config.train.eval_batch - 1))
+    batch = workspace.data.batch([index] + [-1] * (workspace.config.train.eval_batch - 1), workspace.own_rows())
     relevance, attention = {}, {}
     for name, soft in ((BACKBONE, None), (FIXATE, prompt)):
         if name == FIXATE and prompt is None:
@@ -330,7 +352,8 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
         grid = out.tokens_free[0][:visual].reshape(encoded.rows, encoded.columns)
         relevance[name] = heat_map(grid, *image.size) if smooth else grid
         attention[name] = out.free_running[0][: session.slots].astype(np.float64)
-    return page_figure(
+    hosts.by_first(
+        page_figure,
         path,
         image=np.asarray(image),
         boxes=session.boxes,
@@ -341,3 +364,4 @@ def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path:
         slot_attention=attention,
         title=f"user {session.user_id}, session {session.session_id}, free-running",
     )
+    return path

@@ -1,6 +1,7 @@
 """Everything a run needs, made from its settings: backbone, sessions, page features, jitted functions."""
 
 import importlib.metadata
+import math
 import platform
 import sys
 import warnings
@@ -8,21 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fixate_jax.backbones import Backbone, EncodedSession, load_backbone
+from fixate_jax import hosts
+from fixate_jax.backbones import Backbone, EncodedSession, load_backbone, resolve
+from fixate_jax.backbones.sharding import make_mesh, shardings
 from fixate_jax.config import RunConfig
 from fixate_jax.data import usable_sessions
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.progress import track
-from fixate_jax.tuning.batches import Batch, SessionData
+from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.features import FeatureStore
+from fixate_jax.tuning.page_keys import NOWHERE, PageKeyStore, wants_page_keys
+from fixate_jax.tuning.placement import Placement, put, put_rows
 from fixate_jax.tuning.step import Jitted, make_evaluate
 
 PACKAGES = ("fixate-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -40,10 +45,10 @@ class Workspace:
         config: the settings.
         backbone: the frozen model.
         store: the sessions on disk.
-        features: cached page features.
+        features: cached page features (nothing is kept where ``data.page_keys`` is given).
         data: the encoded sessions.
         splits: indices of the sessions of each split.
-        mesh: the devices, along the axis "data".
+        mesh: the devices.
     """
 
     config: RunConfig
@@ -66,21 +71,39 @@ class Workspace:
     @cached_property
     def evaluate(self) -> Jitted:
         """The jitted evaluation, shared by every seed and method so that it is compiled once per bucket."""
-        return make_evaluate(self.backbone.graph, self.config, self.backbone.encoder.end_token)
+        end_token = self.backbone.encoder.end_token
+        return make_evaluate(self.backbone.graph, self.config, end_token, placement=self.placement)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """What the jitted steps are compiled for."""
+        return Placement(self.mesh, shardings(self.backbone.params, self.mesh))
 
     @cached_property
     def params(self) -> PyTree:
-        """The frozen weights on every device of the mesh."""
-        return self.replicate(self.backbone.params)
+        """The frozen weights on the mesh; sharded ones were loaded to their places."""
+        return jax.device_put(self.backbone.params, self.placement.params)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Put a copy on every device of the mesh."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return put(tree, self.placement.whole)
 
-    def place(self, batch: Batch, *, micro: bool = False) -> Batch:
-        """Put a batch on the mesh, its rows shared among the devices."""
-        spec = PartitionSpec(None, "data") if micro else PartitionSpec("data")
-        return jax.device_put(batch, NamedSharding(self.mesh, spec))
+    def own_rows(self, *, micro: bool = False) -> list[int]:
+        """The rows of a micro-batch, or of a batch in evaluation, that this process puts together."""
+        return self.placement.own_rows(self._rows(micro))
+
+    def place(self, batch: Any, *, micro: bool = False) -> Any:
+        """Put a batch on the mesh, its rows shared among the devices.
+
+        Args:
+            batch: arrays with this process's rows, see :meth:`own_rows`.
+            micro: a step's micro-batches; else a batch of evaluation.
+        """
+        place = self.placement.micro_rows if micro else self.placement.rows
+        return put_rows(batch, place, self.own_rows(micro=micro), self._rows(micro), axis=int(micro))
+
+    def _rows(self, micro: bool) -> int:
+        return self.config.train.batch if micro else self.config.train.eval_batch
 
 
 def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -> Workspace:
@@ -99,19 +122,15 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
         raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")
-    backbone = load_backbone(config.backbone, work=directory)
-    features = FeatureStore(
-        backbone,
-        store.image,
-        [s.page_id for s in sessions],
-        config.cache,
-        directory=config.cache.directory or directory / "features",
-        batch=config.train.eval_batch,
-        track=track,
-    )
+    mesh = open_mesh(config.train.mesh)
+    with hosts.first_alone():
+        resolve(config.backbone.path, work=directory, revision=config.backbone.revision)
+    backbone = load_backbone(config.backbone, work=directory, mesh=None if mesh.size == 1 else mesh)
+    placement = Placement(mesh, shardings(backbone.params, mesh))
+    features, encoded, page_keys = _read_pages(config, backbone, store, sessions, directory, placement)
     data = SessionData(
         sessions,
-        encode_sessions(backbone, sessions, features.grids),
+        encoded,
         {user: row for row, user in enumerate(store.users)},
         features=features,
         prompt_tokens=config.prompt.tokens,
@@ -119,15 +138,57 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         gaze_temperature=config.data.gaze_temperature,
         max_lengths=config.train.max_lengths,
         assignment=config.operator.assignment,
+        position=config.prompt.position,
+        page_keys=page_keys,
     )
     warn_of_empty_slots(data)
-    devices = jax.devices()
-    if config.train.data_devices > len(devices):
-        raise ConfigError(f"train.data_devices = {config.train.data_devices}: only {len(devices)} devices are here")
-    mesh = Mesh(np.array(devices[: config.train.data_devices]), ("data",))
     return Workspace(
         config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
     )
+
+
+def open_mesh(shape: tuple[int, int, int]) -> Mesh:
+    """The mesh that ``train.mesh`` asks for.
+
+    Raises:
+        ConfigError: when there are too few devices; with several processes, when there are too many.
+    """
+    wanted, there, processes = math.prod(shape), jax.device_count(), jax.process_count()
+    if wanted > there:
+        raise ConfigError(f"train.mesh = {shape}: {wanted} devices are needed, and {there} are here")
+    if processes > 1 and wanted < there:
+        raise ConfigError(
+            f"train.mesh = {shape}: {wanted} of the {there} devices of {processes} processes; all have to be used"
+        )
+    return make_mesh(shape)
+
+
+def _read_pages(
+    config: RunConfig,
+    backbone: Backbone,
+    store: SessionStore,
+    sessions: Sequence[Session],
+    directory: Path,
+    placement: Placement,
+) -> tuple[FeatureStore, list[EncodedSession], PageKeyStore | None]:
+    """Page features, or keys and values in their place where the settings want those and they fit; the sequences."""
+    page_ids = [s.page_id for s in sessions]
+    how: dict[str, Any] = {
+        "directory": config.cache.directory or directory / "features",
+        "batch": config.train.eval_batch,
+        "placement": placement,
+        "track": track,
+    }
+    wanted = wants_page_keys(config)
+    features = FeatureStore(backbone, store.image, page_ids, NOWHERE if wanted else config.cache, **how)
+    encoded = encode_sessions(backbone, sessions, features.grids)
+    if not wanted:
+        return features, encoded, None
+    keys = PageKeyStore(backbone, features, page_ids, encoded, config.cache, **how)
+    if keys.tier != "step":
+        return features, encoded, keys
+    # Too large to keep: the step computes them, from features that may still fit.
+    return FeatureStore(backbone, store.image, page_ids, config.cache, **how), encoded, None
 
 
 def encode_sessions(

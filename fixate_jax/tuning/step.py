@@ -10,7 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
+from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import OperatorConfig, RunConfig
+from fixate_jax.errors import ConfigError
 from fixate_jax.objective import (
     alignment_loss,
     attention_weight_schedule,
@@ -18,10 +20,11 @@ from fixate_jax.objective import (
     next_token_loss,
     total_loss,
 )
-from fixate_jax.probing import Operator, Trace, get_operator, slot_attention, take_visual
+from fixate_jax.probing import SOURCE_ROW, Operator, Trace, get_operator, slot_attention, take_visual
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer, rate_factor
+from fixate_jax.tuning.placement import Placement
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
@@ -86,6 +89,28 @@ def with_features(model: Any, batch: Batch) -> SequenceInputs:
     return batch.inputs._replace(features=model.encode_pages(batch.pages))
 
 
+def ready_inputs(model: Any, batch: Batch, operator: str) -> SequenceInputs:
+    """The batch's sequences as an operator wants them.
+
+    Where the soft prompt follows the page and the operator looks at row ``src`` alone, the page's keys and values are
+    computed first if they are not cached: nothing trained has a part in them, so no gradient passes through the page.
+
+    Raises:
+        ConfigError: when they are cached, but the operator looks at other rows.
+    """
+    if batch.inputs.page_keys is not None:
+        if operator not in SOURCE_ROW:
+            raise ConfigError(
+                f"operator.name = {operator!r} looks at the page's own rows, of which only keys and values are here; "
+                f"give the page's features, or choose one of {', '.join(sorted(SOURCE_ROW))}"
+            )
+        return batch.inputs
+    inputs = with_features(model, batch)
+    if inputs.page_valid is None or operator not in SOURCE_ROW:
+        return inputs
+    return inputs._replace(page_keys=model.page_keys(inputs))
+
+
 def _pick(x: Array, slot: Int[Array, "batch chosen"]) -> Array:
     return jax.vmap(lambda row, s: row[s])(x, slot)
 
@@ -147,7 +172,7 @@ def session_losses(
     Returns:
         The loss and its parts, each a mean over the real sessions.
     """
-    chosen, inputs = batch.click[:, None], with_features(model, batch)
+    chosen, inputs = batch.click[:, None], ready_inputs(model, batch, config.operator.name)
     own = config.objective.alignment != "none" and config.objective.relevance == "own"
     inputs = inputs if own else take_branches(inputs, chosen)
     prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
@@ -199,7 +224,13 @@ def loss_and_gradient(
 
 
 def make_train_step(
-    graph: nnx.GraphDef, config: RunConfig, *, users: int, steps: int, end_token: int = 0
+    graph: nnx.GraphDef,
+    config: RunConfig,
+    *,
+    users: int,
+    steps: int,
+    end_token: int = 0,
+    placement: Placement | None = None,
 ) -> Jitted[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The jitted optimizer step; the state is donated, the frozen weights are an argument.
 
@@ -209,13 +240,15 @@ def make_train_step(
         users: number of rows of z.
         steps: planned optimizer steps, over which `optimizer.decay` brings the rates down.
         end_token: of the tokenizer; needed where ``objective.relevance`` is "own" and a label begins another one.
+        placement: where on which mesh the arguments are and results go (None: where the arguments happen to be).
     """
     optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
 
     def step(state: TrainState, params: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        model = nnx.merge(graph, params)
         weight = attention_weight_schedule(config.objective, state.step)
-        parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
+        with sharing_rows(placement and placement.mesh):
+            model = nnx.merge(graph, params)
+            parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
         present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
         factor = rate_factor(config.optimizer, state.step, steps)
@@ -226,7 +259,11 @@ def make_train_step(
         }
         return TrainState(prompt, optimizer_state, state.step + 1), parts
 
-    return cast(Any, jax.jit(step, donate_argnums=0))
+    if placement is None:
+        return cast(Any, jax.jit(step, donate_argnums=0))
+    places = (placement.state, placement.params, placement.micro_rows)
+    results = (placement.state, placement.whole)
+    return cast(Any, jax.jit(step, donate_argnums=0, in_shardings=places, out_shardings=results))
 
 
 def candidate_log_probs(
@@ -257,7 +294,7 @@ def evaluate_batch(
     end_token: int,
 ) -> Evaluation:
     """Answer probabilities, and slot attention for the true and for the model's own answer, from one prefill."""
-    inputs = with_features(model, batch)
+    inputs = ready_inputs(model, batch, config.operator.name)
     prefix = model.prefill(inputs, prompt, use_prompt)
     log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)
@@ -269,13 +306,17 @@ def evaluate_batch(
 
 
 def make_evaluate(
-    graph: nnx.GraphDef, config: RunConfig, end_token: int
+    graph: nnx.GraphDef, config: RunConfig, end_token: int, *, placement: Placement | None = None
 ) -> Jitted[[Float[Array, "batch tokens width"], bool, nnx.State, Batch], Evaluation]:
     """The jitted evaluation of a batch under given soft prompts; one compilation with and without prompt."""
 
     def evaluate(
         prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""], params: nnx.State, batch: Batch
     ) -> Evaluation:
-        return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
+        with sharing_rows(placement and placement.mesh):
+            return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
 
-    return cast(Any, jax.jit(evaluate))
+    if placement is None:
+        return cast(Any, jax.jit(evaluate))
+    places = (placement.rows, placement.whole, placement.params, placement.rows)
+    return cast(Any, jax.jit(evaluate, in_shardings=places, out_shardings=placement.whole))
