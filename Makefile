@@ -65,6 +65,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.recgaze_reader
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.scaling
 
 # Wants an accelerator, and JAX for it: $(BIN)/pip install "jax[cuda12]"
 bench-gpu: $(VENV)/.installed-test

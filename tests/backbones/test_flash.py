@@ -193,13 +193,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.real_case import BATCH, make_real_case
 from fixate_jax.backbones.sharding import shardings
 from fixate_jax.tuning.loop import start_state
+from fixate_jax.tuning.placement import Placement
 from fixate_jax.tuning.step import make_train_step
 from tests.backbones.test_flash import BLOCKED, INTERPRETED, draw, lowered, value_and_gradients
 
-arrays = draw(3, 140, 2, 1, 16)
-expected = value_and_gradients(BLOCKED, arrays)
-rows, whole = PartitionSpec("data"), PartitionSpec()
-for axes, spec in ((("data",), rows), (("data", "fsdp"), rows), (("fsdp",), whole)):
+rows, whole, heads = PartitionSpec("data"), PartitionSpec(), PartitionSpec(None, None, "tensor")
+sharing = (("data",), rows), (("data", "fsdp"), rows), (("fsdp",), PartitionSpec("fsdp")), (("tensor",), heads)
+for axes, spec in sharing:
+    # One head of keys for each device that shares them.
+    arrays = draw(3, 140, 2, 2 if spec == heads else 1, 16)
+    expected = value_and_gradients(BLOCKED, arrays)
     mesh = Mesh(np.array(jax.devices()).reshape([-1] + [1] * (len(axes) - 1)), axes)
     placed = jax.device_put(arrays, NamedSharding(mesh, spec))
     found = value_and_gradients(INTERPRETED, placed)
@@ -207,15 +210,16 @@ for axes, spec in ((("data",), rows), (("data", "fsdp"), rows), (("fsdp",), whol
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
     assert lowered("tpu", placed).count("@tpu_custom_call") == 3
 
-mesh = Mesh(np.array(jax.devices()), ("data",))
+mesh = Mesh(np.array(jax.devices()).reshape(1, 2, 1), ("data", "fsdp", "tensor"))
 case = make_real_case("qwen3-vl-4b", Path(sys.argv[1]), tiny=True)
 state = start_state(case.config, users=BATCH, width=case.shape.decoder.width, seed=0)
 params = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), case.params, shardings(case.params, mesh)
 )
-batch = jax.device_put(jax.tree.map(lambda x: x[None], case.batch), NamedSharding(mesh, PartitionSpec(None, "data")))
-step = make_train_step(case.graph, case.config, users=BATCH, steps=10)
-traced = step.trace(jax.device_put(state, NamedSharding(mesh, whole)), params, batch)
+placement = Placement(mesh, shardings(case.params, mesh)).with_state(state)
+batch = jax.tree.map(lambda x: x[None], case.batch)
+step = make_train_step(case.graph, case.config, users=BATCH, steps=10, placement=placement)
+traced = step.trace(state, params, batch)
 assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 print("same on", jax.device_count())
 """

@@ -142,9 +142,8 @@ def test_two_processes_that_are_stopped_and_go_on_end_like_one(tmp_path: Path) -
         float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True)
     )
     logs = [pd.read_json(seed_directory(run, SEED) / "metrics.jsonl", lines=True) for run in (one, two)]
-    print(
-        f"\nsame bits: {same}; largest difference {largest:.1e}, of the losses {(logs[0] - logs[1]).abs().max()['loss']:.1e}"
-    )
+    loss = (logs[0] - logs[1]).abs().max()["loss"]
+    print(f"\nsame bits: {same}; largest difference of the state {largest:.1e}, of the losses {loss:.1e}")
     pd.testing.assert_frame_equal(*logs, rtol=TOLERANCE, atol=1e-6)
     assert largest <= 1e-5
     tables = [pd.read_csv(run / "results-test.csv") for run in (one, two)]
