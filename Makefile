@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | bench-gpu | results | results-operators | results-recgaze | results-analysis
+# make demo | test | test-faults | lint | bench | bench-gpu | results | results-operators | results-recgaze | results-analysis
 # make docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
@@ -24,7 +24,7 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test lint bench bench-gpu docs results results-operators results-recgaze results-analysis clean
+.PHONY: demo test test-faults lint bench bench-gpu docs results results-operators results-recgaze results-analysis clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -55,12 +55,18 @@ docs: $(VENV)/.installed-test
 test: lint docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
+# Kills a short run at 20 random points and compares what it ends with; runs it on a disk that is too small.
+test-faults: $(VENV)/.installed-test
+	FAULTS_POINTS=20 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -s $(PYTEST_ARGS) tests/faults
+
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.operators
 	$(BIN)/python -m benchmarks.recgaze_reader
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.users
 
 # Wants an accelerator, and JAX for it: $(BIN)/pip install "jax[cuda12]"
 bench-gpu: $(VENV)/.installed-test

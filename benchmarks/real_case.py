@@ -15,6 +15,7 @@ from fixate_jax.backbones.family import Family
 from fixate_jax.backbones.inputs import EncodedPage, stack_pages
 from fixate_jax.backbones.loading import family_of
 from fixate_jax.backbones.processing import EncodedSession
+from fixate_jax.backbones.published import write_published
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.session import Session
 from fixate_jax.tuning.batches import Batch, SessionData
@@ -22,16 +23,6 @@ from fixate_jax.tuning.batches import Batch, SessionData
 BEFORE, AFTER = 16, 112
 """Tokens of the chat before and after the page: the template, a profile and the instruction."""
 
-DECODER_4B = {
-    "vocab_size": 151_936,
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-6,
-}
 TINY_DECODER = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -42,118 +33,50 @@ TINY_DECODER = {
     "head_dim": 32,
 }
 TINY_BACKBONE = BackboneConfig(tapped_layers=2)
-HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFiles:
-    """A model directory's JSON files, and what changes in them for a quick run on a CPU."""
-
-    config: dict[str, Any]
-    preprocessor: dict[str, Any]
-    tiny_config: dict[str, Any]
-    tiny_preprocessor: dict[str, Any]
-
-    def write(self, directory: Path, *, tiny: bool) -> None:
-        """Write them, small or in full size."""
-        config = _merged(self.config, self.tiny_config) if tiny else self.config
-        preprocessor = _merged(self.preprocessor, self.tiny_preprocessor) if tiny else self.preprocessor
-        for name, content in (("config", config), ("preprocessor_config", preprocessor)):
-            (directory / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-QWEN3_VL_4B = ModelFiles(
-    config={
-        "model_type": "qwen3_vl",
-        "tie_word_embeddings": True,
-        "image_token_id": 151_655,
-        "text_config": {
-            **DECODER_4B,
-            "model_type": "qwen3_vl_text",
-            "rope_theta": 5e6,
-            "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+TINY: dict[str, dict[str, dict[str, Any]]] = {
+    "qwen3-vl": {
+        "config.json": {
+            "image_token_id": 500,
+            "text_config": {**TINY_DECODER, "rope_scaling": {"mrope_section": [6, 5, 5]}},
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_heads": 2,
+                "out_hidden_size": 64,
+                "deepstack_visual_indexes": [0],
+            },
         },
-        "vision_config": {
-            "model_type": "qwen3_vl",
-            "depth": 24,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_heads": 16,
-            "out_hidden_size": 2560,
-            "patch_size": 16,
-            "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [5, 11, 17],
+        "preprocessor_config.json": {"size": {"shortest_edge": 4_096, "longest_edge": 65_536}},
+    },
+    "internvl": {
+        "config.json": {
+            "image_token_id": 500,
+            "text_config": TINY_DECODER,
+            "vision_config": {
+                "num_hidden_layers": 2,
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_attention_heads": 2,
+                "image_size": [112, 112],
+            },
         },
+        "preprocessor_config.json": {"max_patches": 3, "size": {"height": 112, "width": 112}},
     },
-    preprocessor={
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216},
-        **HALVES,
-    },
-    tiny_config={
-        "image_token_id": 500,
-        "text_config": {**TINY_DECODER, "rope_scaling": {"mrope_section": [6, 5, 5]}},
-        "vision_config": {
-            "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "deepstack_visual_indexes": [0],
-        },
-    },
-    tiny_preprocessor={"size": {"shortest_edge": 4_096, "longest_edge": 65_536}},
-)
+}
+"""What changes in the files of a published size for a quick run on a CPU, by the start of its name."""
 
-INTERNVL_4B = ModelFiles(
-    config={
-        "model_type": "internvl",
-        "tie_word_embeddings": True,
-        "image_token_id": 151_671,
-        "downsample_ratio": 0.5,
-        "projector_hidden_act": "gelu",
-        "text_config": {**DECODER_4B, "model_type": "qwen3", "rope_theta": 1e6},
-        "vision_config": {
-            "model_type": "internvl_vision",
-            "num_hidden_layers": 24,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_attention_heads": 16,
-            "hidden_act": "gelu",
-            "image_size": [448, 448],
-            "patch_size": [14, 14],
-            "attention_bias": True,
-            "norm_type": "layer_norm",
-        },
-    },
-    preprocessor={
-        "image_processor_type": "GotOcr2ImageProcessor",
-        "crop_to_patches": True,
-        "min_patches": 1,
-        "max_patches": 12,
-        "size": {"height": 448, "width": 448},
-        **HALVES,
-    },
-    tiny_config={
-        "image_token_id": 500,
-        "text_config": TINY_DECODER,
-        "vision_config": {
-            "num_hidden_layers": 2,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_attention_heads": 2,
-            "image_size": [112, 112],
-        },
-    },
-    tiny_preprocessor={"max_patches": 3, "size": {"height": 112, "width": 112}},
-)
+MODELS = ("qwen3-vl-4b", "internvl3.5-4b")
 
-MODELS = {"qwen3-vl-4b": QWEN3_VL_4B, "internvl3.5-4b": INTERNVL_4B}
+
+def write_files(name: str, directory: Path, *, tiny: bool) -> None:
+    """Write a model directory's JSON files, small or in full size."""
+    write_published(name, directory)
+    changes = next(files for start, files in TINY.items() if name.startswith(start)) if tiny else {}
+    for file, fields in changes.items():
+        content = json.loads((directory / file).read_text(encoding="utf-8"))
+        (directory / file).write_text(json.dumps(_merged(content, fields)), encoding="utf-8")
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -260,12 +183,12 @@ def _data(family: Family, shape: Any, config: RunConfig, pages: list[EncodedPage
 
 
 def make_real_case(name: str, directory: Path, *, tiny: bool) -> RealCase:
-    """A model by its name in :data:`MODELS`, with a batch of drawn pages of 1100 × 619 pixels.
+    """A model by its published name, with a batch of drawn pages of 1100 × 619 pixels.
 
     Raises:
         CheckpointError: when the model's architecture is not registered.
     """
-    MODELS[name].write(directory, tiny=tiny)
+    write_files(name, directory, tiny=tiny)
     config = RunConfig(
         backbone=TINY_BACKBONE if tiny else BackboneConfig(dtype="bfloat16"),
         prompt=PromptConfig(basis=2, tokens=4) if tiny else PromptConfig(),

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,16 +10,19 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.config import BackboneConfig, RunConfig
+from fixate_jax.durable import advice, is_full
 from fixate_jax.errors import ConfigError, FixateError
+from fixate_jax.lock import locked
 from fixate_jax.pretraining.recipe import Recipe
 from fixate_jax.settings import load_config, load_settings
 
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
 DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
-COMMANDS_WITH_PRESET = ("prepare", "train", "analyze", "pretrain-tiny")
+COMMANDS_WITH_PRESET = ("prepare", "train", "tune-users", "analyze", "plan", "pretrain-tiny")
 SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
 """What fits into 80 columns of a terminal; the report and the CSV files hold every metric."""
@@ -75,6 +79,31 @@ class Train:
 
 
 @dataclass(frozen=True)
+class TuneUsers:
+    """Tune each user alone, many side by side, then evaluate. Give it again to go on after a stop."""
+
+    preset: Preset = None
+    """Settings to start from, e.g. configs/synthetic_carousel.yaml; flags override them."""
+    run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """Run directory (None: runs/users- and the preset's name)."""
+    basis: Path | None = None
+    """Run of `fixate train` over whose trained basis coefficients are tuned (None: `users.basis`)."""
+    settings: Settings = field(default_factory=RunConfig)
+
+    def run(self) -> int:
+        """Run the command."""
+        from dataclasses import replace
+
+        from fixate_jax.tuning.users_run import run_users
+
+        name, settings = self.preset.stem if self.preset else self.settings.data.name, self.settings
+        if self.basis is not None:
+            settings = replace(settings, users=replace(settings.users, basis=self.basis))
+        _print_results(run_users(settings, self.run_dir or Path("runs") / f"users-{name}"))
+        return 0
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Evaluate a run's best prompts again: tables, pictures, report."""
 
@@ -90,8 +119,9 @@ class Evaluate:
 
         if self.split not in SPLITS:
             raise ConfigError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
-        _, workspace = open_run(self.run_dir)
-        _print_results(evaluate_run(workspace, self.run_dir, split=self.split))
+        with locked(self.run_dir) if self.run_dir.is_dir() else nullcontext():
+            _, workspace = open_run(self.run_dir)
+            _print_results(evaluate_run(workspace, self.run_dir, split=self.split))
         return 0
 
 
@@ -231,12 +261,13 @@ class PretrainTiny:
         """Run the command."""
         from fixate_jax.pretraining.training import Pretraining
 
-        pretraining = Pretraining(self.settings, self.run_dir)
-        weights = pretraining.run(self.until)
-        console = Console()
-        console.print(f"weights after step {pretraining.step}: sha256 {weights}", soft_wrap=True)
-        if pretraining.step >= self.settings.steps and not (self.run_dir / "model").exists():
-            pretraining.publish(self.run_dir / "model", commit="unknown")
+        with locked(self.run_dir):
+            pretraining = Pretraining(self.settings, self.run_dir)
+            weights = pretraining.run(self.until)
+            console = Console()
+            console.print(f"weights after step {pretraining.step}: sha256 {weights}", soft_wrap=True)
+            if pretraining.step >= self.settings.steps and not (self.run_dir / "model").exists():
+                pretraining.publish(self.run_dir / "model", commit="unknown")
         return 0
 
 
@@ -308,12 +339,14 @@ def _print_results(results: object) -> None:
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[TuneUsers, tyro.conf.subcommand("tune-users")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[PretrainTiny, tyro.conf.subcommand("pretrain-tiny")]
     | Annotated[Read, tyro.conf.subcommand("read")]
 )
@@ -331,7 +364,8 @@ def parse(arguments: list[str]) -> Any:
             default = PretrainTiny(recipe=preset, settings=load_settings(preset, Recipe))
             return tyro.cli(PretrainTiny, prog=f"fixate {name}", default=default, args=arguments[1:])
         settings = load_config(preset)
-        kind = {"prepare": Prepare, "train": Train, "analyze": Analyze}[name]
+        kinds = {"prepare": Prepare, "train": Train, "tune-users": TuneUsers, "analyze": Analyze, "plan": Plan}
+        kind: Any = kinds[name]
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
     command: Any = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
     late = command.recipe if isinstance(command, PretrainTiny) else getattr(command, "preset", None)
@@ -341,9 +375,17 @@ def parse(arguments: list[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit status 0, 1 (a comparison failed), 2 (bad input) or 130 (interrupted and saved)."""
+    """Entry point: exit status 0, 1 (a comparison failed), 2 (bad input, disk full) or 130 (interrupted and saved)."""
     try:
         status = parse(sys.argv[1:] if arguments is None else arguments).run()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped: what was finished is kept; give the same command again to go on")
+        status = 130
+    except OSError as error:
+        if not is_full(error):
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"error: {error.filename or 'a file'}: {advice(error)}")
+        status = 2
     except FixateError as error:
         from fixate_jax.tuning.loop import Interrupted
 

@@ -273,6 +273,42 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsersConfig:
+    """Per-user tuning (`fixate tune-users`): everybody by themselves, many side by side.
+
+    Rates, decay and clipping are the optimizer's: those of z for coefficients, those of B for private prompts. The
+    schedules of `objective` and `optimizer` count a user's own steps.
+    """
+
+    mode: Literal["coefficients", "private"] | None = None
+    """What is tuned: z_u over a frozen basis, or a prompt for each user (None: coefficients where there is a basis)."""
+    basis: Path | None = None
+    """Run of `fixate train` whose trained basis to use; private prompts then start from its population prompt."""
+    only: tuple[str, ...] | None = None
+    """Tune these users (None: everybody with a session to learn from)."""
+    steps: int = 100
+    """Planned optimizer steps, the same for every user."""
+    batch: int = 4
+    """Sessions of a user in a step."""
+    validate_every: int = 10
+    """Optimizer steps between validations."""
+    patience: int = 3
+    """A user stops after so many validations without gain on the user's own validation sessions."""
+    chunk: int | None = None
+    """Users side by side on a device (None: as many as `memory_gb` allows, up to 64; on a CPU up to 2)."""
+    memory_gb: float | None = None
+    """Memory of a device for the tuning program, weights included, in gigabytes of 10^9 bytes (None: three quarters of
+    an accelerator's, half of the main memory on a CPU)."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every", "patience"):
+            _require(getattr(self, name) >= 1, f"users.{name}", getattr(self, name), "at least 1 is needed")
+        _require(self.chunk is None or self.chunk >= 1, "users.chunk", self.chunk, "at least 1 is needed")
+        _require(self.memory_gb is None or self.memory_gb > 0, "users.memory_gb", self.memory_gb, "must be above 0")
+        _require(self.only is None or len(self.only) > 0, "users.only", self.only, "name at least one user")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """Where page features (the vision tower's output) are kept: the first place they fit wins."""
 
@@ -301,4 +337,5 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    users: UsersConfig = field(default_factory=UsersConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

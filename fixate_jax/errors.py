@@ -23,3 +23,11 @@ class CheckpointError(FixateError, ValueError):
 
 class LabelError(FixateError, ValueError):
     """Slot labels do not tokenise in a way that lets the model answer with them."""
+
+
+class DiskError(FixateError):
+    """A file could not be written: no space, quota or permission; the message names it and says what to do."""
+
+
+class DivergedError(FixateError):
+    """Loss, gradient or parameters are not finite; the message names step, sessions and where the batch is."""

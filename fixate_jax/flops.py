@@ -57,7 +57,7 @@ def _tail_pairs(seq: int, answer: int, branches: int) -> int:
     return branches * (answer * seq + causal_pairs(answer))
 
 
-def prefill(config: DecoderConfig, *, seq: int, answer: int = 1, branches: int = 1) -> Flops:
+def prefill(config: DecoderConfig, *, seq: int, answer: int = 1, branches: int = 1, cached: int = 0) -> Flops:
     """Prefix through all layers, and the tail through those below the tap; the last layer makes keys and values only.
 
     Args:
@@ -65,12 +65,15 @@ def prefill(config: DecoderConfig, *, seq: int, answer: int = 1, branches: int =
         seq: positions of the prefix.
         answer: tokens of an answer, which is as wide as a tail.
         branches: tails that share the prefix.
+        cached: the first positions, whose keys and values are known.
     """
     lower, tails = config.layers - config.tapped, _tail_pairs(seq, answer, branches)
+    rows = seq - cached
+    pairs = causal_pairs(rows) + rows * cached
     return _sum(
-        _layers(config, lower, rows=seq + branches * answer, pairs=causal_pairs(seq) + tails),
-        _layers(config, config.tapped - 1, rows=seq, pairs=causal_pairs(seq)),
-        Flops(weights=4 * seq * config.width * config.kv_heads * config.head_dim),
+        _layers(config, lower, rows=rows + branches * answer, pairs=pairs + tails),
+        _layers(config, config.tapped - 1, rows=rows, pairs=pairs),
+        Flops(weights=4 * rows * config.width * config.kv_heads * config.head_dim),
     )
 
 
@@ -81,27 +84,40 @@ def tail(config: DecoderConfig, *, seq: int, answer: int = 1, branches: int = 1)
     return _sum(layers, Flops(weights=0, head=2 * rows * config.width * config.vocab))
 
 
-def train_step(config: DecoderConfig, *, seq: int, answer: int = 1, aligned: bool = True) -> Flops:
-    """Forward and backward pass of one session, page features given, nothing recomputed.
+def train_parts(
+    config: DecoderConfig, *, seq: int, answer: int = 1, aligned: bool = True, cached: int = 0
+) -> dict[str, Flops]:
+    """What a training step of one session is made of: forward, the inner gradient, the gradient of the prompt.
 
     Weights are frozen, so a product with weights has one product behind it on the way back, and an attention product
-    two. The tail of an aligned step is differentiated with respect to its taps first, and the outer gradient passes
-    through both: of every product with weights four, of the head's three (the target's gradient is constant there),
-    and of an attention product six: itself, its counterpart in the inner gradient, and two on the way back of each.
+    two, or one where its keys and values are known (in the tail, whose few rows attend to those and others together, it
+    is counted like any other). The tail of an aligned step is differentiated with respect to its
+    taps first, which takes as many products as it has itself, but no gradient of the prefix's keys and values; and the
+    outer gradient passes through both. The head has no second order: the target's gradient is constant there.
 
     Args:
         config: the decoder's shape.
         seq: positions of the prefix.
         answer: tokens of the answer.
         aligned: whether AttnLRP's relevance is part of the loss, or next-token prediction alone.
+        cached: the first positions, whose keys and values are known.
     """
-    below, above = prefill(config, seq=seq, answer=answer), tail(config, seq=seq, answer=answer)
-    weights, attention, head = (4, 6, 3) if aligned else (2, 3, 2)
-    return Flops(
-        weights=2 * below.weights + weights * above.weights,
-        attention=3 * below.attention + attention * above.attention,
-        head=head * above.head,
+    below = prefill(config, seq=seq, answer=answer, cached=cached)
+    above = tail(config, seq=seq, answer=answer)
+    known = 4 * config.heads * config.head_dim * (config.layers - 1) * (seq - cached) * cached
+    inner = above if aligned else Flops(weights=0)
+    passes = 2 if aligned else 1
+    back = Flops(
+        weights=below.weights + passes * above.weights,
+        attention=2 * (below.attention + passes * above.attention) - known,
+        head=above.head,
     )
+    return {"forward": _sum(below, above), "inner gradient": inner, "backward": back}
+
+
+def train_step(config: DecoderConfig, *, seq: int, answer: int = 1, aligned: bool = True, cached: int = 0) -> Flops:
+    """Forward and backward pass of one session, page features given, nothing recomputed; see :func:`train_parts`."""
+    return _sum(*train_parts(config, seq=seq, answer=answer, aligned=aligned, cached=cached).values())
 
 
 def encode_page(config: Qwen3VLConfig | InternVLConfig, *, units: int) -> Flops:

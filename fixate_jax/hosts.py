@@ -7,8 +7,9 @@ and the backbone are on a file system that all processes see.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fixate_jax.errors import ConfigError
+from fixate_jax.lock import locked
 
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 """Environment variables that say where the first process listens (host:port), how many there are, and which this is."""
@@ -88,6 +90,11 @@ def first_alone() -> Iterator[None]:
 def by_first(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result | None:
     """Call a function that writes on the first process; the others get None and do not wait."""
     return function(*args, **kwargs) if first() else None
+
+
+def locked_by_first(directory: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of a directory that the first process writes to, see :func:`fixate_jax.lock.locked`."""
+    return locked(directory) if first() else nullcontext()
 
 
 def anywhere(flag: bool) -> bool:

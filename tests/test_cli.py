@@ -20,7 +20,9 @@ CAROUSEL = str(CONFIGS / "synthetic_carousel.yaml")
 RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
-COMMANDS = "prepare, train, evaluate, probe, faithfulness, verify, convert, analyze, pretrain-tiny, read"
+COMMANDS = (
+    "prepare, train, tune-users, evaluate, probe, faithfulness, verify, convert, analyze, plan, pretrain-tiny, read"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +69,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("prepare", flags(RunConfig())),
         ("train", [*flags(RunConfig()), "--run "]),
+        ("tune-users", [*flags(RunConfig()), "--run ", "--basis "]),
         ("evaluate", ["RUN", "--split "]),
         ("probe", ["RUN", "--session ", "--operator ", "--seed ", "--smooth", "--out ", "--data-path "]),
         ("faithfulness", ["RUN", "--operators ", "--sessions ", "--split ", "--draws ", "--seed ", "--out "]),
         ("verify", ["--image ", "--tolerance ", *flags(RunConfig().backbone, "backbone.")]),
         ("convert", ["--to ", "--dtype ", "--tapped-layers ", "--revision ", "--max-shard-gb "]),
+        ("plan", [*flags(RunConfig()), "--models ", "--device ", "--device-gb ", "--devices ", "--page ", "--pages "]),
         ("pretrain-tiny", [*flags(Recipe()), "--run ", "--until "]),
         ("read", ["--pages ", "--seed ", "--tapped-layers "]),
     ],

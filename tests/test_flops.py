@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,11 @@ from fixate_jax.backbones.inputs import SequenceInputs
 from fixate_jax.backbones.internvl_config import InternVLConfig
 from fixate_jax.backbones.internvl_config import VisionConfig as InternVisionConfig
 from fixate_jax.backbones.qwen3_vl import Qwen3VLConfig
-from fixate_jax.config import OperatorConfig
+from fixate_jax.config import BackboneConfig, OperatorConfig
 from fixate_jax.probing import Trace, get_operator
+from fixate_jax.tuning.abstract import open_abstract
+from fixate_jax.tuning.plan import Workload, make_plan
+from tests.abstract_steps import compiled_step, settings, write_small
 
 WIDTH, SOFT = 256, 4
 DECODER = DecoderConfig(
@@ -153,3 +157,42 @@ def test_counts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two.weights == row * (3 + 4) + row * 3 + 2 * 3 * 16
     assert two.attention == 4 * 8 * (6 + 2 * (2 * 3 + 3)) + 4 * 8 * 6
     assert flops.tail(config, seq=3).head == 2 * 2 * 7
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "plain"])
+def test_a_whole_step_as_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aligned: bool) -> None:
+    """The real step with optimizer, causality as it is, blocks computed again on the way back: nothing is arranged."""
+    monkeypatch.undo()
+    how = BackboneConfig(tapped_layers=2, unroll=True, attention_block=32)
+    backbone = open_abstract(write_small(tmp_path, num_hidden_layers=3), how)
+    work = Workload(page=(320, 320), text=12, before=4, slots=3, users=5)
+    config = settings(batch=2, aligned=aligned, backbone=how)
+    plan = make_plan(backbone, config, work, device=10**9, kernels=False)
+    assert plan.shapes.seq == 16 + 100 + 12
+    ratio = compiled_step(backbone, config, work).cost_analysis()["flops"] / sum(plan.flops.values())
+    print(f"\nXLA's count / ours {ratio:.3f}")
+    assert 1 <= ratio < 1.05
+    assert set(plan.flops) == {"forward", "inner gradient", "backward"}
+    assert (plan.flops["inner gradient"] > 0) is aligned
+
+
+def test_a_cached_page_has_no_gradient_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    whole, none = (flops.train_step(DECODER, seq=100, cached=n) for n in (0, 100))
+    assert none.weights < whole.weights / 20 and none.head == whole.head
+    some = flops.prefill(DECODER, seq=100, cached=60)
+    below, rows, pairs = DECODER.layers - DECODER.tapped, 40, 40 * 41 // 2 + 40 * 60
+    layers = below + DECODER.tapped - 1
+    assert some.attention == 4 * 512 * (layers * pairs + below * (100 + 1))
+    # Of the prefix's attention over the page: the product itself, and one on the way back.
+    lost = flops.train_step(DECODER, seq=100, cached=60).attention
+    full = 3 * some.attention + 6 * flops.tail(DECODER, seq=100).attention
+    assert full - lost == 4 * 512 * 60 * layers * rows
+
+
+def test_parts_make_up_the_step() -> None:
+    parts = flops.train_parts(DECODER, seq=40, answer=2)
+    assert sum(part.total for part in parts.values()) == flops.train_step(DECODER, seq=40, answer=2).total
+    assert parts["forward"].total == (
+        flops.prefill(DECODER, seq=40, answer=2).total + flops.tail(DECODER, seq=40, answer=2).total
+    )

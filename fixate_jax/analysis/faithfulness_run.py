@@ -1,7 +1,6 @@
 """Faithfulness of operators on a run or a preset, on disk: kept operator by operator, gone on with when given again."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from fixate_jax.analysis.faithfulness import (
     random_curves,
 )
 from fixate_jax.backbones import Backbone, load_backbone
-from fixate_jax.config import RunConfig
+from fixate_jax.config import OperatorConfig, RunConfig
 from fixate_jax.data import open_or_prepare, usable_sessions
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.data.store import SessionStore
+from fixate_jax.durable import replacing, unfinished_name, write_text
 from fixate_jax.errors import ConfigError
+from fixate_jax.lock import locked
 from fixate_jax.progress import track
 from fixate_jax.prompts import soft_prompt
 from fixate_jax.report.curves import faithfulness_curves
@@ -83,13 +84,25 @@ def run_faithfulness(
         See `faithfulness_table`; also written to `faithfulness.csv`.
 
     Raises:
-        ConfigError: a setting is wrong, or `out` was made with others.
+        ConfigError: a setting is wrong, `out` was made with others, or another process is at it.
         Interrupted: by the user; what was done is kept.
         FixateError: naming what is wrong with data or checkpoint.
     """
     chosen = choose_variants(config.operator, settings.operators)
     store = open_or_prepare(config.data)
     _claim(out, config, settings, run)
+    with locked(out):
+        return _run(config, out, settings, run, store, chosen)
+
+
+def _run(
+    config: RunConfig,
+    out: Path,
+    settings: FaithfulnessSettings,
+    run: Path | None,
+    store: SessionStore,
+    chosen: dict[str, OperatorConfig],
+) -> pd.DataFrame:
     sessions = [s for s in usable_sessions(store, config.data) if s.split == settings.split]
     sessions = choose_sessions(sessions, settings.sessions, seed=settings.seed)
     curves: list[pd.DataFrame] = []
@@ -106,9 +119,8 @@ def run_faithfulness(
             else:
                 assert answers is not None
                 found = operator_curves(subject, name, chosen[name], answers, seed=settings.seed, track=track)
-            temporary = path.with_name(path.name + ".tmp")
-            found.to_parquet(temporary, index=False)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                found.to_parquet(temporary, index=False)
             curves.append(found)
             _write(out, pd.concat(curves, ignore_index=True), settings)
     except KeyboardInterrupt as stop:
@@ -118,9 +130,7 @@ def run_faithfulness(
 
 def _write(out: Path, curves: pd.DataFrame, settings: FaithfulnessSettings) -> pd.DataFrame:
     table = faithfulness_table(curves, seed=settings.seed)
-    temporary = out / f"{TABLE}.tmp"
-    table.to_csv(temporary, index=False)
-    os.replace(temporary, out / TABLE)
+    write_text(out / TABLE, table.to_csv(index=False))
     faithfulness_curves(out / FIGURE, mean_curves(curves), baseline=RANDOM)
     return table
 
@@ -135,10 +145,14 @@ def _claim(out: Path, config: RunConfig, settings: FaithfulnessSettings, run: Pa
         differing = [name for name, value in json.loads(text).items() if before.get(name) != value]
         if differing:
             raise ConfigError(f"{out} was made with another {', '.join(differing)}; choose another --out or remove it")
-    elif not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif (
+        not path.exists()
+        and out.exists()
+        and (not out.is_dir() or any(entry != unfinished_name(path) for entry in out.iterdir()))
+    ):
         raise ConfigError(f"{out} is not empty and holds no {SETTINGS}; choose another --out")
-    (out / "curves").mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
+    (out / "curves").mkdir(exist_ok=True)
 
 
 def _open(config: RunConfig, store: SessionStore, sessions: list[Session], work: Path, run: Path | None) -> Subject:

@@ -1,10 +1,8 @@
 """An analysis on disk: CSV files, pictures and one HTML page, each written whole or not at all."""
 
 import importlib.metadata
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +12,9 @@ from fixate_jax.analysis.measures import random_halves, user_means
 from fixate_jax.analysis.tables import Analysis, analyse
 from fixate_jax.data.session import Session
 from fixate_jax.data.store import SessionStore
+from fixate_jax.durable import write_text
 from fixate_jax.errors import ConfigError
+from fixate_jax.lock import locked
 from fixate_jax.report.gaze import half_scatter, slot_maps
 from fixate_jax.report.html import write_report
 
@@ -54,7 +54,7 @@ def write_analysis(
         sessions: those of the store that count (None: all).
 
     Raises:
-        ConfigError: `out` cannot be made, for example because a file is in its place.
+        ConfigError: `out` cannot be made, for example because a file is in its place, or another process is at it.
         DataError: too few people with enough sessions, or a session without the signal.
     """
     found = analyse(store.sessions if sessions is None else sessions, settings)
@@ -64,8 +64,13 @@ def write_analysis(
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be made ({error.strerror}); choose another folder") from error
+    with locked(out):
+        return _write(found, store, out, settings)
+
+
+def _write(found: Analysis, store: SessionStore, out: Path, settings: AnalysisSettings) -> Analysis:
     for name, table in found.tables.items():
-        _whole(out / f"{name}.csv", partial(table.to_csv, index=False))
+        write_text(out / f"{name}.csv", table.to_csv(index=False))
     figures = []
     for number, layout in enumerate(found.layouts, start=1):
         figures += _figures(store, out / "figures", number, layout, settings)
@@ -87,39 +92,22 @@ def _figures(
 ) -> list[tuple[str, Path]]:
     end = "" if number == 1 else f"-{number}"
     width, height = store.image(layout.page_id).size
-    maps = _whole(
+    maps = slot_maps(
         folder / f"slot_maps{end}.png",
-        lambda path: slot_maps(
-            path,
-            boxes=layout.boxes,
-            labels=layout.labels,
-            users=layout.users,
-            gaze=user_means(layout.gaze, layout.user),
-            sessions=layout.sessions,
-            aspect=height / width,
-        ),
+        boxes=layout.boxes,
+        labels=layout.labels,
+        users=layout.users,
+        gaze=user_means(layout.gaze, layout.user),
+        sessions=layout.sessions,
+        aspect=height / width,
     )
     # The first of the halvings that the table is the mean of.
     (first,), (second,) = random_halves(layout.gaze, layout.user, halvings=1, seed=settings.seed)
-    halves = _whole(
-        folder / f"halves{end}.png",
-        lambda path: half_scatter(path, first=first, second=second, labels=layout.labels),
-    )
+    halves = half_scatter(folder / f"halves{end}.png", first=first, second=second, labels=layout.labels)
     return [
         (f"Where each person looks, beside the mean over people. Page layout {number}: {layout.name}", maps),
         (f"One split of each person's sessions into halves, page layout {number}", halves),
     ]
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Have a file written beside its place and moved there when it is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _shown(name: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -49,7 +49,7 @@ def _loop(one: Block[Result], count: int, block: int, keys: list[int], carry: An
     return jax.lax.scan(body, carry, (jnp.arange(count) * block, which))
 
 
-def _plan(seq: int, block: int, causal: bool) -> tuple[int, list[int]]:
+def block_plan(seq: int, block: int, causal: bool) -> tuple[int, list[int]]:
     """How many whole blocks are a loop, and how many keys each of them reads."""
     count = seq // block
     if -(-seq // block) <= UNROLLED:
@@ -79,7 +79,7 @@ def join_blocks(
         block: rows of a block; the last one may have fewer.
         causal: a row reads the keys up to its own position; otherwise every row reads all.
     """
-    count, keys = _plan(seq, block, causal)
+    count, keys = block_plan(seq, block, causal)
     parts = []
     if count:
         _, stacked = _loop(one, count, block, keys, None, lambda carry, part: (carry, part))
@@ -96,7 +96,7 @@ def add_blocks(one: Block[Result], seq: int, block: int) -> Result:
         seq: rows in all.
         block: rows of a block; the last one may have fewer.
     """
-    count, keys = _plan(seq, block, causal=True)
+    count, keys = block_plan(seq, block, causal=True)
     total: Any = None
     if count:
         shapes = jax.eval_shape(lambda: one(jnp.int32(0), block, block))

@@ -8,8 +8,6 @@ here, from nothing but a seed, without torch.
 import filecmp
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +21,7 @@ from fixate_jax.backbones import tiny_internvl, tiny_qwen3_vl
 from fixate_jax.backbones.tiny_qwen3_vl import CHAT_TEMPLATE, SPECIAL_TOKENS
 from fixate_jax.backbones.tiny_sizes import TinySizes
 from fixate_jax.backbones.tiny_tokenizer import build_tokenizer
+from fixate_jax.durable import flush, staging
 from fixate_jax.errors import CheckpointError
 
 __all__ = ["CHAT_TEMPLATE", "SPECIAL_TOKENS", "TinySizes", "random_tensors", "tensor_shapes", "tokenizer_of"]
@@ -77,26 +76,22 @@ def write_model(
     Raises:
         CheckpointError: if the directory holds other files.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        write_tokenizer_files(staging, sizes)
+    with staging(directory) as folder:
+        write_tokenizer_files(folder, sizes)
         for name, content in FAMILIES[sizes.family].config_files(sizes).items():
-            (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for name, more in (extra or {}).items():
-            (staging / name).write_bytes(more if isinstance(more, bytes) else more.encode())
-        (staging / "model.safetensors").write_bytes(save(dict(tensors), metadata={"format": "pt"}))
-        staging.chmod(0o755)
+            (folder / name).write_bytes(more if isinstance(more, bytes) else more.encode())
+        (folder / "model.safetensors").write_bytes(save(dict(tensors), metadata={"format": "pt"}))
+        flush(folder)
         try:
-            os.rename(staging, directory)
+            os.rename(folder, directory)
         except OSError as error:
-            if _holds_the_same(directory, staging):
+            if _holds_the_same(directory, folder):
                 return directory
             raise CheckpointError(
                 f"cannot write a model to {directory} ({error.strerror}); name a new or an empty directory"
             ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return directory
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from fixate_jax.data.session import SPLITS, Session
-from fixate_jax.errors import DataError, StoreError
+from fixate_jax.durable import remove_leftovers, staging_name, writing
+from fixate_jax.errors import DataError, DiskError, StoreError
 
 FORMAT = 1
 SESSIONS, MANIFEST, IMAGES = "sessions.parquet", "manifest.json", "images"
@@ -76,25 +76,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Remove unfinished copies of a store whose writers, on this machine, are gone."""
-    pattern = re.compile(rf"\.{re.escape(f'{directory.name}.{socket.gethostname()}')}-(\d+)\.unfinished")
-    for path in directory.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not _is_running(int(match[1]))):
-            shutil.rmtree(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +263,7 @@ class StoreWriter:
     ) -> None:
         if directory.exists():
             raise StoreError(f"{directory}: exists already; remove it or choose another place")
-        self.directory = directory
-        # The name tells whose it is: runs that start together, as in a sweep, must not remove each other's.
-        self.temporary = directory.with_name(f".{directory.name}.{socket.gethostname()}-{os.getpid()}.unfinished")
+        self.directory, self.temporary = directory, staging_name(directory)
         self.slot_feature_names = list(slot_feature_names)
         self.manifest = {
             "format": FORMAT,
@@ -297,9 +276,14 @@ class StoreWriter:
         self.dropped: dict[str, int] = {}
 
     def __enter__(self) -> "StoreWriter":
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(self.directory)
-        (self.temporary / IMAGES).mkdir(parents=True)
+        try:
+            with writing(self.directory):
+                self.directory.parent.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.directory)
+                (self.temporary / IMAGES).mkdir(parents=True)
+        except DiskError:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            raise
         return self
 
     def add_image(self, png: bytes) -> str:
@@ -307,8 +291,9 @@ class StoreWriter:
         name = page_id(png)
         if name not in self.pages:
             path = self.temporary / IMAGES / f"{name}.png"
-            path.write_bytes(png)
-            _sync(path)
+            with writing(self.directory):
+                path.write_bytes(png)
+                _sync(path)
             self.pages.add(name)
         return name
 
@@ -333,7 +318,8 @@ class StoreWriter:
             shutil.rmtree(self.temporary, ignore_errors=True)
             return
         try:
-            self._finish()
+            with writing(self.directory):
+                self._finish()
         except BaseException:
             shutil.rmtree(self.temporary, ignore_errors=True)
             raise

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from fixate_jax.backbones.checkpoint import export_tensors, read_json
 from fixate_jax.backbones.loading import Backbone, load_backbone
 from fixate_jax.backbones.tiny_random import FAMILIES, random_tensors, tensor_shapes, tokenizer_of, write_model
 from fixate_jax.config import BackboneConfig
+from fixate_jax.durable import write_text
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining import card
 from fixate_jax.pretraining.packing import PackedBatch, Packer, make_packer
@@ -187,10 +187,7 @@ def _claim(directory: Path, recipe: Recipe) -> None:
     """Note the recipe in a run's directory, or make sure that it is the one there."""
     path, now = directory / card.RECIPE_FILE, asdict(recipe)
     if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(now, indent=2) + "\n")
         return
     before = read_json(path)
     differing = [f"{k}: {before.get(k)} there, {v} now" for k, v in now.items() if before.get(k) != v]

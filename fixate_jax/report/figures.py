@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fixate_jax.durable import replacing
 from fixate_jax.errors import DataError
 from fixate_jax.metrics import LOWER_IS_BETTER
 
@@ -203,7 +204,7 @@ def _style(axis: Axes, title: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A Figure that pyplot does not know draws with Agg and leaves no global state behind.
-    figure.savefig(path, format="png", facecolor="white", pil_kwargs={"optimize": True})
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white", pil_kwargs={"optimize": True})
     return path

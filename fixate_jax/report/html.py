@@ -2,7 +2,6 @@
 
 import base64
 import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -10,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from fixate_jax.durable import write_text
 from fixate_jax.errors import DataError
 from fixate_jax.report.tables import cells, flatten, numeric_columns
 
@@ -92,10 +92,7 @@ def write_report(
         f"<details><summary>Versions</summary>{_table(packages)}</details>",
     )
     path = run_dir / name
-    # A reader never sees half a report: it is written beside its place and then moved there.
-    partial = run_dir / f".{name}.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text)
     return path
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -18,7 +19,9 @@ import pandas as pd
 
 from fixate_jax.config import RunConfig
 from fixate_jax.data import Split, open_or_prepare
+from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import ConfigError
+from fixate_jax.lock import locked
 from fixate_jax.metrics import session_metrics
 from fixate_jax.progress import bar
 from fixate_jax.tuning.evaluate import predict, swapped_metrics
@@ -101,9 +104,16 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> N
         title: of the progress bar.
 
     Raises:
-        ConfigError: when a folder was made with other settings.
+        ConfigError: when a folder was made with other settings, or another process is at it.
         FixateError: from tuning; what other workers are at is finished first, and nothing else begun.
     """
+    with ExitStack() as locks:
+        for folder in dict.fromkeys(cell.folder for group in groups for cell in group):
+            locks.enter_context(locked(folder))
+        _run_cells(groups, out=out, jobs=jobs, title=title)
+
+
+def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> None:
     cells = [cell for group in groups for cell in group]
     for cell in cells:
         claim_run(cell.folder, cell.config)
@@ -175,7 +185,7 @@ def run_cell(workspace: Workspace, cell: Cell) -> None:
         swapped = swapped_metrics(workspace, prompt, cell.split, SWAPPED, top_k=top_k)
         frames.insert(1, swapped.assign(signal=config.data.signal))
     seconds = {"tune": tuned - begin, "evaluate": time.perf_counter() - tuned}
-    (directory / SECONDS).write_text(json.dumps({k: round(v, 1) for k, v in seconds.items()}))
+    write_text(directory / SECONDS, json.dumps({k: round(v, 1) for k, v in seconds.items()}))
     _write(pd.concat(frames, ignore_index=True).assign(seed=cell.seed), cell.measures)
 
 
@@ -207,9 +217,8 @@ def _measures(workspace: Workspace, cell: Cell, predictions: pd.DataFrame) -> pd
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
 
 
 def read_cells(cells: Sequence[Cell], *, signal: str | None = None) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from fixate_jax.durable import checksums, flush, flush_entry, sha256
+from fixate_jax.durable import advice, checksums, flush, flush_entry, is_full, sha256
 from fixate_jax.errors import CheckpointError
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -114,7 +114,8 @@ class CheckpointStore:
             flush_entry(self.directory)
         except Exception as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise CheckpointError(f"{final}: could not be written, earlier ones are intact ({error})") from error
+            reason = advice(error) if isinstance(error, OSError) or is_full(error) else str(error)
+            raise CheckpointError(f"{final}: could not be written, earlier ones are intact ({reason})") from error
         self._remove_unfinished()
         self._prune(step)
         return final
@@ -155,6 +156,22 @@ class CheckpointStore:
                 f"{self.directory}: all {len(steps)} checkpoints are damaged; remove the folder to start the run anew"
             )
         return None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every array in the newest checkpoint, by its name in the tree, e.g. "best.coefficients".
+
+        Raises:
+            CheckpointError: there is no checkpoint, or its record cannot be read.
+        """
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self.directory}: no checkpoint there")
+        record = self._folder(steps[-1]) / _META
+        try:
+            leaves = json.loads(record.read_text(encoding="utf-8"))["leaves"]
+            return {name: tuple(leaf["shape"]) for name, leaf in leaves.items()}
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{record}: cannot be read ({error}); remove that checkpoint") from error
 
     def _folder(self, step: int) -> Path:
         return self.directory / f"step_{step:08d}"

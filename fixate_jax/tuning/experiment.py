@@ -1,7 +1,6 @@
 """The main job: tune, evaluate against everything that should stand beside, write tables, pictures and a report."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from fixate_jax.backbones.hub import is_hub_id
 from fixate_jax.backbones.loading import EMBEDDED, family_of, resolve
 from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
+from fixate_jax.durable import replacing, unfinished_name, write_text
 from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.lock import LOCK_FILE
 from fixate_jax.metrics import session_metrics, summarise, user_means
 from fixate_jax.probing import get_operator, heat_map
 from fixate_jax.progress import track
@@ -55,14 +56,6 @@ class Results:
     report: Path
 
 
-def _write_text(path: Path, text: str) -> None:
-    if not hosts.first():
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def check_run(run: Path, config: RunConfig) -> None:
     """Make sure that a run directory is free, or was made with the same settings, before any work.
 
@@ -76,24 +69,37 @@ def check_run(run: Path, config: RunConfig) -> None:
     if path.exists():
         before, now = (flatten(config_to_dict(c)) for c in (load_config(path), config))
         differing = [f"{k}: {before.get(k)} there, {now.get(k)} now" for k in now if before.get(k) != now.get(k)]
-        if differing:
+        if differing and _begun(run):
             raise ConfigError(
                 f"{run} was made with other settings ({'; '.join(differing)}); choose another --run or remove it"
             )
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(not _ours(entry) for entry in run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no {CONFIG_FILE}; choose another --run")
+
+
+def _begun(run: Path) -> bool:
+    """Whether a run holds anything that its settings made; one that failed before its first checkpoint does not."""
+    return any(next(run.glob(made), None) for made in ("**/checkpoints/step_*", "*.csv", "*.parquet"))
+
+
+def _ours(entry: Path) -> bool:
+    """Whether a file is one that a run which was killed at its very start leaves."""
+    return entry.name in (LOCK_FILE, unfinished_name(Path(CONFIG_FILE)).name)
 
 
 def claim_run(run: Path, config: RunConfig) -> None:
     """Make a run directory, or make sure that the one there was made with the same settings.
 
+    Other settings are taken where nothing was tuned with those there.
+
     Raises:
         ConfigError: see `check_run`.
+        DiskError: the settings cannot be written.
     """
     check_run(run, config)
-    if not (run / CONFIG_FILE).exists():
-        run.mkdir(parents=True, exist_ok=True)
-        _write_text(run / CONFIG_FILE, dump_config(config))
+    text, path = dump_config(config), run / CONFIG_FILE
+    if not path.exists() or load_config(path) != config:
+        hosts.by_first(write_text, path, text)
 
 
 def open_run(run: Path) -> tuple[RunConfig, Workspace]:
@@ -175,6 +181,11 @@ def run_experiment(config: RunConfig, run: Path) -> Results:
         FixateError: naming what is wrong with settings, data, checkpoint or run directory.
     """
     config = absolute_paths(config)
+    with hosts.locked_by_first(run):
+        return _run(config, run)
+
+
+def _run(config: RunConfig, run: Path) -> Results:
     durations: dict[str, float] = {}
     compilations: dict[str, int] = {}
     with _timed(durations, "prepare"):
@@ -194,11 +205,13 @@ def run_experiment(config: RunConfig, run: Path) -> Results:
                 train(
                     workspace, ntp_only(config), directory / NTP, seed=seed, title=f"Next-token baseline, seed {seed}"
                 )
-    _write_text(run / "versions.json", json.dumps(versions(), indent=1))
+    hosts.by_first(write_text, run / "versions.json", json.dumps(versions(), indent=1))
     with _timed(durations, "evaluate"):
         results = evaluate_run(workspace, run)
     compilations["evaluation"] = workspace.evaluate._cache_size()
-    _write_text(run / "run.json", json.dumps({"seconds": durations, "compilations": compilations}, indent=1))
+    hosts.by_first(
+        write_text, run / "run.json", json.dumps({"seconds": durations, "compilations": compilations}, indent=1)
+    )
     return results
 
 
@@ -243,9 +256,8 @@ def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Res
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
     if not hosts.first():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
 
 
 def _write_results(
@@ -264,7 +276,7 @@ def _write_results(
         tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in plain])
     for name, table in tables.items():
         stem = {0: "results", 1: "comparison", 2: "seeds"}[list(tables).index(name)]
-        _write_text(run / f"{stem}-{split}.csv", table.to_csv(index=False))
+        hosts.by_first(write_text, run / f"{stem}-{split}.csv", table.to_csv(index=False))
     figures = _figures(workspace, run, split, averaged, prompt)
     hosts.by_first(
         write_report,
@@ -296,7 +308,6 @@ def _figures(
     workspace: Workspace, run: Path, split: str, metrics: pd.DataFrame, prompt: PromptParams
 ) -> list[tuple[str, Path]]:
     folder = run / "figures"
-    hosts.by_first(folder.mkdir, exist_ok=True)
     figures = []
     for seed in workspace.config.train.seeds:
         log = pd.read_csv(seed_directory(run, seed) / "metrics.csv")

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from fixate_jax import hosts
 from fixate_jax.backbones import Backbone, stack_pages
 from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import CacheConfig
+from fixate_jax.durable import mapped_array, staging, writing
 from fixate_jax.tuning.batches import length_buckets
 from fixate_jax.tuning.placement import Placement, put
 
@@ -137,12 +137,12 @@ class FeatureStore:
         if not hosts.anywhere(not path.exists()):
             return np.load(path, mmap_mode="r", allow_pickle=False)
         if hosts.first():
-            directory.mkdir(parents=True, exist_ok=True)
             # Names of their own keep two runs that fill one folder apart.
-            with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=directory) as staging:
-                temporary = Path(staging) / path.name
+            with staging(path) as folder:
+                temporary = folder / path.name
                 storable = self.dtype if self.dtype.kind == "f" else np.dtype(f"u{self.dtype.itemsize}")
-                mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=storable, shape=self.shape)
+                with writing(path):
+                    mapped = mapped_array(temporary, storable, self.shape)
                 self._fill(mapped, batch, track)
                 mapped.flush()
                 os.replace(temporary, path)

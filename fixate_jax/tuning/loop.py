@@ -1,7 +1,7 @@
 """The training loop: steps, validations, early stopping, checkpoints, and going on after an interruption."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +14,16 @@ import pandas as pd
 
 from fixate_jax import hosts
 from fixate_jax.config import RunConfig
-from fixate_jax.errors import FixateError
+from fixate_jax.errors import DivergedError, FixateError
 from fixate_jax.metrics import selection_score, session_metrics, summarise
 from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams, init_prompt
+from fixate_jax.tuning.background import BackgroundSaver, snapshot
 from fixate_jax.tuning.batches import TrainingPlan, training_iterator
 from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.evaluate import predict
 from fixate_jax.tuning.log import MetricsLog
+from fixate_jax.tuning.nonfinite import diverged, not_finite, not_finite_leaves
 from fixate_jax.tuning.optimizer import make_optimizer
 from fixate_jax.tuning.placement import put
 from fixate_jax.tuning.setup import Workspace
@@ -102,17 +104,26 @@ def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        DivergedError: loss, gradient or parameters are not finite; the batch is saved, no such checkpoint is.
+        ConfigError: another process tunes in this directory.
         FixateError: when checkpoints belong to other settings or cannot be written.
     """
-    run = _Training(workspace, config, directory, seed)
-    with stop_requests() as asked, bar(title, len(run.plan), done=run.step) as (progress, task):
-        while not run.finished:
-            loss = run.advance()
-            progress.update(task, completed=run.step, note=loss)
-            if hosts.anywhere(bool(asked)) and not run.finished:
+    with hosts.locked_by_first(directory):
+        return _train(_Training(workspace, config, directory, seed), title)
+
+
+def _train(run: "_Training", title: str) -> Tuned:
+    with stop_requests() as asked:
+        with run.saver, bar(title, len(run.plan), done=run.step) as (progress, task):
+            while not run.finished and not hosts.anywhere(bool(asked)):
+                note = run.advance()
+                progress.update(task, completed=run.step, note=note)
+            if not run.finished:
                 run.save()
-                who = asked[0] if asked else "another process"
-                raise Interrupted(f"{who}: saved after step {run.step}; give the same command again to go on")
+        hosts.barrier()
+        if not run.finished:
+            who = asked[0] if asked else "another process"
+            raise Interrupted(f"{who}: saved after step {run.step}; give the same command again to go on")
     run.log.write_csv()
     return Tuned(
         prompt=run.best,
@@ -129,7 +140,9 @@ class _Training:
     def __init__(self, workspace: Workspace, config: RunConfig, directory: Path, seed: int):
         self.workspace, self.config = workspace, config
         settings, users = config.train, len(workspace.users)
+        self.directory = directory
         self.checkpoints = CheckpointStore(directory / "checkpoints", keep=settings.keep_checkpoints)
+        self.saver = BackgroundSaver(self.checkpoints)
         rows = settings.batch * settings.accumulate
         self.plan = TrainingPlan(
             workspace.data, workspace.splits["train"], rows=rows, seed=seed, epochs=settings.epochs
@@ -156,17 +169,17 @@ class _Training:
             "batches": None,
         }
         restored = self.checkpoints.restore({"state": start, "best": start.prompt})
-        self.step = 0
+        self.step, self.saved = 0, -1
         if restored is None:
             self.state = put(start, self.placement.state)
             self.best = jax.tree.map(jnp.copy, self.state.prompt)
         else:
             self.state = put(restored.state["state"], self.placement.state)
             self.best = workspace.replicate(restored.state["best"])
-            self.meta, self.step = restored.meta, restored.step
+            self.meta, self.step, self.saved = restored.meta, restored.step, restored.step
             if self.meta["batches"] is not None:
                 self.batches.set_state(self.meta["batches"])
-        self.log = MetricsLog(directory / "metrics.jsonl", keep_lines=self.meta["lines"])
+        self.log = MetricsLog(directory / "metrics.jsonl", keep_lines=self.meta["lines"], check=self._require_finite)
 
     @property
     def finished(self) -> bool:
@@ -191,6 +204,7 @@ class _Training:
         return "" if best is None else f"best {best:.4f}, epoch {self.meta['best_epoch']}"
 
     def _validate(self, epoch: int) -> None:
+        self.log.flush()  # A step that was not finite is found here, not by the metrics.
         score, means = validate(self.workspace, self.config, self.state.prompt)
         self.log.add({"step": self.step, "epoch": epoch, **{f"validation/{k}": v for k, v in means.items()}})
         if self.meta["best_score"] is None or score > self.meta["best_score"]:
@@ -200,12 +214,27 @@ class _Training:
             self.meta["without_gain"] += 1
 
     def save(self) -> None:
-        """Write a checkpoint that everything can be continued from."""
+        """Begin to write a checkpoint that everything can be continued from; `saver` finishes it."""
+        if self.saved == self.step:
+            return
         self.log.flush()
         self.meta |= {"lines": self.log.lines, "batches": self.batches.get_state()}
-        saved = self.placement.fetch({"state": self.state, "best": self.best})
-        hosts.by_first(self.checkpoints.save, self.step, saved, self.meta)
-        hosts.barrier()
+        state = snapshot(self.placement.fetch({"state": self.state, "best": self.best}))
+        if bad := not_finite_leaves(state):
+            raise self._diverged(self.step, bad)
+        hosts.by_first(self.saver.save, self.step, state, self.meta)
+        self.saved = self.step
+
+    def _require_finite(self, row: Mapping[str, Any]) -> None:
+        bad = not_finite(row)
+        if bad and "loss" in row:  # Else it is a validation's, which has no batch.
+            raise self._diverged(row["step"], bad)
+
+    def _diverged(self, step: int, values: Mapping[str, float]) -> DivergedError:
+        self.saver.wait()
+        rows = [int(i) for i in self.plan[step - 1]]
+        last = max(self.checkpoints.steps(), default=None)
+        return diverged(step, values, data=self.workspace.data, rows=rows, directory=self.directory, last=last)
 
 
 def ntp_only(config: RunConfig) -> RunConfig:

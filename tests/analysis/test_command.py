@@ -1,6 +1,8 @@
 """Figures, and the command from settings to files."""
 
+import errno
 import html
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from fixate_jax.analysis import (
 from fixate_jax.analysis import write as analysis_write
 from fixate_jax.config import DataConfig
 from fixate_jax.data import SessionStore, open_or_prepare
-from fixate_jax.errors import ConfigError
+from fixate_jax.errors import ConfigError, DiskError
 from fixate_jax.report import gaze as pictures
 from tests.analysis.made_up import PATTERNS, SETTINGS, boxes, layout, same
 
@@ -243,12 +245,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(store: SessionStore, tmp_path: P
     write_analysis(store, tmp_path, SETTINGS)
     assert files() == before, "the same sessions give the same bytes"
 
-    def half(path: Path, **_: object) -> Path:
+    def half(figure: Figure, path: Path, **_: object) -> None:
         path.write_bytes(b"half a picture")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(analysis_write, "slot_maps", half)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(DiskError, match=r"slot_maps\.png: could not be written: No space left"):
         write_analysis(store, tmp_path, SETTINGS)
     assert files() == before
 

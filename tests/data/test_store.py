@@ -19,7 +19,7 @@ from PIL import Image
 
 from fixate_jax.data.session import Session
 from fixate_jax.data.store import MANIFEST, SESSIONS, SessionStore, StoreWriter, encode_image, natural_order
-from fixate_jax.errors import DataError, StoreError
+from fixate_jax.errors import DataError, DiskError, StoreError
 
 NAMES = ("price", "place")
 
@@ -118,7 +118,7 @@ def test_an_error_at_the_very_end_leaves_nothing_behind(tmp_path: Path, monkeypa
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match="store: could not be written: No space left on device; free some space"):
         write(tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 

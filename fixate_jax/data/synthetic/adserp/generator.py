@@ -29,6 +29,7 @@ from fixate_jax.data.adserp.reader import COLUMNS, PARTICIPANTS, TRAITS, assign_
 from fixate_jax.data.store import StoreWriter
 from fixate_jax.data.synthetic.adserp.pages import SITES, Area, ResultsPage, draw_screenshot, make_page
 from fixate_jax.data.synthetic.adserp.people import CSS, LEAST_SEEN, Recording, View, area_under, make_person
+from fixate_jax.durable import staging
 
 USERS, TRIALS = 20, 24
 """People, if `data.max_users` does not say, and how often each searches."""
@@ -110,9 +111,9 @@ def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Trut
 def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWriter]) -> None:
     """Have made-up people search, and read their files like anybody's."""
     users = USERS if config.max_users is None else config.max_users
-    with tempfile.TemporaryDirectory() as folder:
-        write_adserp(Path(folder), users=users, trials=TRIALS, seed=config.split_seed)
-        adserp.prepare(replace(config, path=Path(folder)), writer_of)
+    with staging(Path(tempfile.gettempdir()) / "fixate-adserp") as folder:
+        write_adserp(folder, users=users, trials=TRIALS, seed=config.split_seed)
+        adserp.prepare(replace(config, path=folder), writer_of)
 
 
 def _live(recording: Recording) -> dict[str, Any] | str:

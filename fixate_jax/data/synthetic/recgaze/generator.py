@@ -26,6 +26,7 @@ from fixate_jax.data.synthetic.recgaze.logs import (
 from fixate_jax.data.synthetic.recgaze.people import Person, draw_people
 from fixate_jax.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, TICKS, Truth, TruthBook
 from fixate_jax.data.synthetic.recgaze.walk import Walk
+from fixate_jax.durable import staging
 from fixate_jax.errors import ConfigError
 
 SCREENS = "screens.csv"
@@ -122,9 +123,9 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
     """
     users = USERS if config.max_users is None else config.max_users
     screens = None if config.path is None else config.path / SCREENS
-    with tempfile.TemporaryDirectory() as folder:
-        write_recgaze(Path(folder), users=users, seed=config.split_seed, screens=screens)
-        recgaze.prepare(replace(config, path=Path(folder)), writer_of)
+    with staging(Path(tempfile.gettempdir()) / "fixate-recgaze") as folder:
+        write_recgaze(folder, users=users, seed=config.split_seed, screens=screens)
+        recgaze.prepare(replace(config, path=folder), writer_of)
 
 
 def _schedule(tasks: Collection[int], rng: np.random.Generator) -> list[tuple[int, int]]:

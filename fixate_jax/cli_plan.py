@@ -1,0 +1,78 @@
+"""The subcommand `fixate plan`: what a run would need, before anything is downloaded or allocated."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from fixate_jax.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what a run would need: mesh, memory of each device, operations of a step. Nothing is loaded or allocated."""
+
+    preset: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")] = None
+    """Settings to start from, e.g. configs/human_choice.yaml; flags override them, the same as for `fixate train`."""
+    models: tuple[str, ...] = ()
+    """Published sizes (qwen3-vl-4b, internvl3.5-8b, …; all: each of them), directories with a config.json, or embedded
+    backbones (none: the settings' backbone.path)."""
+    device: str = "h100-80gb"
+    """The accelerator: a100-40gb, a100-80gb, h100-80gb, h200, b200, l4, l40s, rtx-4090, tpu-v4, tpu-v5e, tpu-v5p or
+    tpu-v6e; any other name with `device_gb`."""
+    device_gb: float | None = None
+    """Memory of one device in gigabytes (None: what is known by its name)."""
+    after_image: bool = False
+    """The soft prompt follows the page, whose keys and values are cached."""
+    devices: int | None = None
+    """How many there are (None: as many as train.mesh names)."""
+    page: tuple[int, int] = (1100, 619)
+    """Width and height of a page in pixels."""
+    text: int = 128
+    """Tokens of the chat beside page and soft prompt."""
+    before: int = 16
+    """How many of those stand before the page."""
+    slots: int = 8
+    """Slots of a page."""
+    answer: int = 1
+    """Tokens of the longest answer."""
+    users: int = 64
+    """People."""
+    pages: int = 1000
+    """Different pages, whose features are cached."""
+    kernels: bool = True
+    """The platform has a flash kernel; without one, row blocks hold scores of attention."""
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+    def run(self) -> int:
+        """Run the command; 1 if a model does not fit."""
+        from fixate_jax.backbones.published import PUBLISHED
+        from fixate_jax.devices import memory_of
+        from fixate_jax.report.plans import describe, flops_table, memory_table, summary_table
+        from fixate_jax.report.tables import print_table
+        from fixate_jax.tuning.abstract import open_abstract
+        from fixate_jax.tuning.plan import Workload, largest_batch, make_plan, require_devices
+
+        sizes = {field.name: getattr(self, field.name) for field in fields(Workload)}
+        work, settings, console = Workload(**sizes), self.settings, Console()
+        device = memory_of(self.device, self.device_gb)
+        require_devices(settings.train.mesh, self.devices)
+        how: Any = {"device": device, "kernels": self.kernels, "after_image": self.after_image}
+        models = PUBLISHED if self.models == ("all",) else self.models or (settings.backbone.path,)
+        plans = {}
+        for model in models:
+            backbone = open_abstract(model, settings.backbone)
+            plans[model] = make_plan(backbone, settings, work, **how), largest_batch(backbone, settings, work, **how)
+        if len(plans) > 1:
+            title = (
+                f"{self.device}, mesh {settings.train.mesh}, micro-batches of {settings.train.batch}, GB of each device"
+            )
+            print_table(summary_table(plans), title=title, console=console, digits=2)
+        for model, (plan, largest) in plans.items() if len(plans) == 1 else ():
+            for line in describe(model, plan, largest):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_table(memory_table(plan), title="Memory of each device", console=console, digits=3)
+            print_table(flops_table(plan, settings), title="Operations of a step", console=console, digits=3)
+        return 0 if all(plan.fits for plan, _ in plans.values()) else 1

@@ -1,0 +1,44 @@
+"""A workspace, a training step that is compiled once, and the run that nothing happens to."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixate_jax.data import open_or_prepare
+from fixate_jax.tuning import loop
+from fixate_jax.tuning.loop import train
+from fixate_jax.tuning.setup import Workspace, open_workspace
+from tests.faults.harness import SEED, in_memory
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    config = in_memory(tmp_path_factory.mktemp("data") / "store")
+    return open_workspace(config, open_or_prepare(config.data), directory=tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="session")
+def one_step() -> Iterator[None]:
+    """Every run with the same settings takes the same jitted step."""
+    made: dict[str, Any] = {}
+    make = loop.make_train_step
+
+    def once(graph: Any, config: Any, **rest: Any) -> Any:
+        name = repr((config.objective, config.optimizer, rest))
+        if name not in made:
+            made[name] = make(graph, config, **rest)
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_train_step", once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed(workspace: Workspace, one_step: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished training."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(workspace, workspace.config, directory, seed=SEED)
+    return directory

@@ -1,0 +1,76 @@
+"""Whatever befalls the newest checkpoint, the run goes on from the one before and ends the same, bit by bit."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixate_jax.errors import CheckpointError
+from fixate_jax.tuning import loop
+from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
+from fixate_jax.tuning.loop import train
+from fixate_jax.tuning.setup import Workspace
+from tests.faults.harness import SEED
+from tests.tuning.test_loop import assert_same_run
+
+
+@pytest.fixture(scope="module")
+def stopped(workspace: Workspace, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended in the middle of its nineteenth step of 22."""
+    directory, advance = tmp_path_factory.mktemp("stopped") / "run", loop._Training.advance
+
+    def until(self: Any) -> str:
+        if self.step == 18:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Training, "advance", until)
+        train(workspace, workspace.config, directory, seed=SEED)
+    assert CheckpointStore(directory / "checkpoints").steps() == [16, 18]
+    return directory
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 4)
+
+
+@pytest.mark.parametrize("damage", [emptied, cut, flipped, garbage, Path.unlink])
+@pytest.mark.parametrize("name", ["meta.json", "checksums.json", "largest array file"])
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(
+    workspace: Workspace, undisturbed: Path, stopped: Path, tmp_path: Path, damage: Callable[[Path], object], name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    newest = run / "checkpoints" / "step_00000018"
+    files = [path for path in (newest / "state").rglob("*") if path.is_file()]
+    damage(newest / name if name.endswith("json") else max(files, key=lambda path: path.stat().st_size))
+    with pytest.warns(CheckpointWarning, match=f"{newest.name} left aside"):
+        train(workspace, workspace.config, run, seed=SEED)
+    assert_same_run(workspace, undisturbed, run)
+
+
+def test_a_missing_log_is_named(workspace: Workspace, stopped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    cut(run / "metrics.jsonl")
+    with pytest.raises(
+        CheckpointError, match=r"metrics\.jsonl: \d+ lines are left of the 19 that belong to the newest"
+    ):
+        train(workspace, workspace.config, run, seed=SEED)
