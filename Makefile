@@ -62,6 +62,7 @@ test-faults: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.operators
+	$(BIN)/python -m benchmarks.after_image
 	$(BIN)/python -m benchmarks.recgaze_reader
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.scaling

@@ -34,7 +34,7 @@ TINY_DECODER = {
 }
 TINY_BACKBONE = BackboneConfig(tapped_layers=2)
 
-TINY = {
+TINY: dict[str, dict[str, dict[str, Any]]] = {
     "qwen3-vl": {
         "config.json": {
             "image_token_id": 500,

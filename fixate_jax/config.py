@@ -10,6 +10,9 @@ from typing import Literal
 
 from fixate_jax.errors import ConfigError
 
+Position = Literal["before", "after_image"]
+"""Where a soft prompt can stand."""
+
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
@@ -112,6 +115,9 @@ class PromptConfig:
     """Standard deviation of the basis at the start."""
     personal: bool = True
     """False: z stays constant, everybody shares one prompt."""
+    position: Position = "before"
+    """Where the soft prompt stands: before the whole input (the paper), or right behind the page, whose keys and values
+    are then computed once for all users and steps (with the operators attn_lrp, attention and attention_gradient)."""
 
     def __post_init__(self) -> None:
         _require(self.basis >= 1, "prompt.basis", self.basis, "at least 1 is needed")
@@ -310,7 +316,10 @@ class UsersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """Where page features (the vision tower's output) are kept: the first place they fit wins."""
+    """Where page features (the vision tower's output) are kept: the first place they fit wins.
+
+    With `prompt.position: after_image` it is the page's keys and values in every decoder layer, where they fit.
+    """
 
     device_bytes: int = 2**30
     """Budget in accelerator memory."""

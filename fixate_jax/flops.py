@@ -5,7 +5,7 @@ hardware wants the operations that the method needs. Only matrix products count,
 and its addition. Causal attention counts the pairs that may see each other. All counts are for one session.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fixate_jax.backbones.decoder_layer import DecoderConfig
@@ -149,3 +149,42 @@ def _internvl_page(config: InternVLConfig, tiles: int) -> Flops:
     projector = 2 * tiles * config.tile_side**2 * width * (joined + width)
     ends = Flops(weights=2 * tiles * patches * vision.channels * vision.patch**2 * vision.width + projector)
     return _sum(_tower(vision, rows=tiles * (patches + 1), pairs=tiles * (patches + 1) ** 2), ends)
+
+
+def after_image_step(
+    config: DecoderConfig, *, page: int, rest: int, answer: int = 1, aligned: bool = True, cached: bool = True
+) -> Flops:
+    """:func:`train_step` with the soft prompt behind the page, through which no gradient passes.
+
+    An attention product with the page's keys or values has one product behind it on the way back, not two. In the
+    tail, whose few rows attend to both, it is counted like any other.
+
+    Args:
+        config: the decoder's shape.
+        page: positions up to the page's end.
+        rest: positions behind it, the soft prompt's included.
+        answer: tokens of the answer.
+        aligned: whether AttnLRP's relevance is part of the loss, or next-token prediction alone.
+        cached: whether the page's keys and values are given, or computed in the step.
+    """
+    lower, seq = config.layers - config.tapped, page + rest
+    own, tails = causal_pairs(rest), _tail_pairs(seq, answer, 1)
+    below = _sum(
+        _layers(config, lower, rows=rest + answer, pairs=own + tails),
+        _layers(config, config.tapped - 1, rows=rest, pairs=own),
+        Flops(weights=4 * rest * config.width * config.kv_heads * config.head_dim),
+    )
+    over_page = _layers(config, config.layers - 1, rows=0, pairs=rest * page)
+    above = tail(config, seq=seq, answer=answer)
+    weights, attention, head = (4, 6, 3) if aligned else (2, 3, 2)
+    step = Flops(
+        weights=2 * below.weights + weights * above.weights,
+        attention=3 * below.attention + 2 * over_page.attention + attention * above.attention,
+        head=head * above.head,
+    )
+    return step if cached else _sum(step, page_keys(config, page=page))
+
+
+def page_keys(config: DecoderConfig, *, page: int) -> Flops:
+    """Keys and values of so many positions, up to a page's end, in every layer."""
+    return prefill(replace(config, tapped_layers=config.layers), seq=page, answer=0, branches=0)

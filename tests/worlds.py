@@ -91,6 +91,7 @@ class World:
             {u: i for i, u in enumerate(USERS)},
             features=self.features,
             prompt_tokens=self.config.prompt.tokens,
+            position=self.config.prompt.position,
             signal="fixation",
             max_lengths=max_lengths,
         )

@@ -187,6 +187,7 @@ def _encode(
         rows,
         features=features,
         prompt_tokens=config.prompt.tokens,
+        position=config.prompt.position,
         signal=None,
         max_lengths=config.train.max_lengths,
         assignment=config.operator.assignment,

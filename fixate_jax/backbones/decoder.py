@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from fixate_jax.backbones.after_page import attend_over_page, behind_page, page_alone, seen_rows, without_gap
 from fixate_jax.backbones.attention import blocked_attention, precise, tail_attention
 from fixate_jax.backbones.decoder_layer import PLAIN, DecoderConfig, DecoderLayer, Remat, Rules
 from fixate_jax.backbones.flash import prefill_attention
@@ -34,11 +35,9 @@ def _rematerialised(body: Any, how: Remat) -> Any:
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
-def _first_seen(
-    inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""] | bool
-) -> Int[Array, " batch"]:
-    """The first position of each prefix that anybody may look at."""
-    return inputs.start + jnp.where(jnp.asarray(use_prompt), 0, prompt.shape[1])
+def _page_in(stream: Stream, layers: range) -> Float[Array, "layers both batch page kv head"] | None:
+    """The page's keys and values in some layers, where they are known."""
+    return None if stream.page is None else stream.page[layers.start : layers.stop]
 
 
 def _turned(rows: Shaped[Array, "batch seq *dims"], by: Int[Array, " batch"]) -> Shaped[Array, "batch seq *dims"]:
@@ -118,14 +117,17 @@ class Decoder(nnx.Module):
         self, inputs: SequenceInputs, prompt: Float[Array, "batch tokens width"]
     ) -> tuple[Float[Array, "batch seq width"], Float[Array, "levels batch seq width"]]:
         """Input embeddings with visual tokens and soft prompt in place, and DeepStack terms."""
-        visual = inputs.visual_index[..., None] >= 0
-        features = jax.vmap(lambda f, i: f[i])(inputs.features, jnp.maximum(inputs.visual_index, 0))
-        features = features.astype(self.config.dtype)
-        hidden = jnp.where(visual, features[:, :, 0], self._embedded(inputs.token_ids))
+        hidden = self._embedded(inputs.token_ids)
+        deep = jnp.zeros((0, *hidden.shape), hidden.dtype)
+        if inputs.features is not None:
+            visual = inputs.visual_index[..., None] >= 0
+            features = jax.vmap(lambda f, i: f[i])(inputs.features, jnp.maximum(inputs.visual_index, 0))
+            features = features.astype(self.config.dtype)
+            hidden = jnp.where(visual, features[:, :, 0], hidden)
+            deep = jnp.moveaxis(jnp.where(visual[..., None, :], features[:, :, 1:], 0), 2, 0)
         hidden = jax.vmap(lambda h, p, s: jax.lax.dynamic_update_slice_in_dim(h, p, s, axis=0))(
             hidden, prompt.astype(hidden.dtype), inputs.start
         )
-        deep = jnp.moveaxis(jnp.where(visual[..., None, :], features[:, :, 1:], 0), 2, 0)
         return hidden, deep
 
     def _add_deepstack(
@@ -151,12 +153,13 @@ class Decoder(nnx.Module):
             prompt: soft prompt P_u of each, put at ``inputs.start``.
             use_prompt: False hides the soft prompt from every position: the backbone alone.
         """
-        seq, first = inputs.token_ids.shape[1], _first_seen(inputs, prompt, use_prompt)
-        if self.config.attention == "blocked":
-            moved, valid = jnp.zeros_like(first), jnp.arange(seq)[None, :] >= first[:, None]
-        else:
-            inputs, moved = _padding_last(inputs, first), first
-            valid = jnp.arange(seq)[None, :] < seq - first[:, None]
+        soft, moved, page = prompt.shape[1], None, None
+        inputs, valid = without_gap(inputs, soft, use_prompt), seen_rows(inputs, soft, use_prompt)
+        if inputs.page_keys is not None:
+            page, inputs = jnp.moveaxis(inputs.page_keys, 0, 2).swapaxes(0, 1), behind_page(inputs)
+        elif inputs.page_valid is None and self.config.attention != "blocked":
+            seq, moved = inputs.token_ids.shape[1], inputs.start + jnp.where(jnp.asarray(use_prompt), 0, soft)
+            inputs, valid = _padding_last(inputs, moved), jnp.arange(seq)[None, :] < seq - moved[:, None]
         hidden, deep = self._prefix_start(inputs, prompt)
         return Stream(
             hidden=by_rows(hidden),
@@ -168,14 +171,20 @@ class Decoder(nnx.Module):
             tail_hidden=self._embedded(inputs.tail_ids),
             tail_angles=self.angles(inputs.tail_positions),
             tail_valid=inputs.tail_valid,
+            page=page,
         )
 
-    def _attend(self, query: Array, key: Array, value: Array, valid: Array, rules: Rules) -> Array:
-        """Causal attention of the prefix."""
-        config = self.config
-        how = "blocked" if rules.twice else config.attention
-        mask = valid if config.attention == "blocked" else None
-        return prefill_attention(query, key, value, how=how, block=config.attention_block, valid=mask)
+    def _attend(
+        self, query: Array, key: Array, value: Array, page: Array | None, stream: Stream, rules: Rules
+    ) -> tuple[Array, Array, Array]:
+        """Causal attention of the prefix, and its keys and values together with the page's where those are known."""
+        block = self.config.attention_block
+        if page is not None:
+            attended = attend_over_page(query, key, value, page[0], page[1], stream.valid, block=block)
+            return attended, jnp.concatenate([page[0], key], axis=1), jnp.concatenate([page[1], value], axis=1)
+        mask = stream.valid if stream.moved is None else None
+        how = "blocked" if rules.twice or mask is not None else self.config.attention
+        return prefill_attention(query, key, value, how=how, block=block, valid=mask), key, value
 
     def below(self, stream: Stream, rules: Rules = PLAIN) -> Stream:
         """Prefix and tail through the layers below the first tapped one."""
@@ -190,11 +199,11 @@ class Decoder(nnx.Module):
             return x[:, :seq], x[:, seq:].reshape(batch, branch, tail, *x.shape[2:])
 
         def body(graph: Any, x: Array, xs: tuple) -> tuple[Array, None]:
-            weights, index = xs
+            weights, index, page = xs
             layer = nnx.merge(graph, weights)
             query, tail_query = split(layer.query(x, angles, rules))
             (key, tail_key), (value, tail_value) = map(split, layer.key_value(x, angles, rules))
-            attended = self._attend(query, key, value, stream.valid, rules)
+            attended, key, value = self._attend(query, key, value, page, stream, rules)
             tail_attended, _ = tail_attention(
                 tail_query, key, value, stream.valid, tail_key, tail_value, stream.tail_valid
             )
@@ -206,7 +215,8 @@ class Decoder(nnx.Module):
         x = flat
         for graph, weights, indices in self._stacks("lower"):
             scanned = _rematerialised(partial(body, graph), self.config.remat)
-            x, _ = jax.lax.scan(scanned, x, (weights, indices), unroll=self.config.unroll)
+            xs = (weights, indices, _page_in(stream, self.config.groups["lower"]))
+            x, _ = jax.lax.scan(scanned, x, xs, unroll=self.config.unroll)
         hidden, tail_hidden = split(x)
         return stream._replace(hidden=hidden, tail_hidden=tail_hidden)
 
@@ -217,6 +227,7 @@ class Decoder(nnx.Module):
         taps: Float[Array, "upper batch seq heads head"] | None = None,
         *,
         queries: bool = True,
+        stacks: tuple[str, ...] = ("upper",),
     ) -> WholeRows:
         """The prefix through the tapped layers; the last one computes nothing but keys and values.
 
@@ -226,30 +237,59 @@ class Decoder(nnx.Module):
             taps: added to what the prefix's heads attended to, in every tapped layer but the last; zeros to
                 differentiate with respect to.
             queries: whether they are wanted.
+            stacks: the layers before the last that it has still to go through.
         """
         hidden, keys, values, asked = below.hidden, [], [], None
 
         def upper(graph: Any, x: Array, xs: tuple) -> tuple[Array, tuple]:
-            weights, index, tap = xs
+            weights, index, tap, page = xs
             layer = nnx.merge(graph, weights)
             # Queries last: the order in which gradients are added up decides their last bits, and recipes note those.
             key, value = layer.key_value(x, below.angles, rules)
             query = layer.query(x, below.angles, rules)
-            attended = self._attend(query, key, value, below.valid, rules)
+            attended, key, value = self._attend(query, key, value, page, below, rules)
             attended = attended if tap is None else attended + tap
             x = self._add_deepstack(layer.finish(x, attended, rules), below.deep, index)
             return x, (query if queries else None, key, value)
 
-        for graph, weights, indices in self._stacks("upper"):
+        for graph, weights, indices in self._stacks(*stacks):
             body = _rematerialised(partial(upper, graph), self.config.remat)
-            hidden, (asked, key, value) = jax.lax.scan(
-                body, hidden, (weights, indices, taps), unroll=self.config.unroll
-            )
+            xs = (weights, indices, taps, _page_in(below, self.config.groups["upper"]))
+            hidden, (asked, key, value) = jax.lax.scan(body, hidden, xs, unroll=self.config.unroll)
             keys.append(key)
             values.append(value)
         graph, weights = nnx.split(self.last)
         key, value = jax.vmap(lambda w: nnx.merge(graph, w).key_value(hidden, below.angles, rules))(weights)
+        page = _page_in(below, self.config.groups["last"])
+        if page is not None:
+            key, value = (jnp.concatenate([page[:, i], part], axis=2) for i, part in enumerate((key, value)))
         return WholeRows(asked, jnp.concatenate([*keys, key]), jnp.concatenate([*values, value]))
+
+    def page_keys(self, inputs: SequenceInputs) -> Float[Array, "batch both layers page kv head"]:
+        """Keys and values of the chat up to the page's end in every layer: no soft prompt has a part in them.
+
+        Args:
+            inputs: sequences whose soft prompt follows the page; what comes behind the page plays no part.
+
+        Returns:
+            Rotated keys, then values, for ``SequenceInputs.page_keys``.
+        """
+        inputs = page_alone(inputs)
+        hidden, deep = self._prefix_start(inputs, jnp.zeros((len(inputs.start), 0, self.config.width)))
+        assert inputs.page_valid is not None
+        stream = Stream(
+            hidden=by_rows(hidden),
+            deep=deep,
+            angles=self.angles(inputs.positions),
+            valid=inputs.page_valid,
+            visual=inputs.visual_index >= 0,
+            moved=inputs.start,
+            tail_hidden=hidden[:, None, :0],
+            tail_angles=self.angles(inputs.tail_positions[:, :, :0]),
+            tail_valid=inputs.tail_valid[:, :, :0],
+        )
+        rows = self.whole_rows(stream, queries=False, stacks=("lower", "upper"))
+        return jnp.moveaxis(jnp.stack([rows.key, rows.value]), 2, 0)
 
     def tapped(self, start: Stream, below: Stream, rules: Rules = PLAIN) -> Prefix:
         """Keys and values of the tapped layers for the prefix, and the tail as it enters the first of them.
@@ -331,11 +371,12 @@ class Decoder(nnx.Module):
         Returns:
             Logits at the tail, and the residual stream after every layer (DeepStack added), before the final norm.
         """
+        inputs = without_gap(inputs, prompt.shape[1], use_prompt)
         hidden, deep = self._prefix_start(inputs, prompt)
         tail = inputs.tail_ids.shape[2]
         x = jnp.concatenate([hidden, self.embed(inputs.tail_ids[:, 0])], axis=1)
         angles = self.angles(jnp.concatenate([inputs.positions, inputs.tail_positions[:, 0]], axis=1))
-        seen = jnp.arange(hidden.shape[1])[None, :] >= _first_seen(inputs, prompt, use_prompt)[:, None]
+        seen = seen_rows(inputs, prompt.shape[1], use_prompt)
         valid = jnp.concatenate([seen, inputs.tail_valid[:, 0]], axis=1)
 
         def layer_step(graph: Any, x: Array, xs: tuple) -> tuple[Array, Array]:

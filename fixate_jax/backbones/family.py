@@ -54,6 +54,10 @@ class Model(nnx.Module):
         """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
         return self.decoder.prefill(inputs, prompt, use_prompt)
 
+    def page_keys(self, inputs: SequenceInputs) -> Float[Array, "batch both layers page kv head"]:
+        """See :meth:`fixate_jax.backbones.decoder.Decoder.page_keys`."""
+        return self.decoder.page_keys(inputs)
+
     def tail(
         self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
     ) -> TailOutput:

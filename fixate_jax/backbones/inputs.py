@@ -4,6 +4,8 @@ A sequence is ``[padding | soft prompt | chat up to its last token]`` (the prefi
 the last chat token and the answer tokens but the last. A tail position predicts the token after it, so the
 tail's last position, ``src``, predicts the last answer token. Several branches (the answers that a page allows)
 share one prefix. Tails are right-aligned, shorter answers being padded on the left.
+
+The soft prompt may follow the page instead, see :mod:`fixate_jax.backbones.after_page`.
 """
 
 from collections.abc import Sequence
@@ -49,7 +51,7 @@ class SequenceInputs(NamedTuple):
 
     Attributes:
         token_ids: prefix tokens; anything at padding, soft prompt and image positions.
-        start: first row of the soft prompt; everything before it is padding.
+        start: first row of the soft prompt; everything before it is padding, but for ``page_valid``.
         positions: rotary positions (time, height, width) of the prefix.
         visual_index: which page token stands at a prefix position, -1 for none.
         tail_ids: per branch the last chat token and the answer tokens but the last, right-aligned.
@@ -57,6 +59,11 @@ class SequenceInputs(NamedTuple):
         tail_valid: False at the tail's padding.
         visual_position: where in the prefix the page token of each cell stands (0 for padding).
         features: page tokens; level 0 enters the sequence, level 1 + i is added after decoder layer i (DeepStack).
+            None where ``page_keys`` are given.
+        page_valid: where the soft prompt follows the page, the first rows hold the chat up to the page's end; False at
+            their padding. None where the soft prompt comes first.
+        page_keys: rotated keys and values of those rows in every layer, computed before
+            (:meth:`fixate_jax.backbones.decoder.Decoder.page_keys`); None: they are not, so all rows are computed.
     """
 
     token_ids: Int[HostOrDevice, "batch seq"]
@@ -68,22 +75,26 @@ class SequenceInputs(NamedTuple):
     tail_valid: Bool[HostOrDevice, "batch branch tail"]
     visual_position: Int[HostOrDevice, "batch cells"]
     features: Float[HostOrDevice, "batch tokens levels width"]
+    page_valid: Bool[HostOrDevice, "batch page"] | None = None
+    page_keys: Float[HostOrDevice, "batch both layers page kv head"] | None = None
 
 
 class Stream(NamedTuple):
     """Sequences between two layers.
 
     Where the platform's attention kernels may be used, every prefix is moved forward so that its padding comes last.
+    Where the page's keys and values are known, the rows are those behind the page only.
 
     Attributes:
         hidden: residual stream of the prefix.
         deep: what is added at its visual tokens after the first decoder layers (DeepStack), zero elsewhere.
         angles: rotary angles of the prefix.
-        valid: False where nobody may look.
+        valid: False where nobody may look; of all rows, the page's too.
         visual: where page tokens stand.
-        moved: by how many places each prefix was moved forward.
+        moved: by how many places each prefix was moved forward; None where it is ``valid`` that hides padding.
         tail_hidden, tail_angles: the tail's.
         tail_valid: False at the tail's padding.
+        page: keys and values of every layer up to the page's end, where they are known.
     """
 
     hidden: Float[Array, "batch seq width"]
@@ -91,10 +102,11 @@ class Stream(NamedTuple):
     angles: Float[Array, "batch seq half"]
     valid: Bool[Array, "batch seq"]
     visual: Bool[Array, "batch seq"]
-    moved: Int[Array, " batch"]
+    moved: Int[Array, " batch"] | None
     tail_hidden: Float[Array, "batch branch tail width"]
     tail_angles: Float[Array, "batch branch tail half"]
     tail_valid: Bool[Array, "batch branch tail"]
+    page: Float[Array, "layers both batch page kv head"] | None = None
 
     def take_branches(self, branch: Int[Array, "batch chosen"]) -> "Stream":
         """The same with only some of the branches."""

@@ -55,6 +55,11 @@ class EncodedSession:
         """Page tokens in the sequence, those that are no cell's included."""
         return int(self.visual_index.max()) + 1
 
+    @property
+    def page_end(self) -> int:
+        """Tokens up to the page's end: the chat before it, the page, and the token that closes it."""
+        return min(int(np.flatnonzero(self.visual_index >= 0)[-1]) + 2, len(self.token_ids))
+
 
 class SessionEncoder:
     """Renders the chat template and tokenises it."""

@@ -23,6 +23,10 @@ OPERATORS: dict[str, Operator] = {
 }
 """Every operator by name; a new one is a file and a line here."""
 
+SOURCE_ROW = {"attn_lrp", "attention", "attention_gradient"}
+"""Operators that ask for nothing but row ``src`` of the tapped layers, by name: the tail's, over keys and values that
+may come from anywhere. All others look at the sequence's other rows, which must then be computed."""
+
 
 def get_operator(name: str) -> Operator:
     """The operator of that name.
@@ -37,6 +41,7 @@ def get_operator(name: str) -> Operator:
 
 __all__ = [
     "OPERATORS",
+    "SOURCE_ROW",
     "Operator",
     "Probe",
     "Trace",

@@ -56,11 +56,11 @@ def pixel_relevance(trace: Trace, inputs: SequenceInputs, pages: Any) -> PixelRe
 
 
 def _at_tokens(
-    levels: Float[Array, "branch levels batch seq width"], inputs: SequenceInputs, moved: Int[Array, " batch"]
+    levels: Float[Array, "branch levels batch seq width"], inputs: SequenceInputs, moved: Int[Array, " batch"] | None
 ) -> Float[Array, "branch batch tokens levels width"]:
     """Gradient at the page's tokens, from that at the places of the sequence where they stand."""
     count, seq = inputs.features.shape[1], inputs.visual_index.shape[1]
-    index = jax.vmap(jnp.roll)(inputs.visual_index, -moved)
+    index = inputs.visual_index if moved is None else jax.vmap(jnp.roll)(inputs.visual_index, -moved)
     index = jnp.where(index < 0, count, index)
 
     def one(rows: Float[Array, "seq branch levels width"], index: Int[Array, " seq"]) -> Array:

@@ -37,7 +37,7 @@ def describe(name: str, plan: Plan, largest: int) -> Iterator[str]:
 
 PLACES = {
     "device": "on each device",
-    "host": "in each host's memory",
+    "host": "in main memory, by each process",
     "disk": "on disk",
     "step": "nowhere: it is more than every budget, so pages are read again in each step, which is not planned",
 }

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from fixate_jax.backbones.inputs import HostOrDevice, SequenceInputs
 from fixate_jax.backbones.processing import EncodedSession
+from fixate_jax.config import Position
 from fixate_jax.data.session import Session
 from fixate_jax.probing.slots import assign_slots
 
@@ -19,8 +20,8 @@ class Batch(NamedTuple):
     """Sessions as one jitted call takes them; in training with a leading axis of micro-batches.
 
     Attributes:
-        inputs: sequences; ``inputs.features`` is None where ``pages`` is given.
-        pages: pages for the vision tower to run in the step, or None where features come from the cache.
+        inputs: sequences; ``inputs.features`` is None where ``pages`` or ``inputs.page_keys`` is given.
+        pages: pages for the vision tower to run in the step, or None where features or keys come from the cache.
         answer_ids, answer_mask: tokens of every slot's label, right-aligned like the tail.
         stop: for a label that begins another one: (branch, tail position) where the model may stop; else -1.
         slot_matrix: M, which cell of the page belongs to which slot.
@@ -48,13 +49,17 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Fixed sizes of a bucket's batches: positions of the prefix, page tokens, slots, tail, soft tokens."""
+    """Fixed sizes of a bucket's batches: positions of the prefix, page tokens, slots, tail, soft tokens.
+
+    ``page``: positions up to the page's end where the soft prompt follows it, else 0.
+    """
 
     seq: int
     visual: int
     slots: int
     tail: int
     prompt: int
+    page: int = 0
 
 
 def length_buckets(lengths: Sequence[int], most: int) -> list[int]:
@@ -91,6 +96,8 @@ class SessionData:
         gaze_temperature: float = 1.0,
         max_lengths: int = 4,
         assignment: Literal["centre", "area"] = "centre",
+        position: Position = "before",
+        page_keys: Callable[[Sequence[int]], Any] | None = None,
     ):
         """Plan the buckets.
 
@@ -104,7 +111,11 @@ class SessionData:
             gaze_temperature: τ of the gaze.
             max_lengths: largest number of buckets.
             assignment: how visual tokens are assigned to slots, see :func:`fixate_jax.probing.assign_slots`.
+            position: where the soft prompt stands.
+            page_keys: from indices of sessions to what is kept of their pages, instead of ``features``
+                (:class:`fixate_jax.tuning.page_keys.PageKeyStore`).
         """
+        self.page_keys = page_keys
         self.sessions, self.encoded, self.user_rows = sessions, encoded, user_rows
         self.features, self.signal, self.gaze_temperature = features, signal, gaze_temperature
         self.assignment = assignment
@@ -114,16 +125,21 @@ class SessionData:
         self.bucket_of = [int(np.searchsorted(ends, n)) for n in lengths]
         slots = max(s.slots for s in sessions)
         tail = max(len(a) for e in encoded for a in e.answers)
-        self.buckets = [
-            Shapes(
-                seq=end,
-                visual=max((e.page_tokens for e, b in zip(encoded, self.bucket_of, strict=True) if b == i)),
-                slots=slots,
-                tail=tail,
-                prompt=prompt_tokens,
+        self.buckets = []
+        for i, end in enumerate(ends):
+            members = [e for e, b in zip(encoded, self.bucket_of, strict=True) if b == i]
+            page = max(e.page_end for e in members) if position == "after_image" else 0
+            rest = max(len(e.token_ids) - e.page_end for e in members) + prompt_tokens
+            self.buckets.append(
+                Shapes(
+                    seq=page + rest if page else end,
+                    visual=max(e.page_tokens for e in members),
+                    slots=slots,
+                    tail=tail,
+                    prompt=prompt_tokens,
+                    page=page,
+                )
             )
-            for i, end in enumerate(ends)
-        ]
 
     def batch(self, indices: Sequence[int], rows: Sequence[int] | None = None) -> Batch:
         """A batch of sessions of one bucket; -1 stands for a row that only fills it (a copy of weight 0).
@@ -135,13 +151,18 @@ class SessionData:
         real = [i for i in indices if i >= 0]
         shapes = self.buckets[self.bucket_of[real[0]]]
         indices = indices if rows is None else [indices[row] for row in rows]
-        made = [self._row(i if i >= 0 else real[0], shapes) for i in indices]
+        whose = [i if i >= 0 else real[0] for i in indices]
+        made = [self._row(i, shapes) for i in whose]
         batch: Batch = jax.tree.map(lambda *leaves: np.stack(leaves), *made)
-        features, pages = self.features([self.sessions[i if i >= 0 else real[0]].page_id for i in indices])
+        features, pages, keys = None, None, None
+        if self.page_keys is not None:
+            keys = self.page_keys(whose)[:, :, :, : shapes.page]
+        else:
+            features, pages = self.features([self.sessions[i].page_id for i in whose])
         if features is not None:
             features = features[:, : shapes.visual]
         return batch._replace(
-            inputs=batch.inputs._replace(features=features),
+            inputs=batch.inputs._replace(features=features, page_keys=keys),
             pages=pages,
             weight=np.array([i >= 0 for i in indices], np.float32),
             session=np.array(indices, np.int32),
@@ -206,16 +227,17 @@ def _answers(encoded: EncodedSession, shapes: Shapes) -> tuple[np.ndarray, np.nd
 
 def _sequence(encoded: EncodedSession, ids: np.ndarray, mask: np.ndarray, shapes: Shapes) -> SequenceInputs:
     """The padded prefix, and a branch per answer; one branch serves all where every answer is one token."""
-    length = len(encoded.token_ids)
-    start = shapes.seq - shapes.prompt - length
-    first = shapes.seq - length
+    # The chat is cut in two where the soft prompt stands: at its beginning, or behind the page.
+    page = encoded.page_end if shapes.page else 0
+    first = shapes.seq - (len(encoded.token_ids) - page)
+    start = first - shapes.prompt
     token_ids = np.zeros(shapes.seq, np.int32)
-    token_ids[first:] = encoded.token_ids
     positions = np.zeros((shapes.seq, 3), np.int32)
-    positions[start:first] = np.arange(shapes.prompt)[:, None]
-    positions[first:] = encoded.positions + shapes.prompt
     visual_index = np.full(shapes.seq, -1, np.int32)
-    visual_index[first:] = encoded.visual_index
+    for whole, part in ((token_ids, encoded.token_ids), (visual_index, encoded.visual_index)):
+        whole[:page], whole[first:] = part[:page], part[page:]
+    positions[:page], positions[first:] = encoded.positions[:page], encoded.positions[page:] + shapes.prompt
+    positions[start:first] = np.arange(shapes.prompt)[:, None] + positions[:page].max(initial=-1) + 1
     visual_position = np.zeros(shapes.visual, np.int32)
     at = np.flatnonzero(visual_index >= 0)[encoded.cell_tokens]
     visual_position[: len(at)] = at
@@ -236,6 +258,7 @@ def _sequence(encoded: EncodedSession, ids: np.ndarray, mask: np.ndarray, shapes
         tail_valid=tail_valid[:branches],
         visual_position=visual_position,
         features=None,
+        page_valid=np.arange(shapes.page) < page if shapes.page else None,
     )
 
 

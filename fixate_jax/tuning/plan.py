@@ -169,7 +169,8 @@ def make_plan(
     mesh, decoder, shapes = config.train.mesh, backbone.config.decoder, sequence_shapes(backbone, config, work)
     cached = work.before + shapes.visual if after_image else 0
     rows, sessions = config.train.batch // (mesh[0] * mesh[1]), config.train.batch * config.train.accumulate
-    grid = AbstractMesh(mesh, AXES)
+    # A mesh without devices is enough for shapes.
+    grid: Any = AbstractMesh(mesh, AXES)
     weights = part_bytes(backbone.params, shardings(backbone.params, grid))
     state = abstract_state(config, users=work.users, width=decoder.width)
     batch = abstract_batch(shapes, backbone.config, rows=rows, accumulate=config.train.accumulate)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from fixate_jax.backbones import Backbone, stack_pages
-from fixate_jax.config import OperatorConfig
+from fixate_jax.config import OperatorConfig, Position
 from fixate_jax.data.session import Session
 from fixate_jax.errors import DataError
 from fixate_jax.probing import Operator, get_operator, heat_map
@@ -21,7 +21,7 @@ from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch, SessionData, evaluation_batches
 from fixate_jax.tuning.evaluate import Track, silent
 from fixate_jax.tuning.setup import encode_sessions
-from fixate_jax.tuning.step import branches_of, candidate_log_probs, look, with_features
+from fixate_jax.tuning.step import branches_of, candidate_log_probs, look, ready_inputs
 
 OWN = -1
 """Stands for the model's own answer in place of a slot."""
@@ -84,6 +84,7 @@ def probe(
     image: Image.Image,
     operator: str | OperatorConfig = "glimpse",
     prompt: Prompt | None = None,
+    position: Position = "before",
     target: Target = "own",
 ) -> Relevance:
     """Where a model looks on a session's page.
@@ -97,6 +98,7 @@ def probe(
         image: the page.
         operator: its name, or its settings.
         prompt: soft tokens, or tuned prompts with the user's row; None for the backbone alone.
+        position: where the prompt stands, ``prompt.position`` of the run that tuned it.
         target: whose label's relevance: "own", "click", a label of the page or the index of a slot.
 
     Raises:
@@ -112,6 +114,7 @@ def probe(
         images=lambda _: image,
         operator=operator,
         prompts=prompts,
+        position=position,
         targets=target,
         batch=1,
     )[0]
@@ -125,6 +128,7 @@ def probe_batch(
     images: Callable[[str], Image.Image],
     operator: str | OperatorConfig = "glimpse",
     prompts: Sequence[Prompt] | None = None,
+    position: Position = "before",
     targets: Target | Sequence[Target] = "own",
     batch: int = 8,
     max_lengths: int = 1,
@@ -139,6 +143,7 @@ def probe_batch(
         images: from page id to page, such as ``store.image``.
         operator: its name, or its settings.
         prompts: one for each session, all of as many tokens; None for the backbone alone.
+        position: where they stand.
         targets: one for all sessions, or one for each.
         batch: sessions at a time.
         max_lengths: into how many groups to sort sequences by length: each is one compilation, and within one all are
@@ -160,7 +165,8 @@ def probe_batch(
         if given is not None and len(given) != len(sessions):
             raise DataError(f"{name}: {len(given)} for {len(sessions)} sessions; give one for each")
     soft = None if prompts is None else _soft_tokens(backbone, sessions, prompts)
-    data = _session_data(backbone, sessions, images, config, 0 if soft is None else soft.shape[1], max_lengths)
+    tokens = 0 if soft is None else soft.shape[1]
+    data = _session_data(backbone, sessions, images, config, tokens, position, max_lengths)
     return probe_data(
         backbone,
         params,
@@ -255,7 +261,7 @@ def _look(
 ) -> _Looked:
     """Compiled once for each combination of shapes, backbone and operator in a process."""
     model: Any = nnx.merge(graph, params)
-    prefix = model.prefill(with_features(model, batch), soft, prompted)
+    prefix = model.prefill(ready_inputs(model, batch, config.name), soft, prompted)
     log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)
     target = jnp.where(wanted == OWN, answer, wanted)
@@ -284,6 +290,7 @@ def _session_data(
     images: Callable[[str], Image.Image],
     config: OperatorConfig,
     prompt_tokens: int,
+    position: Position,
     max_lengths: int,
 ) -> SessionData:
     """The sessions encoded, their pages to be read in the same jitted call."""
@@ -300,6 +307,7 @@ def _session_data(
         {s.user_id: 0 for s in sessions},
         features=lambda ids: (None, stack_pages([backbone.page_processor(pages[i]) for i in ids], units=units)),
         prompt_tokens=prompt_tokens,
+        position=position,
         signal=None,
         max_lengths=max_lengths,
         assignment=config.assignment,

@@ -26,6 +26,7 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.progress import track
 from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.features import FeatureStore
+from fixate_jax.tuning.page_keys import NOWHERE, PageKeyStore, wants_page_keys
 from fixate_jax.tuning.placement import Placement, put, put_rows
 from fixate_jax.tuning.step import Jitted, make_evaluate
 
@@ -44,7 +45,7 @@ class Workspace:
         config: the settings.
         backbone: the frozen model.
         store: the sessions on disk.
-        features: cached page features.
+        features: cached page features (nothing is kept where ``data.page_keys`` is given).
         data: the encoded sessions.
         splits: indices of the sessions of each split.
         mesh: the devices.
@@ -125,19 +126,11 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     with hosts.first_alone():
         resolve(config.backbone.path, work=directory, revision=config.backbone.revision)
     backbone = load_backbone(config.backbone, work=directory, mesh=None if mesh.size == 1 else mesh)
-    features = FeatureStore(
-        backbone,
-        store.image,
-        [s.page_id for s in sessions],
-        config.cache,
-        directory=config.cache.directory or directory / "features",
-        batch=config.train.eval_batch,
-        placement=Placement(mesh, shardings(backbone.params, mesh)),
-        track=track,
-    )
+    placement = Placement(mesh, shardings(backbone.params, mesh))
+    features, encoded, page_keys = _read_pages(config, backbone, store, sessions, directory, placement)
     data = SessionData(
         sessions,
-        encode_sessions(backbone, sessions, features.grids),
+        encoded,
         {user: row for row, user in enumerate(store.users)},
         features=features,
         prompt_tokens=config.prompt.tokens,
@@ -145,6 +138,8 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         gaze_temperature=config.data.gaze_temperature,
         max_lengths=config.train.max_lengths,
         assignment=config.operator.assignment,
+        position=config.prompt.position,
+        page_keys=page_keys,
     )
     warn_of_empty_slots(data)
     return Workspace(
@@ -166,6 +161,34 @@ def open_mesh(shape: tuple[int, int, int]) -> Mesh:
             f"train.mesh = {shape}: {wanted} of the {there} devices of {processes} processes; all have to be used"
         )
     return make_mesh(shape)
+
+
+def _read_pages(
+    config: RunConfig,
+    backbone: Backbone,
+    store: SessionStore,
+    sessions: Sequence[Session],
+    directory: Path,
+    placement: Placement,
+) -> tuple[FeatureStore, list[EncodedSession], PageKeyStore | None]:
+    """Page features, or keys and values in their place where the settings want those and they fit; the sequences."""
+    page_ids = [s.page_id for s in sessions]
+    how: dict[str, Any] = {
+        "directory": config.cache.directory or directory / "features",
+        "batch": config.train.eval_batch,
+        "placement": placement,
+        "track": track,
+    }
+    wanted = wants_page_keys(config)
+    features = FeatureStore(backbone, store.image, page_ids, NOWHERE if wanted else config.cache, **how)
+    encoded = encode_sessions(backbone, sessions, features.grids)
+    if not wanted:
+        return features, encoded, None
+    keys = PageKeyStore(backbone, features, page_ids, encoded, config.cache, **how)
+    if keys.tier != "step":
+        return features, encoded, keys
+    # Too large to keep: the step computes them, from features that may still fit.
+    return FeatureStore(backbone, store.image, page_ids, config.cache, **how), encoded, None
 
 
 def encode_sessions(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
 from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import OperatorConfig, RunConfig
+from fixate_jax.errors import ConfigError
 from fixate_jax.objective import (
     alignment_loss,
     attention_weight_schedule,
@@ -19,7 +20,7 @@ from fixate_jax.objective import (
     next_token_loss,
     total_loss,
 )
-from fixate_jax.probing import Operator, Trace, get_operator, slot_attention, take_visual
+from fixate_jax.probing import SOURCE_ROW, Operator, Trace, get_operator, slot_attention, take_visual
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer, rate_factor
@@ -88,6 +89,28 @@ def with_features(model: Any, batch: Batch) -> SequenceInputs:
     return batch.inputs._replace(features=model.encode_pages(batch.pages))
 
 
+def ready_inputs(model: Any, batch: Batch, operator: str) -> SequenceInputs:
+    """The batch's sequences as an operator wants them.
+
+    Where the soft prompt follows the page and the operator looks at row ``src`` alone, the page's keys and values are
+    computed first if they are not cached: nothing trained has a part in them, so no gradient passes through the page.
+
+    Raises:
+        ConfigError: when they are cached, but the operator looks at other rows.
+    """
+    if batch.inputs.page_keys is not None:
+        if operator not in SOURCE_ROW:
+            raise ConfigError(
+                f"operator.name = {operator!r} looks at the page's own rows, of which only keys and values are here; "
+                f"give the page's features, or choose one of {', '.join(sorted(SOURCE_ROW))}"
+            )
+        return batch.inputs
+    inputs = with_features(model, batch)
+    if inputs.page_valid is None or operator not in SOURCE_ROW:
+        return inputs
+    return inputs._replace(page_keys=model.page_keys(inputs))
+
+
 def _pick(x: Array, slot: Int[Array, "batch chosen"]) -> Array:
     return jax.vmap(lambda row, s: row[s])(x, slot)
 
@@ -149,7 +172,7 @@ def session_losses(
     Returns:
         The loss and its parts, each a mean over the real sessions.
     """
-    chosen, inputs = batch.click[:, None], with_features(model, batch)
+    chosen, inputs = batch.click[:, None], ready_inputs(model, batch, config.operator.name)
     own = config.objective.alignment != "none" and config.objective.relevance == "own"
     inputs = inputs if own else take_branches(inputs, chosen)
     prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
@@ -271,7 +294,7 @@ def evaluate_batch(
     end_token: int,
 ) -> Evaluation:
     """Answer probabilities, and slot attention for the true and for the model's own answer, from one prefill."""
-    inputs = with_features(model, batch)
+    inputs = ready_inputs(model, batch, config.operator.name)
     prefix = model.prefill(inputs, prompt, use_prompt)
     log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)

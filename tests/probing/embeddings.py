@@ -41,8 +41,10 @@ def loss_of(relevance: jax.Array, logits: jax.Array, ids: jax.Array, mask: jax.A
     return jnp.square(share - batch.gaze[:, None]).sum() - 0.1 * jnp.where(mask, each, 0).mean()
 
 
-def in_host_order(relevance: jax.Array, moved: jax.Array, seq: int) -> jax.Array:
+def in_host_order(relevance: jax.Array, moved: jax.Array | None, seq: int) -> jax.Array:
     """Relevance with the prefix's padding in front, as the batch was put together."""
+    if moved is None:
+        return relevance
     places = (jnp.arange(seq) - moved[:, None]) % seq
     prefix = jax.vmap(lambda r, p: r[:, p])(relevance[..., :seq], places)
     return jnp.concatenate([prefix, relevance[..., seq:]], axis=-1)

@@ -51,8 +51,8 @@ def test_the_budget_counts_every_byte(world: World, tmp_path: Path) -> None:
     size = int(np.prod(world.features.shape)) * 4
     budgets = [CacheConfig(device_bytes=0, host_bytes=n, disk_bytes=0) for n in (size, size - 1)]
     just, short = (store(world, cache, tmp_path) for cache in budgets)
-    assert just.tier == "host" and just._features.nbytes == size
-    assert short.tier == "step" and short._features is None
+    assert just.tier == "host" and just.kept.rows.nbytes == size
+    assert short.tier == "step" and short.kept.rows is None
 
 
 def test_every_tier_gives_the_same_features_and_batches(world: World, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def compare(backbone: AbstractBackbone, config: RunConfig, work: Workload) -> tu
 def test_memory_is_what_a_small_step_compiles_to(tmp_path: Path, remat: Any) -> None:
     how = BackboneConfig(remat=remat)
     whole, temporary, plan = compare(open_abstract(write_small(tmp_path), how), settings(batch=16, backbone=how), WORK)
-    assert abs(whole - 1) < 0.15
+    # Close enough to miss one array a layer.
+    assert abs(whole - 1) < (0.07 if remat == "dots" else 0.15)
     assert abs(temporary - 1) < 0.15
     # So that activations are what is tested.
     assert plan.temporaries.kept > (0.5 if remat == "dots" else 0.1) * plan.step_bytes

@@ -1,0 +1,139 @@
+"""Arrays too costly to make at every step: made once, and kept in the first place that holds them all."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from fixate_jax import hosts
+from fixate_jax.backbones.sharding import sharing_rows
+from fixate_jax.config import CacheConfig
+from fixate_jax.durable import mapped_array, staging, writing
+from fixate_jax.tuning.batches import length_buckets
+from fixate_jax.tuning.placement import Placement, put
+
+Tier = Literal["device", "host", "disk", "step"]
+PATCH_SIZES = 4
+"""Largest number of padded page sizes, each one compilation of the vision tower."""
+Key = TypeVar("Key")
+
+
+def choose_tier(size: int, cache: CacheConfig) -> Tier:
+    """The first place whose budget holds ``size`` bytes; "step" (make them every time) if none does."""
+    budgets: list[tuple[Tier, int]] = [
+        ("device", cache.device_bytes),
+        ("host", cache.host_bytes),
+        ("disk", cache.disk_bytes),
+    ]
+    return next((tier for tier, budget in budgets if size <= budget), "step")
+
+
+def groups_of_like_size(sizes: Mapping[Key, int], batch: int) -> list[tuple[int, list[Key]]]:
+    """Things in batches, those of like size together, each with the size that all of its group are padded to.
+
+    Args:
+        sizes: of each thing.
+        batch: most things at a time.
+    """
+    ends = np.array(length_buckets(list(sizes.values()), PATCH_SIZES))
+    groups: list[tuple[int, list[Key]]] = []
+    for end in ends:
+        members = [key for key, size in sizes.items() if ends[np.searchsorted(ends, size)] == end]
+        groups += [(int(end), members[i : i + batch]) for i in range(0, len(members), batch)]
+    return groups
+
+
+def shared_out(
+    function: Callable[[PyTree, Any], jax.Array], params: PyTree, placement: Placement | None
+) -> Callable[[Any], np.ndarray]:
+    """A function of weights and a batch, compiled; the devices of a mesh share the batch, and every process gets all.
+
+    Args:
+        function: what to compute, its result batch first.
+        params: the weights.
+        placement: the mesh (None: where the weights are).
+    """
+
+    def run(params: PyTree, batch: Any) -> jax.Array:
+        with sharing_rows(placement and placement.mesh):
+            return function(params, batch)
+
+    if placement is None or placement.mesh.size == 1:
+        alone = jax.jit(run)
+        return lambda batch: np.asarray(alone(params, batch))
+    shared = jax.jit(run, in_shardings=(placement.params, placement.rows), out_shardings=placement.whole)
+    return lambda batch: np.asarray(shared(params, put(batch, placement.rows)))
+
+
+class Kept:
+    """An array of many rows, some of which are asked for at a time.
+
+    Attributes:
+        tier: where it is; "step": nowhere.
+        shape: of the whole; the first axis runs over rows.
+        dtype: of its numbers.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        cache: CacheConfig,
+        *,
+        file: Callable[[], Path],
+        fill: Callable[[np.ndarray | None], None],
+    ):
+        """Choose the tier and fill it.
+
+        Args:
+            shape: of the whole.
+            dtype: of its numbers.
+            cache: the budgets.
+            file: path on the disk tier; its name says what the numbers depend on.
+            fill: writes the numbers into zeros of the shape; those of a type that files do not know come as integers.
+                Given None it only helps another process that writes them.
+        """
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.tier = choose_tier(int(np.prod(shape)) * self.dtype.itemsize, cache)
+        self.rows: Any = None
+        if self.tier == "disk":
+            self.rows = self._on_disk(file(), fill)
+        elif self.tier != "step":
+            rows = np.zeros(shape, self.dtype)
+            fill(rows)
+            # With several processes a batch is put together on the host, from each one's rows.
+            on_device = self.tier == "device" and jax.process_count() == 1
+            self.rows = jnp.asarray(rows) if on_device else rows
+
+    def __call__(self, indices: Sequence[int] | Int[np.ndarray, " rows"]) -> Any:
+        """Some rows, one for each index."""
+        assert self.tier != "step", "nothing is kept"
+        at = np.asarray(indices)
+        if isinstance(self.rows, jax.Array):
+            return jnp.take(self.rows, at, axis=0)
+        picked = np.asarray(self.rows[at])
+        return picked.view(self.dtype) if picked.dtype != self.dtype else picked
+
+    def _on_disk(self, path: Path, fill: Callable[[np.ndarray | None], None]) -> np.ndarray:
+        """A memory-mapped file, written whole before it gets its name."""
+        if not hosts.anywhere(not path.exists()):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        if hosts.first():
+            # Names of their own keep two runs that fill one folder apart.
+            with staging(path) as folder:
+                temporary = folder / path.name
+                storable = self.dtype if self.dtype.kind == "f" else np.dtype(f"u{self.dtype.itemsize}")
+                with writing(path):
+                    mapped = mapped_array(temporary, storable, self.shape)
+                fill(mapped)
+                mapped.flush()
+                os.replace(temporary, path)
+        else:
+            fill(None)
+        hosts.barrier()
+        return np.load(path, mmap_mode="r", allow_pickle=False)
