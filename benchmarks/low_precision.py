@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.__main__ import FORWARD, STEP, time_all
-from benchmarks.setup import functions, make_case
+from benchmarks.setup import Case, functions, make_case
 from fixate_jax.backbones import load_backbone, products
 
 WIDE, DEFAULT, OURS = "float32", "bfloat16, JAX's products", "bfloat16"
