@@ -119,7 +119,7 @@ def test_weights_are_never_copied_to_float32() -> None:
 
     def wide_copies() -> int:
         compiled = jax.jit(lambda x, stack: jax.grad(loss)(x, stack)).lower(x, stack).compile()
-        return len(re.findall(rf"f32\[(?:{depth},|1,)?{width},{width}\]", compiled.as_text()))
+        return len(re.findall(rf"f32\[(?:{depth},|1,)?{width},{width}\]", str(compiled.as_text())))
 
     assert wide_copies() == 0
     if jax.default_backend() == "cpu":
