@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.__main__ import FORWARD, STEP, time_all
-from benchmarks.setup import functions, make_case
+from benchmarks.setup import Case, functions, make_case
 from fixate_jax.backbones import load_backbone, products
 
 WIDE, DEFAULT, OURS = "float32", "bfloat16, JAX's products", "bfloat16"
@@ -44,7 +44,7 @@ def compile_all(folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, f
     low = replace(wide, config=config, backbone=load_backbone(config.backbone))
     calls: dict[str, Callable[[], Any]] = {}
     memory = {}
-    kinds = {
+    kinds: dict[str, tuple[Case, Callable[[], contextlib.AbstractContextManager[None]]]] = {
         WIDE: (wide, contextlib.nullcontext),
         DEFAULT: (low, default_products),
         OURS: (low, contextlib.nullcontext),
