@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from jaxtyping import Array, Float
 
 from fixate_jax.backbones.sharding import BATCH_AXES
 from fixate_jax.config import RunConfig
+from fixate_jax.durable import write_text
 from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.lock import locked
 from fixate_jax.prompts import PromptParams, init_prompt, population_prompt
 from fixate_jax.settings import config_to_dict
 from fixate_jax.tuning.checkpoint import CheckpointStore
@@ -154,7 +157,8 @@ def tune_users(
         CheckpointError: the directory belongs to something else, or is damaged.
         Interrupted: after SIGINT or SIGTERM; finished chunks are on disk.
     """
-    return _UserTuning(workspace, config, users, basis, seed, directory).run(report)
+    with nullcontext() if directory is None else locked(directory):
+        return _UserTuning(workspace, config, users, basis, seed, directory).run(report)
 
 
 class _UserTuning:
@@ -279,10 +283,7 @@ class _UserTuning:
         most = self.config.users.chunk or self._most_users()
         chunk = even_chunk(users, most, devices=self.devices)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(plan | {"chunk": chunk}, indent=1), encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, json.dumps(plan | {"chunk": chunk}, indent=1))
         return chunk
 
     def _plan(self, seed: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The job of `fixate tune-users`: tune everybody by themselves, and put the outcome beside what should stand there."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,9 @@ from safetensors.numpy import save as to_safetensors
 
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.data import open_or_prepare
+from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.lock import locked
 from fixate_jax.metrics import session_metrics, summarise, user_means
 from fixate_jax.progress import bar, track
 from fixate_jax.prompts import PromptParams, population_prompt
@@ -60,6 +61,11 @@ def run_users(config: RunConfig, run: Path) -> Results:
     if (basis := config.users.basis) is not None:
         check_basis(config, basis)
         config = replace(config, users=replace(config.users, basis=basis.resolve()))
+    with locked(run):
+        return _run(config, run)
+
+
+def _run(config: RunConfig, run: Path) -> Results:
     check_run(run, config)
     begun = time.perf_counter()
     store = open_or_prepare(config.data)
@@ -79,8 +85,8 @@ def run_users(config: RunConfig, run: Path) -> Results:
     results = _evaluate(_only(workspace, tuned[config.train.seeds[0]].users), run, tuned, bases)
     seconds["evaluate"] = round(time.perf_counter() - begun, 2)
     chunks = {f"seed {seed}": {"chunk": t.chunk, "compilations": t.compilations} for seed, t in tuned.items()}
-    _write(run / "versions.json", json.dumps(versions(), indent=1).encode())
-    _write(run / "run.json", json.dumps({"seconds": seconds, "users": chunks}, indent=1).encode())
+    write_text(run / "versions.json", json.dumps(versions(), indent=1))
+    write_text(run / "run.json", json.dumps({"seconds": seconds, "users": chunks}, indent=1))
     return results
 
 
@@ -135,12 +141,13 @@ def _tune(
             progress.update(task, completed=done, total=users, note=note)
 
         tuned = tune_users(workspace, config, basis=basis, seed=seed, directory=directory, report=report)
-    _write(directory / "users.csv", tuned.table.to_csv(index=False).encode())
-    _write(directory / "metrics.csv", tuned.log.to_csv(index=False).encode())
+    write_text(directory / "users.csv", tuned.table.to_csv(index=False))
+    write_text(directory / "metrics.csv", tuned.log.to_csv(index=False))
     name = "prompts" if tuned.basis is None else "coefficients"
     tensors = {name: tuned.own, "start": tuned.start} | ({} if tuned.basis is None else {"basis": tuned.basis})
     arrays = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-    _write(directory / "prompts.safetensors", to_safetensors(arrays, {"users": json.dumps(tuned.users)}))
+    with replacing(directory / "prompts.safetensors") as partial:
+        partial.write_bytes(to_safetensors(arrays, {"users": json.dumps(tuned.users)}))
     return tuned
 
 
@@ -173,19 +180,18 @@ def _evaluate(
             shared = PromptParams(population_prompt(bases[seed])[None], jnp.zeros((len(workspace.users), 1)))
             frames.append(predict(workspace, shared, SPLIT, POPULATION, track=track))
         predictions = pd.concat([*frames, backbone, trivial], ignore_index=True)
-        partial = seed_directory(run, seed) / f".predictions-{SPLIT}.parquet.partial"
-        predictions.to_parquet(partial, index=False)
-        os.replace(partial, seed_directory(run, seed) / f"predictions-{SPLIT}.parquet")
+        with replacing(seed_directory(run, seed) / f"predictions-{SPLIT}.parquet") as partial:
+            predictions.to_parquet(partial, index=False)
         per_seed.append(session_metrics(predictions, top_k=top_k))
     keys = ["session_id", "user_id", "split", "method", "mode"]
     averaged = pd.concat(per_seed).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
     results, comparison = results_table(summarise(averaged)), comparison_table(averaged, reference=FIXATE)
     tables = {f"Results ({SPLIT})": results, "Own prompts against each method, over users": comparison}
-    _write(run / f"results-{SPLIT}.csv", results.to_csv(index=False).encode())
-    _write(run / f"comparison-{SPLIT}.csv", comparison.to_csv(index=False).encode())
+    write_text(run / f"results-{SPLIT}.csv", results.to_csv(index=False))
+    write_text(run / f"comparison-{SPLIT}.csv", comparison.to_csv(index=False))
     if len(per_seed) > 1:
         tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in per_seed])
-        _write(run / f"seeds-{SPLIT}.csv", tables["Mean and deviation over seeds"].to_csv(index=False).encode())
+        write_text(run / f"seeds-{SPLIT}.csv", tables["Mean and deviation over seeds"].to_csv(index=False))
     report = _report(workspace, run, tables, averaged, next(iter(tuned.values())))
     metrics = pd.concat([m.assign(seed=s) for s, m in zip(tuned, per_seed, strict=True)], ignore_index=True)
     return Results(results=results, comparison=comparison, metrics=metrics, report=report)
@@ -216,10 +222,3 @@ def _report(
         versions=versions(),
         notes=[note],
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then move it there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
