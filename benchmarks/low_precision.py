@@ -44,7 +44,7 @@ def compile_all(folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, f
     low = replace(wide, config=config, backbone=load_backbone(config.backbone))
     calls: dict[str, Callable[[], Any]] = {}
     memory = {}
-    kinds: dict[str, tuple[Case, Callable[[], Any]]] = {
+    kinds: dict[str, tuple[Case, Callable[[], contextlib.AbstractContextManager[None]]]] = {
         WIDE: (wide, contextlib.nullcontext),
         DEFAULT: (low, default_products),
         OURS: (low, contextlib.nullcontext),

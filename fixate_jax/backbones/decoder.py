@@ -361,7 +361,8 @@ class Decoder(nnx.Module):
             xs = (weights, prefix.key[part], prefix.value[part], tap)
             body = partial(step, graph)
             if self.config.dtype == LOW:
-                # Or else the backward pass would keep a copy of the weights: those that are unpacked already.
+                # Or else the backward pass would keep all of the unpacked weights; some it keeps still, for the second
+                # order.
                 body = _rematerialised(body, self.config.remat)
             hidden, (row, value) = jax.lax.scan(body, hidden, xs, unroll=self.config.unroll)
             rows.append(row)

@@ -43,13 +43,3 @@ def test_loss_and_gradient_are_those_of_float32(cases: tuple[Case, Case]) -> Non
     assert loss < 1e-2
     assert cosine > 0.99
     assert low[1].basis.dtype == np.float32
-
-
-def test_no_stack_of_weights_is_copied_to_float32(cases: tuple[Case, Case]) -> None:
-    """In the whole compiled step: forward, tail and both gradients."""
-    low = cases[1]
-    program = functions(low)[STEP].lower(low.prompt, low.backbone.params, low.cached).compile().as_text()
-    stacks = {leaf.shape for leaf in jax.tree.leaves(low.backbone.params) if leaf.ndim == 3 and leaf.shape[0] > 1}
-    assert stacks
-    for shape in stacks:
-        assert f"f32[{','.join(map(str, shape))}]" not in program
