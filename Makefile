@@ -1,5 +1,5 @@
 # make demo | test | test-faults | lint | bench | bench-gpu | results | results-operators | results-recgaze | results-analysis
-# make docs | clean
+# make results-scale | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 ifndef PYTHON
@@ -24,7 +24,7 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test test-faults lint bench bench-gpu docs results results-operators results-recgaze results-analysis clean
+.PHONY: demo test test-faults lint bench bench-gpu docs results results-operators results-recgaze results-analysis results-scale clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -65,6 +65,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.after_image
 	$(BIN)/python -m benchmarks.recgaze_reader
 	$(BIN)/python -m benchmarks.input_pipeline
+	$(BIN)/python -m benchmarks.low_precision
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.users
@@ -84,6 +85,9 @@ results-recgaze: $(VENV)/.installed
 
 results-analysis: $(VENV)/.installed
 	$(BIN)/python train/results_analysis.py --data-path $(DATA) --out runs/analysis
+
+results-scale: $(VENV)/.installed
+	$(BIN)/python train/results_scale.py --data-path $(DATA) --out runs/scale
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,8 +24,6 @@ class Plan:
     tpu-v6e; any other name with `device_gb`."""
     device_gb: float | None = None
     """Memory of one device in gigabytes (None: what is known by its name)."""
-    after_image: bool = False
-    """The soft prompt follows the page, whose keys and values are cached."""
     devices: int | None = None
     """How many there are (None: as many as train.mesh names)."""
     page: tuple[int, int] = (1100, 619)
@@ -59,7 +57,7 @@ class Plan:
         work, settings, console = Workload(**sizes), self.settings, Console()
         device = memory_of(self.device, self.device_gb)
         require_devices(settings.train.mesh, self.devices)
-        how: Any = {"device": device, "kernels": self.kernels, "after_image": self.after_image}
+        how: Any = {"device": device, "kernels": self.kernels}
         models = PUBLISHED if self.models == ("all",) else self.models or (settings.backbone.path,)
         plans = {}
         for model in models:

@@ -97,12 +97,19 @@ def locked_by_first(directory: Path) -> AbstractContextManager[None]:
     return locked(directory) if first() else nullcontext()
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether a flag is up on any process; all of them have to ask."""
+def anywhere(flag: bool, after: PyTree = ()) -> bool:
+    """Whether a flag is up on any process; all of them have to ask.
+
+    Args:
+        flag: this process's.
+        after: what is being computed, which is waited for: on a CPU two programs whose devices wait for each other can
+            run at the same time, and then none may end.
+    """
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
 
+    jax.block_until_ready(after)
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 

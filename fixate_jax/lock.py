@@ -28,7 +28,7 @@ class LockWarning(UserWarning):
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other runs out of a directory; it is made if need be, and removed again if it stays empty.
+    """Keep other runs out of a directory; it is made if need be, and removed if it stays empty.
 
     The lock is the system's (``flock`` on ``.lock``), so it goes with the process, however that ends. On NFS it holds
     between machines where the server keeps locks; mounted with ``nolock`` or ``local_lock=flock``, it holds on one
@@ -44,7 +44,7 @@ def locked(directory: Path) -> Iterator[None]:
     if sys.platform == "win32":  # It has no flock.
         yield
         return
-    path = directory / LOCK_FILE
+    path, made = directory / LOCK_FILE, [folder for folder in directory.parents if not folder.exists()]
     descriptor = _take(path)
     try:
         yield
@@ -52,7 +52,8 @@ def locked(directory: Path) -> Iterator[None]:
         # Removed while it is held, so that nobody else can have it by then; see `_take`.
         with suppress(OSError):
             path.unlink()
-            directory.rmdir()
+            for folder in (directory, *made):
+                folder.rmdir()
         os.close(descriptor)
 
 

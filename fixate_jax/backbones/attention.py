@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fixate_jax.backbones.products import multiply
 from fixate_jax.backbones.row_blocks import join_blocks, rows_of
 
 MASKED = -1e30
@@ -59,12 +60,12 @@ def blocked_attention(
 
     def one(first: Any, size: int, keys: int) -> Float[Array, "batch rows kv group width"]:
         asked, seen, read = rows_of(grouped, first, size), key[:, :keys], value[:, :keys]
-        scores = jnp.einsum("bqhgd,bkhd->bhgqk", asked, seen, preferred_element_type=precise(query)) * scale
+        scores = multiply("bqhgd,bkhd->bhgqk", asked, seen) * scale
         mask = jnp.ones((), bool) if valid is None else valid[:, None, None, None, :keys]
         if causal:
             mask = mask & (jnp.arange(keys)[None, :] <= (first + jnp.arange(size))[:, None])
         weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
-        out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), read, preferred_element_type=precise(value))
+        out = multiply("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), read)
         return out.astype(value.dtype)
 
     out = join_blocks(one, seq, block, causal=causal)
@@ -93,8 +94,8 @@ def tail_attention(
     kv, seq, tail = key.shape[-2], prefix_key.shape[1], query.shape[2]
     grouped = group_heads(query, kv)
     scale = query.shape[-1] ** -0.5
-    over_prefix = jnp.einsum("bcthgd,bshd->bchgts", grouped, prefix_key, preferred_element_type=precise(query))
-    over_tail = jnp.einsum("bcthgd,bcuhd->bchgtu", grouped, key, preferred_element_type=precise(query))
+    over_prefix = multiply("bcthgd,bshd->bchgts", grouped, prefix_key)
+    over_tail = multiply("bcthgd,bcuhd->bchgtu", grouped, key)
     causal = jnp.tril(jnp.ones((tail, tail), bool))
     scores = jnp.concatenate(
         [
@@ -108,6 +109,6 @@ def tail_attention(
     if tap is not None:
         weights = weights + tap.reshape(weights.shape)
     weights = weights.astype(value.dtype)
-    out = jnp.einsum("bchgts,bshd->bcthgd", weights[..., :seq], prefix_value, preferred_element_type=precise(value))
-    out += jnp.einsum("bchgtu,bcuhd->bcthgd", weights[..., seq:], value, preferred_element_type=precise(value))
+    out = multiply("bchgts,bshd->bcthgd", weights[..., :seq], prefix_value)
+    out += multiply("bchgtu,bcuhd->bcthgd", weights[..., seq:], value)
     return out.astype(value.dtype).reshape(query.shape), rows

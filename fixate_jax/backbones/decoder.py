@@ -20,18 +20,25 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from fixate_jax.backbones.after_page import attend_over_page, behind_page, page_alone, seen_rows, without_gap
-from fixate_jax.backbones.attention import blocked_attention, precise, tail_attention
+from fixate_jax.backbones.attention import blocked_attention, tail_attention
 from fixate_jax.backbones.decoder_layer import PLAIN, DecoderConfig, DecoderLayer, Remat, Rules
 from fixate_jax.backbones.flash import prefill_attention
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, Stream, TailOutput, WholeRows
+from fixate_jax.backbones.products import LOW, SAVED, multiply_frozen, packed, unpacked
 from fixate_jax.backbones.rope import rotary_angles
 from fixate_jax.backbones.sharding import by_rows, by_width
+
+_KEPT = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(SAVED),
+)
+"""Products without batch dimensions: those with weights."""
 
 
 def _rematerialised(body: Any, how: Remat) -> Any:
     if how == "none":
         return body
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if how == "dots" else None
+    policy = _KEPT if how == "dots" else None
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
@@ -86,12 +93,12 @@ class Decoder(nnx.Module):
         return make(rngs.split(size))
 
     def _stacks(self, *names: str) -> Iterator[tuple[Any, Any, Int[Array, " layers"]]]:
-        """Graph definition, stacked weights and layer indices of each named stack that is not empty."""
+        """Graph definition, stacked weights (packed) and layer indices of each named stack that is not empty."""
         for name in names:
             indices = self.config.groups[name]
             if len(indices):
                 graph, weights = nnx.split(getattr(self, name))
-                yield graph, weights, jnp.arange(indices.start, indices.stop)
+                yield graph, packed(weights), jnp.arange(indices.start, indices.stop)
 
     def angles(self, positions: Int[Array, "*dims 3"]) -> Float[Array, "*dims half"]:
         """Rotary angles at some positions."""
@@ -102,11 +109,9 @@ class Decoder(nnx.Module):
         """Final norm and output head, in float32."""
         normed = by_width(rules.norm(self.norm, hidden))
         if self.head is None:
-            scores = jnp.einsum(
-                "...d,vd->...v", normed, self.embed.embedding[...], preferred_element_type=precise(normed)
-            )
+            scores = multiply_frozen("...d,vd->...v", normed, self.embed.embedding[...])
         else:
-            scores = jnp.einsum("...d,dv->...v", normed, self.head.kernel[...], preferred_element_type=precise(normed))
+            scores = multiply_frozen("...d,dv->...v", normed, self.head.kernel[...])
         return by_rows(scores, "tensor")
 
     def _embedded(self, ids: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
@@ -200,7 +205,7 @@ class Decoder(nnx.Module):
 
         def body(graph: Any, x: Array, xs: tuple) -> tuple[Array, None]:
             weights, index, page = xs
-            layer = nnx.merge(graph, weights)
+            layer = nnx.merge(graph, unpacked(weights))
             query, tail_query = split(layer.query(x, angles, rules))
             (key, tail_key), (value, tail_value) = map(split, layer.key_value(x, angles, rules))
             attended, key, value = self._attend(query, key, value, page, stream, rules)
@@ -243,7 +248,7 @@ class Decoder(nnx.Module):
 
         def upper(graph: Any, x: Array, xs: tuple) -> tuple[Array, tuple]:
             weights, index, tap, page = xs
-            layer = nnx.merge(graph, weights)
+            layer = nnx.merge(graph, unpacked(weights))
             # Queries last: the order in which gradients are added up decides their last bits, and recipes note those.
             key, value = layer.key_value(x, below.angles, rules)
             query = layer.query(x, below.angles, rules)
@@ -341,7 +346,7 @@ class Decoder(nnx.Module):
 
         def step(graph: Any, hidden: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
             weights, prefix_key, prefix_value, tap = xs
-            layer = nnx.merge(graph, weights)
+            layer = nnx.merge(graph, unpacked(weights))
             key, value = layer.key_value(hidden, below.tail_angles, rules)
             query = layer.query(hidden, below.tail_angles, rules)
             attended, rows = tail_attention(
@@ -354,7 +359,11 @@ class Decoder(nnx.Module):
             part = slice(done, done + len(indices))
             tap = None if taps is None else taps[part]
             xs = (weights, prefix.key[part], prefix.value[part], tap)
-            hidden, (row, value) = jax.lax.scan(partial(step, graph), hidden, xs, unroll=self.config.unroll)
+            body = partial(step, graph)
+            if self.config.dtype == LOW:
+                # Or else the backward pass would keep a copy of the weights: those that are unpacked already.
+                body = _rematerialised(body, self.config.remat)
+            hidden, (row, value) = jax.lax.scan(body, hidden, xs, unroll=self.config.unroll)
             rows.append(row)
             values.append(value)
             done += len(indices)
@@ -381,7 +390,7 @@ class Decoder(nnx.Module):
 
         def layer_step(graph: Any, x: Array, xs: tuple) -> tuple[Array, Array]:
             weights, index = xs
-            layer = nnx.merge(graph, weights)
+            layer = nnx.merge(graph, unpacked(weights))
             key, value = layer.key_value(x, angles)
             attended = blocked_attention(
                 layer.query(x, angles), key, value, valid, causal=True, block=self.config.attention_block

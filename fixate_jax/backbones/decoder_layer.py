@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from fixate_jax.backbones import layers
 from fixate_jax.backbones.flash import Attention
 from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.backbones.rope import rotate
@@ -109,7 +110,7 @@ class DecoderLayer(nnx.Module):
             return nnx.RMSNorm(width, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
         def linear(inputs: int, outputs: int, bias: bool = False) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+            return layers.linear(inputs, outputs, dtype, rngs, bias=bias)
 
         heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.head_dim = config.head_dim

@@ -12,6 +12,7 @@ from fixate_jax.backbones.decoder_layer import PLAIN, Rules
 from fixate_jax.backbones.internvl_config import InternVLConfig, VisionConfig
 from fixate_jax.backbones.internvl_pages import PageInputs
 from fixate_jax.backbones.layers import layer_norm, linear, rms_norm
+from fixate_jax.backbones.products import packed, unpacked
 from fixate_jax.backbones.sharding import by_rows
 
 PROJECTOR_NORM_EPS = 1e-5
@@ -107,10 +108,10 @@ class VisionTower(nnx.Module):
         graph, weights = nnx.split(self.layers)
 
         def body(x: Array, w: Any) -> tuple[Array, Array]:
-            x = nnx.merge(graph, w)(x, rules)
+            x = nnx.merge(graph, unpacked(w))(x, rules)
             return x, x
 
-        x, states = jax.lax.scan(body, self._embed(pages), weights)
+        x, states = jax.lax.scan(body, self._embed(pages), packed(weights))
         tokens = self.projector(pixel_shuffle(x[:, 1:], self.merge), rules)
         features = tokens.reshape(batch, -1, 1, tokens.shape[-1])
         return features, states.reshape(len(states), batch, tiles, *x.shape[1:])

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from fixate_jax.backbones.products import linear_product
+
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -15,7 +17,9 @@ ACTIVATIONS = {
 
 def linear(inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
     """A linear layer."""
-    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, dot_general=linear_product, rngs=rngs
+    )
 
 
 def layer_norm(width: int, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -13,6 +13,7 @@ from fixate_jax.backbones.attention import blocked_attention
 from fixate_jax.backbones.decoder_layer import PLAIN, Rules
 from fixate_jax.backbones.inputs import HostOrDevice
 from fixate_jax.backbones.layers import layer_norm, linear
+from fixate_jax.backbones.products import packed, unpacked
 from fixate_jax.backbones.rope import rotate, vision_angles
 from fixate_jax.backbones.sharding import by_rows
 
@@ -170,10 +171,10 @@ class VisionTower(nnx.Module):
             graph, weights = nnx.split(stack)
 
             def body(x: Array, w: Any, graph: Any = graph) -> tuple[Array, Array]:
-                x = nnx.merge(graph, w)(x, angles, pages.valid, rules)
+                x = nnx.merge(graph, unpacked(w))(x, angles, pages.valid, rules)
                 return x, x
 
-            x, state = jax.lax.scan(body, x, weights)
+            x, state = jax.lax.scan(body, x, packed(weights))
             states.append(state)
             done += size
             outputs[done - 1] = x

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fixate_jax.backbones.attention import MASKED, group_heads, precise
+from fixate_jax.backbones.attention import MASKED, group_heads
+from fixate_jax.backbones.products import multiply
 
 
 def attention_rows(
@@ -16,7 +17,7 @@ def attention_rows(
     """Post-softmax causal attention of some rows, the first of them being position ``first``; 0 where masked."""
     scale = query.shape[-1] ** -0.5
     asked = group_heads(query, key.shape[2])
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", asked, key, preferred_element_type=precise(query)) * scale
+    scores = multiply("bqhgd,bkhd->bhgqk", asked, key) * scale
     rows = first + jnp.arange(query.shape[1])
     seen = valid[:, None, :] & (jnp.arange(key.shape[1]) <= rows[:, None])
     weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, MASKED), axis=-1)

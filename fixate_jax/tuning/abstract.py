@@ -79,7 +79,7 @@ def abstract_state(config: RunConfig, *, users: int, width: int) -> TrainState:
 
 
 def abstract_batch(shapes: Shapes, backbone: Any, *, rows: int, accumulate: int) -> Batch:
-    """The batch of an optimizer step whose page features come from the cache.
+    """The batch of an optimizer step whose page features, or keys and values of pages, come from the cache.
 
     Args:
         shapes: positions, page tokens, slots, answer tokens.
@@ -87,12 +87,14 @@ def abstract_batch(shapes: Shapes, backbone: Any, *, rows: int, accumulate: int)
         rows: sessions of a micro-batch.
         accumulate: micro-batches.
     """
-    decoder = backbone.decoder
+    decoder, page = backbone.decoder, shapes.page
     branches = 1 if shapes.tail == 1 else shapes.slots
 
     def array(*sides: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((accumulate, rows, *sides), dtype)
 
+    features = array(shapes.visual, 1 + decoder.deepstack_levels, decoder.width, dtype=decoder.dtype)
+    keys = array(2, decoder.layers, page, decoder.kv_heads, decoder.head_dim, dtype=decoder.dtype)
     inputs = SequenceInputs(
         token_ids=array(shapes.seq),
         start=array(),
@@ -102,7 +104,9 @@ def abstract_batch(shapes: Shapes, backbone: Any, *, rows: int, accumulate: int)
         tail_positions=array(branches, shapes.tail, 3),
         tail_valid=array(branches, shapes.tail, dtype=bool),
         visual_position=array(shapes.visual),
-        features=array(shapes.visual, 1 + decoder.deepstack_levels, decoder.width, dtype=decoder.dtype),
+        features=None if page else features,
+        page_valid=array(page, dtype=bool) if page else None,
+        page_keys=keys if page else None,
     )
     return Batch(
         inputs=inputs,

@@ -115,7 +115,7 @@ def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int
 def _train(run: "_Training", title: str) -> Tuned:
     with stop_requests() as asked:
         with run.saver, bar(title, len(run.plan), done=run.step) as (progress, task):
-            while not run.finished and not hosts.anywhere(bool(asked)):
+            while not run.finished and not hosts.anywhere(bool(asked), after=run.state):
                 note = run.advance()
                 progress.update(task, completed=run.step, note=note)
             if not run.finished:

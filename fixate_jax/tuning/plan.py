@@ -140,6 +140,8 @@ def sequence_shapes(backbone: AbstractBackbone, config: RunConfig, work: Workloa
         slots=work.slots,
         tail=work.answer,
         prompt=config.prompt.tokens,
+        # Where the soft prompt follows the page, keys and values up to the page's closing token are cached.
+        page=work.before + tokens + 1 if config.prompt.position == "after_image" else 0,
     )
 
 
@@ -150,7 +152,6 @@ def make_plan(
     *,
     device: int,
     kernels: bool = True,
-    after_image: bool = False,
 ) -> Plan:
     """Count everything.
 
@@ -160,26 +161,22 @@ def make_plan(
         work: sizes of pages and texts.
         device: bytes of a device.
         kernels: whether the platform has a flash kernel, which holds no scores of attention (GPUs and TPUs do).
-        after_image: whether the soft prompt follows the page, whose keys and values are cached instead of its features.
 
     Raises:
         ConfigError: when the operator's step is not planned.
     """
     _check(config)
     mesh, decoder, shapes = config.train.mesh, backbone.config.decoder, sequence_shapes(backbone, config, work)
-    cached = work.before + shapes.visual if after_image else 0
     rows, sessions = config.train.batch // (mesh[0] * mesh[1]), config.train.batch * config.train.accumulate
     # A mesh without devices is enough for shapes.
     grid: Any = AbstractMesh(mesh, AXES)
     weights = part_bytes(backbone.params, shardings(backbone.params, grid))
     state = abstract_state(config, users=work.users, width=decoder.width)
     batch = abstract_batch(shapes, backbone.config, rows=rows, accumulate=config.train.accumulate)
-    page = page_bytes(decoder, shapes, cached)
-    if cached:
-        batch = batch._replace(inputs=batch.inputs._replace(features=None))
+    page = page_bytes(decoder, shapes)
     cache = work.pages * page
     tier = choose_tier(cache, config.cache)
-    parts = train_parts(decoder, config, shapes, cached)
+    parts = train_parts(decoder, config, shapes)
     return Plan(
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backbone.params)),
         shapes=shapes,
@@ -187,40 +184,38 @@ def make_plan(
         arguments={
             "decoder weights": weights["decoder"],
             "prompt and optimizer": placed_bytes(state, Placement(grid, None).with_state(state).state),
-            "batch": tree_bytes(batch) + (config.train.accumulate * rows * page if cached else 0),
+            "batch": tree_bytes(batch),
         },
-        temporaries=temporaries(decoder, step_shape(decoder, config, shapes, kernels=kernels, cached=cached)),
+        temporaries=temporaries(decoder, step_shape(decoder, config, shapes, kernels=kernels)),
         idle={
             "vision tower weights": sum(size for name, size in weights.items() if name != "decoder"),
             "cache of pages": cache if tier == "device" else 0,
         },
         cache=cache,
         tier=tier,
-        cached=f"{'keys and values' if cached else 'features'} of {work.pages} pages",
+        cached=f"{'keys and values' if shapes.page else 'features'} of {work.pages} pages",
         flops={name: sessions * part.total for name, part in parts.items()},
         page_flops=flops.encode_page(backbone.config, units=_units(backbone, work)).total,
         device=device,
     )
 
 
-def page_bytes(decoder: DecoderConfig, shapes: Shapes, cached: int) -> int:
-    """What is cached of a page: its tokens' features, or keys and values of so many positions in every layer."""
-    if cached:
-        return 2 * decoder.layers * cached * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
+def page_bytes(decoder: DecoderConfig, shapes: Shapes) -> int:
+    """What is cached of a page: its tokens' features, or keys and values of its positions in every layer."""
+    if shapes.page:
+        return 2 * decoder.layers * shapes.page * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
     return shapes.visual * (1 + decoder.deepstack_levels) * decoder.width * decoder.dtype.itemsize
 
 
-def step_shape(
-    decoder: DecoderConfig, config: RunConfig, shapes: Shapes, *, kernels: bool, cached: int = 0
-) -> StepShape:
+def step_shape(decoder: DecoderConfig, config: RunConfig, shapes: Shapes, *, kernels: bool) -> StepShape:
     """One device's share of a micro-batch."""
     data, fsdp, tensor = config.train.mesh
-    takes = shapes.seq >= LANES and decoder.dtype == jnp.bfloat16 and decoder.head_dim <= LANES and not cached
+    takes = shapes.seq >= LANES and decoder.dtype == jnp.bfloat16 and decoder.head_dim <= LANES and not shapes.page
     return StepShape(
         rows=config.train.batch // (data * fsdp),
         seq=shapes.seq,
         tail=shapes.tail * _branches(config, shapes),
-        cached=cached,
+        cached=shapes.page,
         flash=kernels and takes and config.backbone.attention == "auto",
         tensor=tensor,
         fsdp=fsdp,
@@ -237,10 +232,10 @@ def _units(backbone: AbstractBackbone, work: Workload) -> int:
     return backbone.family.page_units(*backbone.pages.grid(*work.page), backbone.config)
 
 
-def train_parts(decoder: DecoderConfig, config: RunConfig, shapes: Shapes, cached: int) -> dict[str, flops.Flops]:
+def train_parts(decoder: DecoderConfig, config: RunConfig, shapes: Shapes) -> dict[str, flops.Flops]:
     """Operations of one session."""
     second = config.operator.name != "attention" and config.objective.alignment != "none"
-    return flops.train_parts(decoder, seq=shapes.seq, answer=shapes.tail, aligned=second, cached=cached)
+    return flops.train_parts(decoder, seq=shapes.seq, answer=shapes.tail, aligned=second, cached=shapes.page)
 
 
 def _check(config: RunConfig) -> None:
@@ -268,7 +263,7 @@ def largest_batch(backbone: AbstractBackbone, config: RunConfig, work: Workload,
 
     Args:
         backbone, config, work: as in :func:`make_plan`; the settings' own batch does not count.
-        how: `device`, `kernels` and `after_image`, as there.
+        how: `device` and `kernels`, as there.
     """
     share = config.train.mesh[0] * config.train.mesh[1]
 

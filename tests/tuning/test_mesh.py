@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from fixate_jax import hosts
 from fixate_jax.backbones.sharding import batch_axes, make_mesh, rule_of
@@ -103,7 +103,11 @@ def start(preset: Path, run: Path, *, processes: int) -> list[subprocess.Popen[s
 
 
 def finish(run: Path, started: list[subprocess.Popen[str]]) -> list[int]:
-    codes = [process.wait(timeout=500) for process in started]
+    try:
+        codes = [process.wait(timeout=500) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     for i, code in enumerate(codes):
         if code not in (0, 130):
             print(run.with_name(f"{run.name}-{i}.log").read_text()[-3000:])
@@ -182,7 +186,7 @@ def test_processes_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch)
 def test_small_states_are_copied_and_rows_are_shared() -> None:
     placement = Placement(make_mesh((1, 1, 1)), None)
     state = start_state(RunConfig(), users=3, width=16, seed=0)
-    assert all(place.spec == () for place in jax.tree.leaves(placement.with_state(state).state))
+    assert all(place.spec == PartitionSpec() for place in jax.tree.leaves(placement.with_state(state).state))
     assert placement.own_rows(5) == [0, 1, 2, 3, 4]
     mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
     assert batch_axes(mesh, 8) == ("data", "fsdp") and batch_axes(mesh, 6) is None

@@ -57,6 +57,14 @@ def test_memory_is_what_a_small_step_compiles_to(tmp_path: Path, remat: Any) -> 
     assert plan.temporaries.kept > (0.5 if remat == "dots" else 0.1) * plan.step_bytes
 
 
+def test_so_is_a_step_behind_cached_pages(tmp_path: Path) -> None:
+    config = settings(batch=16)
+    config = replace(config, prompt=replace(config.prompt, position="after_image"))
+    whole, temporary, plan = compare(open_abstract(write_small(tmp_path), config.backbone), config, WORK)
+    assert abs(whole - 1) < 0.15 and abs(temporary - 1) < 0.15
+    assert plan.page_flops > 0 and plan.shapes.page == 16 + plan.shapes.visual + 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "batch", "page"),
@@ -119,8 +127,8 @@ def test_every_part_counts(tmp_path: Path) -> None:
     assert plan.idle["cache of pages"] == plan.cache
     small = planned(backbone, replace(config, cache=CacheConfig(device_bytes=0)))
     assert small.tier == "host" and small.idle["cache of pages"] == 0
-    behind = planned(backbone, config, after_image=True)
-    cached = 16 + plan.shapes.visual
+    behind = planned(backbone, replace(config, prompt=replace(config.prompt, position="after_image")))
+    cached = 16 + plan.shapes.visual + 1
     assert behind.cache == 10 * 2 * 10 * cached * 4 * 64 * 4
     assert behind.temporaries.kept == plan.temporaries.kept * (plan.shapes.seq - cached + 1) // (plan.shapes.seq + 1)
     assert sum(behind.flops.values()) < sum(plan.flops.values()) / 2
