@@ -1,6 +1,6 @@
 """Users a second: many users side by side under vmap, beside a plain loop that tunes one at a time.
 
-python -m benchmarks.users                                  about 20 minutes on 2 cores
+python -m benchmarks.users                                  several minutes on 2 cores
 python -m benchmarks.users --users 1 8 --steps 2 --pairs 3  a quick look
 
 Both run the same program, compiled for a chunk of users and for one; compiling is not counted. A round is some steps of

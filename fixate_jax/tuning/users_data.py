@@ -14,6 +14,7 @@ from fixate_jax.backbones.inputs import HostOrDevice
 from fixate_jax.config import UsersConfig
 from fixate_jax.errors import ConfigError, DataError
 from fixate_jax.tuning.batches import Batch
+from fixate_jax.tuning.page_keys import PageKeyStore
 from fixate_jax.tuning.setup import Workspace
 
 
@@ -37,11 +38,13 @@ class PageTable(NamedTuple):
     """What a chunk's sessions need of their pages, once for each page.
 
     Attributes:
-        features: cached features, whatever they consist of; None where the vision tower runs in the step.
+        features: cached features; None where the vision tower runs in the step, or there are keys.
+        keys: keys and values of pages that the soft prompt follows, or None.
         pages: pages for the vision tower, or None.
     """
 
     features: Any
+    keys: Any
     pages: Any
 
 
@@ -110,8 +113,14 @@ class UserData:
 
     def pages(self, members: Sequence[UserIndices]) -> list[str]:
         """Pages of some users' sessions, each once."""
+        return list(dict.fromkeys(self._page(i) for m in members for i in (*m.train, *m.validation)))
+
+    def _page(self, index: int) -> str:
+        """What a session's page is known by: with keys kept, the chat before it counts as well."""
         data = self.workspace.data
-        return list(dict.fromkeys(data.sessions[i].page_id for m in members for i in (*m.train, *m.validation)))
+        if isinstance(data.page_keys, PageKeyStore):
+            return str(data.page_keys.entry_of[index])
+        return data.sessions[index].page_id
 
     def sessions_of(self, members: Sequence[UserIndices], page: dict[str, int]) -> UserSessions:
         """Sessions of a chunk of users.
@@ -127,13 +136,13 @@ class UserData:
     def page_table(self, pages: Sequence[str], size: int) -> PageTable:
         """Features of some pages, filled up to ``size`` with copies of the first."""
         data, step = self.workspace.data, self.workspace.config.train.eval_batch
-        first = {session.page_id: i for i, session in reversed(list(enumerate(data.sessions)))}
+        first = {self._page(i): i for i in reversed(range(len(data.sessions)))}
         shown = [first[page] for page in pages]
         shown += shown[:1] * (size - len(shown))
         parts = []
         for i in range(0, size, step):
             batch = data.batch(shown[i : i + step])
-            parts.append(PageTable(batch.inputs.features, batch.pages))
+            parts.append(PageTable(batch.inputs.features, batch.inputs.page_keys, batch.pages))
         table: PageTable = jax.tree.map(lambda *leaves: jnp.concatenate([jnp.asarray(x) for x in leaves]), *parts)
         return table
 
@@ -142,7 +151,7 @@ class UserData:
         settings, train, held = self.settings, len(member.train), len(member.validation)
         at = np.full(self.micro * settings.batch, -1, np.int32)
         at[:held] = np.arange(train, train + held)
-        shown = [page[self.workspace.data.sessions[i].page_id] for i in indices]
+        shown = [page[self._page(i)] for i in indices]
         missing = self.sessions - len(indices)
         return UserSessions(
             rows=self._rows(indices + indices[:1] * missing),
@@ -156,7 +165,7 @@ class UserData:
         parts = []
         for i in range(0, len(indices), step):
             batch = self.workspace.data.batch(indices[i : i + step])
-            parts.append(batch._replace(inputs=batch.inputs._replace(features=None), pages=None))
+            parts.append(batch._replace(inputs=batch.inputs._replace(features=None, page_keys=None), pages=None))
         rows: Batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         return rows
 
@@ -200,8 +209,11 @@ def take_batch(sessions: UserSessions, table: PageTable, where: Int[Array, " bat
     at = jnp.maximum(where, 0)
     page = sessions.page[at]
     batch: Batch = jax.tree.map(lambda x: x[at], sessions.rows)
-    features, pages = jax.tree.map(lambda x: x[page], (table.features, table.pages))
+    shown: PageTable = jax.tree.map(lambda x: x[page], table)
     weight: Float[Array, " batch"] = (where >= 0).astype(jnp.float32)
     return batch._replace(
-        inputs=batch.inputs._replace(features=features), pages=pages, user=jnp.zeros_like(at), weight=weight
+        inputs=batch.inputs._replace(features=shown.features, page_keys=shown.keys),
+        pages=shown.pages,
+        user=jnp.zeros_like(at),
+        weight=weight,
     )

@@ -335,3 +335,15 @@ def test_several_lengths_are_refused(
     monkeypatch.setattr(workspace.data, "buckets", workspace.data.buckets * 2)
     with pytest.raises(ConfigError, match="per-user tuning wants one length of sequences; set it to 1"):
         tune(workspace, basis)
+
+
+def test_prompts_behind_the_page_are_tuned_over_its_keys(
+    workspace: Workspace, basis: PromptParams, tmp_path: Path
+) -> None:
+    config = replace(workspace.config, prompt=replace(workspace.config.prompt, position="after_image"))
+    opened = few_sessions(open_workspace(config, workspace.store, directory=tmp_path))
+    assert opened.data.page_keys is not None
+    pair, alone = (tune(opened, basis, config, users=users) for users in (["4", "0"], ["0"]))
+    assert_same(pair, alone, ("0",))
+    table = pair.table[pair.table["user"] == "0"]
+    assert (table["score_after"] < table["score_before"]).all()
