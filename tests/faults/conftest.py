@@ -13,20 +13,20 @@ from fixate_jax.tuning.setup import Workspace, open_workspace
 from tests.faults.harness import SEED, in_memory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     config = in_memory(tmp_path_factory.mktemp("data") / "store")
     return open_workspace(config, open_or_prepare(config.data), directory=tmp_path_factory.mktemp("work"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_step() -> Iterator[None]:
-    """Every run with the same settings takes the same jitted step."""
+    """Every run with the same settings takes the same jitted step, in this package alone: the patch goes with it."""
     made: dict[str, Any] = {}
     make = loop.make_train_step
 
     def once(graph: Any, config: Any, **rest: Any) -> Any:
-        name = repr((config.objective, config.optimizer, rest))
+        name = repr((config.backbone, config.prompt, config.operator, config.objective, config.optimizer, rest))
         if name not in made:
             made[name] = make(graph, config, **rest)
         return made[name]
@@ -36,7 +36,7 @@ def one_step() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(workspace: Workspace, one_step: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a finished training."""
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
