@@ -47,12 +47,16 @@ class DataConfig:
     """What to do with a bad row: stop, or leave it out and count it."""
     max_users: int | None = None
     """Use only the first so many users (None: all)."""
+    train_sessions: int | None = None
+    """Learn from at most so many sessions of each user (None: all); those for fewer are among those for more."""
 
     def __post_init__(self) -> None:
         _require(self.page_width >= 64, "data.page_width", self.page_width, "at least 64 pixels are needed")
         _require(self.gaze_temperature > 0, "data.gaze_temperature", self.gaze_temperature, "must be above 0")
         _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must not be negative")
-        _require(self.max_users is None or self.max_users > 0, "data.max_users", self.max_users, "must be above 0")
+        for name in ("max_users", "train_sessions"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"data.{name}", value, "must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ DATASETS: dict[str, DataSet] = {
 }
 """Data sets by name."""
 
-NOT_STORED = ("store", "signal", "common_sessions", "gaze_temperature")
+NOT_STORED = ("store", "signal", "common_sessions", "gaze_temperature", "train_sessions")
 """Settings that do not change what a store holds."""
 
 

@@ -20,6 +20,7 @@ from fixate_jax.backbones import Backbone, EncodedSession, load_backbone, resolv
 from fixate_jax.backbones.sharding import make_mesh, shardings
 from fixate_jax.config import RunConfig
 from fixate_jax.data import usable_sessions
+from fixate_jax.data.few import few_sessions
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
@@ -122,6 +123,10 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
         raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")
+    if config.data.train_sessions is not None:
+        splits["train"] = few_sessions(
+            sessions, splits["train"], config.data.train_sessions, seed=config.data.split_seed
+        )
     mesh = open_mesh(config.train.mesh)
     with hosts.first_alone():
         resolve(config.backbone.path, work=directory, revision=config.backbone.revision)

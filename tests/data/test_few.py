@@ -1,0 +1,48 @@
+"""A few sessions of each person: nested, independent of company, only of those given."""
+
+from pathlib import Path
+
+import pytest
+
+from fixate_jax.config import BackboneConfig, DataConfig, RunConfig
+from fixate_jax.data import SessionStore, open_or_prepare
+from fixate_jax.data.few import few_sessions
+from fixate_jax.errors import ConfigError
+from fixate_jax.tuning.setup import open_workspace
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SessionStore:
+    config = DataConfig(name="synthetic_choice", store=tmp_path_factory.mktemp("few") / "s", page_width=64, max_users=3)
+    return open_or_prepare(config)
+
+
+def test_fewer_are_among_more_and_nobody_else_matters(store: SessionStore) -> None:
+    sessions = list(store.sessions)
+    train = [i for i, s in enumerate(sessions) if s.split == "train"]
+    kept = {count: few_sessions(sessions, train, count, seed=0) for count in (1, 2, 5, 1000)}
+    assert kept[1000] == train
+    for fewer, more in ((1, 2), (2, 5), (5, 1000)):
+        assert set(kept[fewer]) < set(kept[more])
+    for user in store.users:
+        own = [i for i in train if sessions[i].user_id == user]
+        assert few_sessions(sessions, own, 2, seed=0) == [i for i in kept[2] if sessions[i].user_id == user]
+        assert sum(sessions[i].user_id == user for i in kept[5]) == 5
+    assert few_sessions(sessions, train, 5, seed=1) != kept[5]
+
+
+def test_a_workspace_learns_from_no_more(store: SessionStore, tmp_path: Path) -> None:
+    """Validation and test stay as they are, and so does the store."""
+    data = DataConfig(
+        name="synthetic_choice", store=store.directory, page_width=64, max_users=3, train_sessions=2, split_seed=0
+    )
+    config = RunConfig(data=data, backbone=BackboneConfig(tapped_layers=1))
+    workspace = open_workspace(config, open_or_prepare(data), directory=tmp_path)
+    splits = {split: sum(s.split == split for s in store.sessions) for split in ("validation", "test")}
+    assert {split: len(workspace.splits[split]) for split in splits} == splits
+    assert sorted(s.user_id for s in workspace.sessions("train")) == sorted(2 * store.users)
+
+
+def test_none_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data.train_sessions = 0: must be above 0"):
+        DataConfig(train_sessions=0)
