@@ -72,9 +72,17 @@ def _places(spec: str) -> tuple[str, str, str]:
     return first, second, result
 
 
-# What a rule computes forwards is plain, so JAX's own where the gradient is differentiated: exact, and just a few
-# tokens. (JAX 0.10 loses residuals where a rule calls its own function there.)
-product.defvjp(lambda spec, a, b, out: (_multiplied(spec, a, b, out), (a, b)), _product_back)
+def _product_forward(spec: str, a: Array, b: Array, out: Any) -> tuple[Array, tuple[Array, Array]]:
+    # The rule's own function, so that the gradient's gradient is made of such products too. JAX 0.10 mixes residuals up
+    # there where one is an argument untouched, in a scan that is differentiated twice: so each is rounded to what it is.
+    exponent, mantissa = jnp.finfo(LOW).nexp, jnp.finfo(LOW).nmant
+    return product(spec, a, b, out), (
+        jax.lax.reduce_precision(a, exponent, mantissa),
+        jax.lax.reduce_precision(b, exponent, mantissa),
+    )
+
+
+product.defvjp(_product_forward, _product_back)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -83,13 +91,18 @@ def frozen_product(spec: str, x: Float[Array, "..."], weights: Float[Array, "...
     return _multiplied(spec, x, weights, out)
 
 
-def _frozen_back(spec: str, out: Any, weights: Array, cotangent: Array) -> tuple[Array, None]:
+def _frozen_forward(spec: str, x: Array, weights: Array, out: Any) -> tuple[Array, Array]:
+    return frozen_product(spec, x, weights, out), jax.lax.bitcast_convert_type(weights, BITS)
+
+
+def _frozen_back(spec: str, out: Any, bits: Array, cotangent: Array) -> tuple[Array, None]:
     del out
     first, second, result = _places(spec)
+    weights = jax.lax.bitcast_convert_type(bits, LOW)
     return frozen_product(f"{result},{second}->{first}", cotangent.astype(LOW), weights, LOW), None
 
 
-frozen_product.defvjp(lambda spec, x, weights, out: (_multiplied(spec, x, weights, out), weights), _frozen_back)
+frozen_product.defvjp(_frozen_forward, _frozen_back)
 
 
 def packed(weights: Any) -> Any:
