@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fixate_jax.backbones import layers
+from fixate_jax.backbones.attention import precise
 from fixate_jax.backbones.flash import Attention
 from fixate_jax.backbones.layers import ACTIVATIONS
 from fixate_jax.backbones.rope import rotate
@@ -79,8 +80,9 @@ class Rules:
         return ACTIVATIONS[name](x)
 
     def gated(self, gate: Float[Array, "*dims ff"], up: Float[Array, "*dims ff"]) -> Float[Array, "*dims ff"]:
-        """The gated activation."""
-        return jax.nn.silu(gate) * up
+        """The gated activation, computed in float32 or wider and rounded once."""
+        wide = precise(gate)
+        return (jax.nn.silu(gate.astype(wide)) * up.astype(wide)).astype(gate.dtype)
 
     def query(self, query: Float[Array, "*dims heads head"]) -> Float[Array, "*dims heads head"]:
         """Queries on their way into attention."""

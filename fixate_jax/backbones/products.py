@@ -28,13 +28,33 @@ def spelled_out(spec: str, a: Float[Array, "..."]) -> str:
     return spec.replace("...", "ABCDEFGH"[: a.ndim - len(named)])
 
 
+def _places(spec: str) -> tuple[str, str, str]:
+    inputs, result = spec.split("->")
+    first, second = inputs.split(",")
+    return first, second, result
+
+
+def _in_order(spec: str, a: Array, b: Array) -> Array:
+    """The einsum in float32 with its arrays in the order written: jnp.einsum may exchange them.
+
+    The order decides which of them XLA makes a transposed copy of, and whether it does of the result.
+    """
+    first, second, result = _places(spec)
+    shared = [i for i in result if i in first and i in second]
+    summed = [i for i in first if i in second and i not in result]
+    axes = lambda some: ([first.index(i) for i in some], [second.index(i) for i in some])  # noqa: E731
+    made = jax.lax.dot_general(a, b, (axes(summed), axes(shared)), preferred_element_type=jnp.float32)
+    order = [*shared, *(i for i in first if i not in second), *(i for i in second if i not in first)]
+    return jnp.transpose(made, [order.index(i) for i in result])
+
+
 def _summed_wide(spec: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(LOW)
+    return _in_order(spec, a, b).astype(LOW)
 
 
 def _multiplied(spec: str, a: Array, b: Array, out: Any) -> Array:
     if out != LOW:
-        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+        return _in_order(spec, a, b)
     # Elsewhere the matrix units sum in float32 whatever is asked for, and write half as much.
     return jax.lax.platform_dependent(a, b, cpu=partial(_summed_wide, spec), default=partial(jnp.einsum, spec))
 
@@ -57,29 +77,30 @@ def product(spec: str, a: Float[Array, "..."], b: Float[Array, "..."], out: Any)
 
 def _product_back(spec: str, out: Any, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     del out
-    a, b = saved
+    a, b = (x.reshape(x.shape[1:]) for x in saved)
     first, second, result = _places(spec)
     rounded = cotangent.astype(LOW)
-    return (
-        product(f"{result},{second}->{first}", rounded, b, LOW),
-        product(f"{first},{result}->{second}", a, rounded, LOW),
-    )
+    return _gradient(first, (b, second), (rounded, result)), _gradient(second, (a, first), (rounded, result))
 
 
-def _places(spec: str) -> tuple[str, str, str]:
-    inputs, result = spec.split("->")
-    first, second = inputs.split(",")
-    return first, second, result
+def _gradient(of: str, *factors: tuple[Array, str]) -> Array:
+    """A product of which no copy is made of the larger factor (in attention, the scores): it stays as it lies."""
+    (small, its), (large, its_own) = sorted(factors, key=lambda factor: factor[0].size)
+    shared = "".join(i for i in of if i in its and i in its_own)
+    free_small, free_large = ("".join(i for i in of if i in place and i not in shared) for place in (its, its_own))
+    if its_own[-1] in of:
+        order = shared + free_small + free_large
+        made = product(f"{its},{its_own}->{order}", small, large, LOW)
+    else:
+        order = shared + free_large + free_small
+        made = product(f"{its_own},{its}->{order}", large, small, LOW)
+    return jnp.transpose(made, [order.index(i) for i in of])
 
 
 def _product_forward(spec: str, a: Array, b: Array, out: Any) -> tuple[Array, tuple[Array, Array]]:
     # The rule's own function, so that the gradient's gradient is made of such products too. JAX 0.10 mixes residuals up
-    # there where one is an argument untouched, in a scan that is differentiated twice: so each is rounded to what it is.
-    exponent, mantissa = jnp.finfo(LOW).nexp, jnp.finfo(LOW).nmant
-    return product(spec, a, b, out), (
-        jax.lax.reduce_precision(a, exponent, mantissa),
-        jax.lax.reduce_precision(b, exponent, mantissa),
-    )
+    # there where one is an argument untouched, in a scan that is differentiated twice: so each gets a side of length 1.
+    return product(spec, a, b, out), (a[None], b[None])
 
 
 product.defvjp(_product_forward, _product_back)
