@@ -19,27 +19,42 @@ STEP = "step, AttnLRP"
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Case]:
-    """The same model, weights and batch in float32 and in bfloat16."""
-    sizes = TinySizes(vocab=600, width=64, ff=96, layers=3, heads=4, kv_heads=2, head_dim=16)
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A model and a batch in float32."""
+    sizes = TinySizes(vocab=600, width=64, ff=96, layers=3, heads=4, kv_heads=2, head_dim=16, deepstack=(0,))
     directory: Path = tmp_path_factory.mktemp("low")
-    with patch.object(setup, "BENCH_SIZES", sizes), patch.object(setup, "PAGE", (400, 240)):
-        wide = make_case(directory)
+    with patch.object(setup, "BENCH_SIZES", sizes), patch.object(setup, "PAGE", (320, 192)):
+        return make_case(directory)
+
+
+@pytest.fixture(scope="module")
+def low(wide: Case) -> Case:
+    """The same in bfloat16."""
     config = replace(wide.config, backbone=replace(wide.config.backbone, dtype="bfloat16"))
-    low = load_backbone(config.backbone)
-    rounded = jax.tree.map(lambda w: w.astype("float32"), low.params)
-    backbone = replace(wide.backbone, params=rounded)
-    return replace(wide, backbone=backbone), replace(wide, config=config, backbone=low)
+    return replace(wide, config=config, backbone=load_backbone(config.backbone))
 
 
-def _step(case: Case) -> Any:
-    return functions(case)[STEP](case.prompt, case.backbone.params, case.cached)
+@pytest.fixture(scope="module")
+def compiled(low: Case) -> Any:
+    """The bfloat16 step."""
+    return functions(low)[STEP].lower(low.prompt, low.backbone.params, low.cached).compile()
 
 
-def test_loss_and_gradient_are_those_of_float32(cases: tuple[Case, Case]) -> None:
+def test_loss_and_gradient_are_those_of_float32(wide: Case, low: Case, compiled: Any) -> None:
     """Of weights rounded to bfloat16 likewise; the prompt's gradient stays float32."""
-    wide, low = (_step(case) for case in cases)
-    loss, cosine = agreement(wide, low)
+    rounded = jax.tree.map(lambda w: w.astype("float32"), low.backbone.params)
+    expected = functions(wide)[STEP](wide.prompt, rounded, wide.cached)
+    found = compiled(low.prompt, low.backbone.params, low.cached)
+    loss, cosine = agreement(expected, found)
     assert loss < 1e-2
     assert cosine > 0.99
-    assert low[1].basis.dtype == np.float32
+    assert found[1].basis.dtype == np.float32
+
+
+def test_no_stack_of_weights_is_copied_to_float32(low: Case, compiled: Any) -> None:
+    """In the whole compiled step: forward, tail and both gradients."""
+    program = compiled.as_text()
+    stacks = {leaf.shape for leaf in jax.tree.leaves(low.backbone.params) if leaf.ndim == 3 and leaf.shape[0] > 1}
+    assert stacks
+    for shape in stacks:
+        assert f"f32[{','.join(map(str, shape))}]" not in program
