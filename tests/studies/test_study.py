@@ -101,7 +101,7 @@ def test_programs_that_differ_in_numbers_alone_are_tried_once(whole: Study) -> N
 
 
 def test_when_the_last_worker_is_done() -> None:
-    works = [Work(seconds=s, open=1.0, workspace=w) for s, w in ((5, "a"), (3, "a"), (3, "a"), (1, "b"))]
+    works = [Work(seconds=s, open=1.0, workspace=w) for s, w in ((5.0, "a"), (3.0, "a"), (3.0, "a"), (1.0, "b"))]
     assert makespan(works, 1) == 12 + 2  # "a" is opened once, then "b".
     assert makespan(works, 2) == 8  # 6, then b; 4, then a: 7, and b: 8 or 9.
     assert makespan([], 2) == 0
