@@ -77,7 +77,7 @@ def product(spec: str, a: Float[Array, "..."], b: Float[Array, "..."], out: Any)
 
 def _product_back(spec: str, out: Any, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     del out
-    a, b = (x.reshape(x.shape[1:]) for x in saved)
+    a, b = saved
     first, second, result = _places(spec)
     rounded = cotangent.astype(LOW)
     return _gradient(first, (b, second), (rounded, result)), _gradient(second, (a, first), (rounded, result))
@@ -97,13 +97,8 @@ def _gradient(of: str, *factors: tuple[Array, str]) -> Array:
     return jnp.transpose(made, [order.index(i) for i in of])
 
 
-def _product_forward(spec: str, a: Array, b: Array, out: Any) -> tuple[Array, tuple[Array, Array]]:
-    # The rule's own function, so that the gradient's gradient is made of such products too. JAX 0.10 mixes residuals up
-    # there where one is an argument untouched, in a scan that is differentiated twice: so each gets a side of length 1.
-    return product(spec, a, b, out), (a[None], b[None])
-
-
-product.defvjp(_product_forward, _product_back)
+# Here and below a rule forwards is its own function, so that the gradient's gradient is made of such products too.
+product.defvjp(lambda spec, a, b, out: (product(spec, a, b, out), (a, b)), _product_back)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -113,6 +108,7 @@ def frozen_product(spec: str, x: Float[Array, "..."], weights: Float[Array, "...
 
 
 def _frozen_forward(spec: str, x: Array, weights: Array, out: Any) -> tuple[Array, Array]:
+    # Kept as bits: weights kept untouched JAX 0.10 loses in a scan that is differentiated twice.
     return frozen_product(spec, x, weights, out), jax.lax.bitcast_convert_type(weights, BITS)
 
 
