@@ -13,6 +13,7 @@ from rich.console import Console
 from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.cli_studies import Ablate, Sweep
+from fixate_jax.cli_transfer import Transfer
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.durable import advice, is_full
 from fixate_jax.errors import ConfigError, FixateError
@@ -347,6 +348,7 @@ Command = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Transfer, tyro.conf.subcommand("transfer")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[PretrainTiny, tyro.conf.subcommand("pretrain-tiny")]
@@ -358,6 +360,7 @@ WITH_PRESET: dict[str, Any] = {
     "tune-users": TuneUsers,
     "ablate": Ablate,
     "sweep": Sweep,
+    "transfer": Transfer,
     "analyze": Analyze,
     "plan": Plan,
 }
