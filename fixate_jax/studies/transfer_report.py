@@ -92,8 +92,8 @@ def tests_table(people: pd.DataFrame, counts: Sequence[int]) -> pd.DataFrame:
 
     Returns:
         `k`, `against`, `metric`, `difference` (coefficients − the other, mean over people), `low`, `high` (95%
-        bootstrap interval), `p` (Wilcoxon), `p holm` (corrected over the whole table), `better` (people for whom the coefficients
-        are better) and `users`.
+        bootstrap interval), `p` (Wilcoxon), `p holm` (corrected over the whole table), `better` (people for whom the
+        coefficients are better) and `users`.
     """
     rows: list[dict[str, Any]] = []
     for k in counts:
@@ -122,7 +122,7 @@ def cold_start(path: Path, people: pd.DataFrame, *, counts: Sequence[int], most:
     """
     some = [k for k in counts if k != ALL]
     places = [*some, max(most, 1.5 * max(some))]
-    figure = Figure(figsize=(9.4, 3.9), dpi=150)
+    figure = Figure(figsize=(9.4, 4.4), dpi=150)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(1, len(TESTED), squeeze=False)[0]
     for axis, metric in zip(axes, TESTED, strict=True):
@@ -137,7 +137,7 @@ def cold_start(path: Path, people: pd.DataFrame, *, counts: Sequence[int], most:
         axis.minorticks_off()
         axis.set_xlabel("sessions known of a new person", fontsize=9)
         _style(axis, arrow(metric))
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return _save(figure, path)
 
 
@@ -177,8 +177,8 @@ def _page(measures: pd.DataFrame, tests: pd.DataFrame, people: pd.DataFrame, nam
     table = wide.fillna("–").reset_index()
     return (
         f"# New people of {name}\n\n{people['user_id'].nunique()} people, each new once. Free-running; means over "
-        "people, ± deviation over seeds. `k`: sessions known of a new person; a – where it makes no difference. `together` has "
-        f"learnt from everybody.\n\n{to_markdown(table)}\n"
+        "people, ± deviation over seeds. `k`: sessions known of a new person; a – where it makes no difference. "
+        f"`together` has learnt from everybody.\n\n{to_markdown(table)}\n"
         "Coefficients against the others, over people; negative differences in kl and positive ones in accuracy speak "
         f"for the coefficients; `p holm` is corrected over this table.\n\n{to_markdown(tests)}"
     )
