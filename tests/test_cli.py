@@ -22,7 +22,7 @@ RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
 COMMANDS = (
     "prepare, train, tune-users, ablate, sweep, transfer, evaluate, probe, faithfulness, verify, convert, analyze, "
-    "pretrain-tiny, read"
+    "plan, pretrain-tiny, read"
 )
 
 
