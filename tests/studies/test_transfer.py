@@ -1,9 +1,10 @@
-"""New people: who may be learnt from, what a stop changes, and the commands's tables."""
+"""New people: who may be learnt from, what a stop changes, and the command's tables."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +23,7 @@ from fixate_jax.config import (
 )
 from fixate_jax.data import open_or_prepare
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.prompts import PromptParams
 from fixate_jax.settings import dump_config
 from fixate_jax.studies import transfer as module
 from fixate_jax.studies.few import new_person_predictions, population_predictions
@@ -106,7 +108,7 @@ def test_the_population_is_that_of_the_known_people(
 
     def trained(workspace: Workspace, *args: object, **kwargs: object) -> object:
         rows = [[float(i), 0.0, 0.0] for i in range(len(workspace.users))]
-        prompt = module.PromptParams(np.zeros((3, 2, 128), np.float32), np.array(rows, np.float32))  # type: ignore[arg-type]
+        prompt = PromptParams(jnp.zeros((3, 2, 128)), jnp.array(rows))
         return type("Tuned", (), {"prompt": prompt})
 
     monkeypatch.setattr(module, "train", trained)
@@ -177,9 +179,9 @@ def test_killed_and_given_again_gives_the_same_tables(
 def test_nobody_keeps_their_own_coefficients_in_the_swap(workspace: Workspace) -> None:
     tuned = module.UserPrompts(
         users=("a", "b", "c"),
-        own=np.eye(3, dtype=np.float32),  # type: ignore[arg-type]
-        basis=np.zeros((3, 2, 4), np.float32),  # type: ignore[arg-type]
-        start=np.zeros(3, np.float32),  # type: ignore[arg-type]
+        own=jnp.eye(3),
+        basis=jnp.zeros((3, 2, 4)),
+        start=jnp.zeros(3),
         table=pd.DataFrame(),
         log=pd.DataFrame(),
         chunk=1,
