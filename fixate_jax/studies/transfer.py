@@ -7,7 +7,7 @@ their first k training sessions. Both directions are done, so that everybody is 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,10 @@ class _Transfer:
 
     def _pieces(self) -> Iterator[Piece]:
         seeds = self.config.train.seeds
-        yield self.run / "backbone.parquet", lambda: self._backbone(seeds)
+        yield self.run / "backbone.parquet", partial(self._backbone, seeds)
         for seed in seeds:
             folder = seed_directory(self.run, seed)
-            yield folder / "together.parquet", lambda seed=seed: self._together(seed)
+            yield folder / "together.parquet", partial(self._together, seed)
             for direction in self.directions:
                 yield from direction.pieces(seed)
 
@@ -214,9 +214,9 @@ class _Direction:
 
     def pieces(self, seed: int) -> Iterator[Piece]:
         """The pieces of one seed."""
-        yield self.folder(seed) / "population.parquet", lambda: self._population(seed)
+        yield self.folder(seed) / "population.parquet", partial(self._population, seed)
         for k in self.study.wanted.counts:
-            yield self.folder(seed) / f"{_name(k)}.parquet", lambda k=k: self._new_people(seed, k)
+            yield self.folder(seed) / f"{_name(k)}.parquet", partial(self._new_people, seed, k)
 
     def basis(self, seed: int) -> PromptParams:
         """The known people's prompts: a basis, and the rows of none but them."""
