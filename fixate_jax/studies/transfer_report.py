@@ -121,7 +121,7 @@ def cold_start(path: Path, people: pd.DataFrame, *, counts: Sequence[int], most:
         most: place of `ALL` on the axis, in sessions.
     """
     some = [k for k in counts if k != ALL]
-    places = [*some, max(most, 1.5 * max(some))]
+    places = [*map(float, some), max(most, 1.5 * max(some))]
     figure = Figure(figsize=(9.4, 4.4), dpi=150)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(1, len(TESTED), squeeze=False)[0]
