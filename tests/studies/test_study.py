@@ -66,7 +66,7 @@ def test_killed_and_given_again_it_ends_with_the_same_tables(whole: Study, tmp_p
         time.sleep(0.02)
     assert not any(map(alive, workers)), "a worker outlived the command"
     before = {path: path.stat().st_mtime_ns for path in measured(made)}
-    assert 0 < len(before) < 3
+    assert len(before) == 1
     finish(made)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for ours, expected in zip(tables(made), tables(whole), strict=True):
@@ -85,7 +85,7 @@ def test_a_trial_tells_what_a_cell_takes(whole: Study, tmp_path: Path) -> None:
     cell = whole.groups()[0][0]
     pace = forecast.pace_of(cell, tmp_path)
     assert pace.steps == len(pd.read_json(cell.folder / "seed-1" / "metrics.jsonl", lines=True)["loss"].dropna())
-    assert pace.validations == 2 and pace.sessions == len(pd.read_parquet(cell.measures).query("mode == 'TF'")) / 2
+    assert pace.validations == 2 and pace.sessions == pd.read_parquet(cell.measures)["session_id"].nunique()
     assert min(pace.open, pace.step, pace.session, pace.beside) > 0
     assert list(tmp_path.glob("trial-*")) == [], "nothing of a trial is kept"
     twice = pace.cell(cell.config) - forecast.COMPILED_AGAIN * pace.compile
@@ -93,7 +93,7 @@ def test_a_trial_tells_what_a_cell_takes(whole: Study, tmp_path: Path) -> None:
 
 
 def test_programs_that_differ_in_numbers_alone_are_tried_once(whole: Study) -> None:
-    first, second, _ = (group[0] for group in whole.groups())
+    first, second = (group[0] for group in whole.groups())
     assert first.config != second.config and forecast._programs(first) == forecast._programs(second)
     sizes = variants_of(preset(whole.out.parent), {"prompt.basis": (1, 2), "prompt.tokens": (2, 3)})
     other = study(whole.out.parent, whole.out, sizes)
@@ -101,7 +101,7 @@ def test_programs_that_differ_in_numbers_alone_are_tried_once(whole: Study) -> N
 
 
 def test_when_the_last_worker_is_done() -> None:
-    works = [Work(seconds=s, open=1.0, workspace=w) for s, w in ((5, "a"), (3, "a"), (3, "a"), (1, "b"))]
+    works = [Work(seconds=s, open=1.0, workspace=w) for s, w in ((5.0, "a"), (3.0, "a"), (3.0, "a"), (1.0, "b"))]
     assert makespan(works, 1) == 12 + 2  # "a" is opened once, then "b".
     assert makespan(works, 2) == 8  # 6, then b; 4, then a: 7, and b: 8 or 9.
     assert makespan([], 2) == 0
