@@ -152,7 +152,7 @@ def test_tables_and_figures_of_everybody(finished: Path) -> None:
     assert free["coefficients"] != free["coefficients_swapped"]
 
 
-def test_killed_and_given_again_gives_the_same_tables(
+def test_a_missing_piece_alone_is_done_again_and_the_tables_stay(
     config: RunConfig, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: (finished / name).read_bytes() for name in ("measures.csv", "tests.csv", "tables.md")}
