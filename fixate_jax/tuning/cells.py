@@ -29,6 +29,7 @@ from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, claim_run, s
 from fixate_jax.tuning.loop import train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace
+from fixate_jax.tuning.side_by_side import can_go_together, train_seeds
 
 OPERATORS: dict[str, dict[str, Any]] = {
     "attention": {"name": "attention"},
@@ -94,7 +95,7 @@ def with_operator(config: RunConfig, name: str) -> RunConfig:
     )
 
 
-def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> None:
+def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, together: bool | None = None) -> None:
     """Tune and measure every cell that is not on disk yet.
 
     Args:
@@ -102,6 +103,7 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> N
         out: where the workers' logs, compiled programs and page features go.
         jobs: worker processes; each gets its part of the cores.
         title: of the progress bar.
+        together: see `run_group`.
 
     Raises:
         ConfigError: when a folder was made with other settings, or another process is at it.
@@ -110,10 +112,10 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> N
     with ExitStack() as locks:
         for folder in dict.fromkeys(cell.folder for group in groups for cell in group):
             locks.enter_context(locked(folder))
-        _run_cells(groups, out=out, jobs=jobs, title=title)
+        _run_cells(groups, out=out, jobs=jobs, title=title, together=together)
 
 
-def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> None:
+def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, together: bool | None) -> None:
     cells = [cell for group in groups for cell in group]
     for cell in cells:
         claim_run(cell.folder, cell.config)
@@ -133,7 +135,7 @@ def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> 
         ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, stop, out)) as pool,
         bar(title, len(cells), done=done) as (progress, task),
     ):
-        waiting: set[Future[None]] = {pool.submit(run_group, group, out) for group in waiting_groups}
+        waiting: set[Future[None]] = {pool.submit(run_group, group, out, together) for group in waiting_groups}
         while waiting:
             finished, waiting = wait(waiting, timeout=5.0, return_when="FIRST_COMPLETED")
             progress.update(task, completed=sum(cell.measures.exists() for cell in cells))
@@ -157,25 +159,51 @@ def _start_worker(cores: "Queue[set[int]]", stop: Event, out: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def run_group(group: Group, out: Path) -> None:
-    """Tune and measure the cells of a group that are not on disk yet; the backbone is loaded once."""
+def run_group(group: Group, out: Path, together: bool | None = None) -> None:
+    """Tune and measure the cells of a group that are not on disk yet; the backbone is loaded once.
+
+    Args:
+        group: the cells.
+        out: where page features go.
+        together: tune those that differ in their seed alone side by side, where shapes allow (None: not on a CPU, where
+            nothing is gained).
+    """
     open_cells = [cell for cell in group if not cell.measures.exists()]
     if not open_cells:
         return
+    if together is None:
+        together = jax.default_backend() != "cpu"
     first = open_cells[0].config
     shared = open_workspace(first, open_or_prepare(first.data), directory=out / Path(first.backbone.path).name)
-    workspace = shared
+    workspace, seconds = shared, dict[Path, float]()
     for cell in open_cells:
         if _stop is not None and _stop.is_set():
             return
         if cell.config != workspace.config:  # What was compiled for the same settings serves every seed.
             workspace = replace(shared, config=cell.config)
-        run_cell(workspace, cell)
+        if together and cell.folder not in seconds and can_go_together(workspace):
+            beside = [other.seed for other in open_cells if other.folder == cell.folder]
+            seconds[cell.folder] = _tune_together(workspace, cell, beside)
+        run_cell(workspace, cell, before=seconds.get(cell.folder, 0.0))
 
 
-def run_cell(workspace: Workspace, cell: Cell) -> None:
-    """Tune with one seed, measure, and write the measures of every session in one go."""
-    config, begin = cell.config, time.perf_counter()
+def _tune_together(workspace: Workspace, cell: Cell, seeds: Sequence[int]) -> float:
+    """Tune a cell and those of its folder with other seeds; returns seconds for each."""
+    begin = time.perf_counter()
+    if len(seeds) > 1:
+        train_seeds(workspace, cell.config, {seed: seed_directory(cell.folder, seed) for seed in seeds})
+    return (time.perf_counter() - begin) / len(seeds)
+
+
+def run_cell(workspace: Workspace, cell: Cell, *, before: float = 0.0) -> None:
+    """Tune with one seed, measure, and write the measures of every session in one go.
+
+    Args:
+        workspace: backbone and data, with the cell's settings.
+        cell: the cell.
+        before: seconds that it was tuned for already, side by side with others.
+    """
+    config, begin = cell.config, time.perf_counter() - before
     directory = seed_directory(cell.folder, cell.seed)
     prompt = train(workspace, config, directory, seed=cell.seed).prompt
     tuned = time.perf_counter()
