@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="how many seeds")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps of a round")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a round")
     parser.add_argument("--batch", type=int, default=4, help="sessions a step")
     parser.add_argument("--pairs", type=int, default=7, help="interleaved rounds")
     parser.add_argument("--backbone", default="tiny-qwen3-vl", help="which one")

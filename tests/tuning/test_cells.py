@@ -1,5 +1,6 @@
 """Many runs of one table: failures surface, other settings do not mix, nothing is begun once a worker has failed."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,3 +62,34 @@ def test_nothing_is_begun_once_another_worker_has_failed(tmp_path: Path, monkeyp
 def test_unknown_operators_are_named():
     with pytest.raises(ConfigError, match="operator 'nope': choose among attention, rollout"):
         cells.with_operator(RunConfig(), "nope")
+
+
+@pytest.mark.parametrize(("wanted", "possible", "sets"), [(True, True, [[1, 2]]), (True, False, []), (False, True, [])])
+def test_seeds_go_together_where_wanted_and_possible(
+    wanted: bool, possible: bool, sets: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They are tuned side by side first; what each cell does afterwards finds them finished."""
+    asked, tuned = fake_cells(monkeypatch), list[list[int]]()
+
+    def train_seeds(workspace, config, directories):
+        assert not asked and config == group[0].config
+        assert list(directories.values()) == [cells.seed_directory(cell.folder, cell.seed) for cell in group]
+        tuned.append(list(directories))
+        time.sleep(0.4)
+
+    monkeypatch.setattr(cells, "train_seeds", train_seeds)
+    monkeypatch.setattr(cells, "can_go_together", lambda workspace: possible)
+    group = some_cells(tmp_path)
+    cells.run_group(group, tmp_path, wanted)
+    assert tuned == sets and [seed for _, seed, _ in asked] == [1, 2]
+    assert (cells.seconds_of(group) >= 0.4) == bool(sets), "each seed has its share of the time"
+    cells.run_group(group, tmp_path, wanted)
+    assert tuned == sets and len(asked) == 2
+
+
+def test_a_single_open_cell_is_tuned_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = fake_cells(monkeypatch)
+    monkeypatch.setattr(cells, "train_seeds", lambda *args: pytest.fail("nobody is there to go with"))
+    monkeypatch.setattr(cells, "can_go_together", lambda workspace: True)
+    cells.run_group(some_cells(tmp_path)[:1], tmp_path, True)
+    assert [seed for _, seed, _ in asked] == [1]
