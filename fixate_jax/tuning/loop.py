@@ -4,7 +4,6 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +27,7 @@ from fixate_jax.tuning.nonfinite import diverged, not_finite, not_finite_leaves
 from fixate_jax.tuning.optimizer import make_optimizer
 from fixate_jax.tuning.placement import put
 from fixate_jax.tuning.setup import Workspace
-from fixate_jax.tuning.step import Jitted, TrainState, make_train_step
+from fixate_jax.tuning.step import TrainState, make_train_step
 
 LOGGED = ("kl", "cosine", "csh@1", "tgo@3", "accuracy", "log_loss")
 
@@ -182,6 +181,7 @@ class Training:
         )
         start = hosts.local(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
         self.placement = workspace.placement.with_state(start)
+        self.train_step = make_train_step(workspace.backbone.graph, config, **self.about_step)
         self.meta: dict[str, Any] = {
             "best_score": None,
             "best_epoch": 0,
@@ -202,11 +202,6 @@ class Training:
             if self.meta["batches"] is not None:
                 self.batches.set_state(self.meta["batches"])
         self.log = MetricsLog(directory / "metrics.jsonl", keep_lines=self.meta["lines"], check=self._require_finite)
-
-    @cached_property
-    def train_step(self) -> Jitted:
-        """The jitted step of this run alone."""
-        return make_train_step(self.workspace.backbone.graph, self.config, **self.about_step)
 
     @property
     def about_step(self) -> dict[str, Any]:
