@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
+from fixate_jax.cli_studies import Ablate, Sweep
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.durable import advice, is_full
 from fixate_jax.errors import ConfigError, FixateError
@@ -22,7 +23,6 @@ from fixate_jax.settings import load_config, load_settings
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
 DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
-COMMANDS_WITH_PRESET = ("prepare", "train", "tune-users", "analyze", "plan", "pretrain-tiny")
 SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
 """What fits into 80 columns of a terminal; the report and the CSV files hold every metric."""
@@ -345,11 +345,24 @@ Command = (
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[PretrainTiny, tyro.conf.subcommand("pretrain-tiny")]
     | Annotated[Read, tyro.conf.subcommand("read")]
 )
+WITH_PRESET: dict[str, Any] = {
+    "prepare": Prepare,
+    "train": Train,
+    "tune-users": TuneUsers,
+    "ablate": Ablate,
+    "sweep": Sweep,
+    "analyze": Analyze,
+    "plan": Plan,
+}
+"""Commands that begin with a run's settings."""
+COMMANDS_WITH_PRESET = (*WITH_PRESET, "pretrain-tiny")
 
 
 def parse(arguments: list[str]) -> Any:
@@ -363,9 +376,7 @@ def parse(arguments: list[str]) -> Any:
         if name == "pretrain-tiny":
             default = PretrainTiny(recipe=preset, settings=load_settings(preset, Recipe))
             return tyro.cli(PretrainTiny, prog=f"fixate {name}", default=default, args=arguments[1:])
-        settings = load_config(preset)
-        kinds = {"prepare": Prepare, "train": Train, "tune-users": TuneUsers, "analyze": Analyze, "plan": Plan}
-        kind: Any = kinds[name]
+        kind, settings = WITH_PRESET[name], load_config(preset)
         return tyro.cli(kind, prog=f"fixate {name}", default=kind(preset=preset, settings=settings), args=arguments[1:])
     command: Any = tyro.cli(Command, prog="fixate", description=DESCRIPTION, args=arguments)
     late = command.recipe if isinstance(command, PretrainTiny) else getattr(command, "preset", None)

@@ -62,9 +62,9 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     """Instead of tuning, made-up measures; returns operator, seed and split of the cells that were asked for."""
     asked: list[tuple[str, int, str]] = []
 
-    def train(workspace: Any, config: Any, directory: Path, *, seed: int) -> SimpleNamespace:
+    def tuned_prompt(workspace: Any, cell: cells.Cell, directory: Path) -> tuple[str, int]:
         directory.mkdir(parents=True)
-        return SimpleNamespace(prompt=(config.operator.name, seed))
+        return cell.config.operator.name, cell.seed
 
     def predict(workspace: Any, prompt: Any, split: str, method: str) -> pd.DataFrame:
         if prompt is not None:
@@ -82,7 +82,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
 
     rng = np.random.default_rng(0)
     for name, value in {
-        "train": train,
+        "tuned_prompt": tuned_prompt,
         "predict": predict,
         "session_metrics": session_metrics,
         "swapped_metrics": lambda workspace, prompt, split, method, top_k: metrics((method,), rng, ("TF", "FR"), split),

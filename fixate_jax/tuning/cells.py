@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -24,12 +25,14 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.lock import locked
 from fixate_jax.metrics import session_metrics
 from fixate_jax.progress import bar
+from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.evaluate import predict, swapped_metrics
 from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, claim_run, seed_directory
 from fixate_jax.tuning.loop import train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace
 from fixate_jax.tuning.side_by_side import can_go_together, train_seeds
+from fixate_jax.tuning.users import tune_users
 
 OPERATORS: dict[str, dict[str, Any]] = {
     "attention": {"name": "attention"},
@@ -58,6 +61,7 @@ class Cell:
         seed: of the prompt.
         split: on which it is measured.
         also: dwell signals that slot attention is measured against beside the one it was tuned to.
+        alone: everybody gets a private prompt, tuned by themselves (`users` of the settings), not one over a basis.
     """
 
     folder: Path
@@ -65,6 +69,7 @@ class Cell:
     seed: int
     split: Split = "test"
     also: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def measures(self) -> Path:
@@ -74,9 +79,11 @@ class Cell:
 
 _stop: Event | None = None
 """Set when another worker has failed; None outside of workers."""
+_opened: dict[tuple[Any, ...], Workspace] | None = None
+"""In a worker: the workspace that it opened last, for the groups that come."""
 
 Group = Sequence[Cell]
-"""Cells on the same backbone and sessions, which one worker does one after the other."""
+"""Cells that one worker does one after the other; those on the same backbone and sessions better stand together."""
 
 
 def with_operator(config: RunConfig, name: str) -> RunConfig:
@@ -124,17 +131,9 @@ def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, tog
     waiting_groups = [group for group in groups if not all(cell.measures.exists() for cell in group)]
     if not waiting_groups:
         return
-    context = multiprocessing.get_context("spawn")
-    cores: Queue[set[int]] = context.Queue()
-    stop = context.Event()
-    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for part in np.array_split(there, jobs):
-        cores.put({int(core) for core in part})
+    stop = multiprocessing.get_context("spawn").Event()
     done = sum(cell.measures.exists() for cell in cells)
-    with (
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, stop, out)) as pool,
-        bar(title, len(cells), done=done) as (progress, task),
-    ):
+    with pool_of_workers(jobs, out, stop) as pool, bar(title, len(cells), done=done) as (progress, task):
         waiting: set[Future[None]] = {pool.submit(run_group, group, out, together) for group in waiting_groups}
         while waiting:
             finished, waiting = wait(waiting, timeout=5.0, return_when="FIRST_COMPLETED")
@@ -146,10 +145,21 @@ def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, tog
                 future.result()
 
 
-def _start_worker(cores: "Queue[set[int]]", stop: Event, out: Path) -> None:
+def pool_of_workers(jobs: int, out: Path, stop: Event | None = None) -> ProcessPoolExecutor:
+    """Worker processes, each with its part of the cores; compiled programs and logs go to ``out``."""
+    context = multiprocessing.get_context("spawn")
+    cores: Queue[set[int]] = context.Queue()
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for part in np.array_split(there, jobs):
+        cores.put({int(core) for core in part})
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, stop, out))
+
+
+def _start_worker(cores: "Queue[set[int]]", stop: Event | None, out: Path) -> None:
     """Take a part of the cores, keep compiled programs, and leave the terminal to the parent's bar."""
-    global _stop
-    _stop = stop
+    global _stop, _opened
+    _stop, _opened = stop, {}
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores.get())
     log = os.open(out / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -159,78 +169,151 @@ def _start_worker(cores: "Queue[set[int]]", stop: Event, out: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def opened_with(config: RunConfig) -> tuple[Any, ...]:
+    """What a workspace is made of: settings that are equal in this can share one."""
+    prompt, train = config.prompt, config.train
+    # Which operator it is decides whether keys and values of the pages are kept.
+    kept = config.operator.name if prompt.position == "after_image" else ""
+    layout = (prompt.tokens, prompt.position, config.operator.assignment, kept)
+    return (config.data, config.backbone, layout, train.max_lengths, train.eval_batch, train.mesh, config.cache)
+
+
+def _leave_with_parent() -> None:
+    """End this worker when its parent was killed: whoever gives the command again finds nobody at work."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def without_seeds(config: RunConfig) -> RunConfig:
+    """The settings that all seeds have in common."""
+    return replace(config, train=replace(config.train, seeds=(0,)))
+
+
 def run_group(group: Group, out: Path, together: bool | None = None) -> None:
-    """Tune and measure the cells of a group that are not on disk yet; the backbone is loaded once.
+    """Tune and measure the cells of a group that are not on disk yet; a backbone is loaded once for its cells.
 
     Args:
         group: the cells.
         out: where page features go.
-        together: tune those that differ in their seed alone side by side, where shapes allow (None: not on a CPU, where
-            nothing is gained).
+        together: tune those that differ in their seed alone side by side, where shapes allow (None: on an accelerator;
+            a CPU is quicker with one after the other).
     """
-    open_cells = [cell for cell in group if not cell.measures.exists()]
-    if not open_cells:
-        return
     if together is None:
         together = jax.default_backend() != "cpu"
-    first = open_cells[0].config
-    shared = open_workspace(first, open_or_prepare(first.data), directory=out / Path(first.backbone.path).name)
-    workspace, seconds = shared, dict[Path, float]()
-    for cell in open_cells:
+    shares: dict[str, float] = {}
+    shared: Workspace | None = None
+    workspace: Workspace | None = None
+    beside: dict[str, pd.DataFrame] = {}  # The same for every seed.
+    for cell in group:
+        if cell.measures.exists():
+            continue
         if _stop is not None and _stop.is_set():
             return
-        if cell.config != workspace.config:  # What was compiled for the same settings serves every seed.
+        if shared is None or workspace is None or opened_with(cell.config) != opened_with(shared.config):
+            shared = workspace = open_cell(cell, out)
+            beside = {}
+        if without_seeds(cell.config) != without_seeds(workspace.config):
+            # What was compiled for the same settings serves every seed.
             workspace = replace(shared, config=cell.config)
-        if together and cell.folder not in seconds and can_go_together(workspace):
-            beside = [other.seed for other in open_cells if other.folder == cell.folder]
-            seconds[cell.folder] = _tune_together(workspace, cell, beside)
-        run_cell(workspace, cell, before=seconds.get(cell.folder, 0.0))
+        same = [other for other in group if _differ_in_seed(cell, other) and not other.measures.exists()]
+        settings = repr((without_seeds(cell.config), cell.alone))
+        if together and len(same) > 1 and settings not in shares and can_go_together(workspace):
+            shares[settings] = _tune_together(workspace, same)
+        run_cell(workspace, cell, beside, before=shares.get(settings, 0.0))
 
 
-def _tune_together(workspace: Workspace, cell: Cell, seeds: Sequence[int]) -> float:
-    """Tune a cell and those of its folder with other seeds; returns seconds for each."""
+def _differ_in_seed(cell: Cell, other: Cell) -> bool:
+    """Whether two cells, which may be the same one, can be tuned side by side as far as their settings go."""
+    return not (cell.alone or other.alone) and without_seeds(cell.config) == without_seeds(other.config)
+
+
+def _tune_together(workspace: Workspace, cells: Sequence[Cell]) -> float:
+    """Tune cells side by side; returns each one's share of the seconds."""
     begin = time.perf_counter()
-    if len(seeds) > 1:
-        train_seeds(workspace, cell.config, {seed: seed_directory(cell.folder, seed) for seed in seeds})
-    return (time.perf_counter() - begin) / len(seeds)
+    train_seeds(workspace, cells[0].config, {cell.seed: seed_directory(cell.folder, cell.seed) for cell in cells})
+    return (time.perf_counter() - begin) / len(cells)
 
 
-def run_cell(workspace: Workspace, cell: Cell, *, before: float = 0.0) -> None:
+def open_cell(cell: Cell, out: Path) -> Workspace:
+    """The workspace of a cell, which serves all that are opened with the same settings."""
+    config, wanted = cell.config, opened_with(cell.config)
+    if _opened is not None and wanted in _opened:
+        return replace(_opened[wanted], config=config)
+    if _opened is not None:
+        _opened.clear()  # Before another model takes memory.
+    directory = out / Path(config.backbone.path).name
+    workspace = open_workspace(config, open_or_prepare(config.data), directory=directory)
+    if _opened is not None:
+        _opened[wanted] = workspace
+    return workspace
+
+
+def forget_opened() -> None:
+    """Let this worker open its next workspace anew."""
+    if _opened is not None:
+        _opened.clear()
+
+
+def run_cell(
+    workspace: Workspace, cell: Cell, beside: dict[str, pd.DataFrame] | None = None, *, before: float = 0.0
+) -> None:
     """Tune with one seed, measure, and write the measures of every session in one go.
 
     Args:
-        workspace: backbone and data, with the cell's settings.
+        workspace: of the cell's settings.
         cell: the cell.
+        beside: measures of what every cell on this workspace stands beside; what is missing is added.
         before: seconds that it was tuned for already, side by side with others.
     """
     config, begin = cell.config, time.perf_counter() - before
     directory = seed_directory(cell.folder, cell.seed)
-    prompt = train(workspace, config, directory, seed=cell.seed).prompt
+    prompt = tuned_prompt(workspace, cell, directory)
     tuned = time.perf_counter()
-    frames = [_measures(workspace, cell, predict(workspace, prompt, cell.split, FIXATE)), _beside(workspace, cell)]
+    frames = [_measures(workspace, cell, predict(workspace, prompt, cell.split, FIXATE))]
     if config.train.swap_control:
         top_k = config.objective.top_k
         swapped = swapped_metrics(workspace, prompt, cell.split, SWAPPED, top_k=top_k)
-        frames.insert(1, swapped.assign(signal=config.data.signal))
+        frames.append(swapped.assign(signal=config.data.signal))
+    frames.append(_beside(workspace, cell, {} if beside is None else beside))
     seconds = {"tune": tuned - begin, "evaluate": time.perf_counter() - tuned}
     write_text(directory / SECONDS, json.dumps({k: round(v, 1) for k, v in seconds.items()}))
     _write(pd.concat(frames, ignore_index=True).assign(seed=cell.seed), cell.measures)
 
 
-def _beside(workspace: Workspace, cell: Cell) -> pd.DataFrame:
-    """Measures of the backbone alone and of the predictors without a model, the same for every seed."""
+def tuned_prompt(workspace: Workspace, cell: Cell, directory: Path) -> PromptParams:
+    """The cell's prompts, tuned together or everybody's alone; an interrupted tuning is gone on with."""
+    if not cell.alone:
+        return train(workspace, cell.config, directory, seed=cell.seed).prompt
+    found = tune_users(workspace, without_seeds(cell.config), seed=cell.seed, directory=directory)
+    return found.prompt_params(workspace.users)
+
+
+def _beside(workspace: Workspace, cell: Cell, known: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Measures of the backbone alone and of the predictors without a model, the same for every seed and prompt."""
     path, config = cell.folder / f"beside-{cell.split}.parquet", cell.config
-    if not path.exists():
-        trivial = trivial_predictions(
-            workspace.sessions("train"),
-            workspace.sessions(cell.split),
-            slot_feature_names=workspace.store.slot_feature_names,
-            signal=config.data.signal,
-            gaze_temperature=config.data.gaze_temperature,
-        )
-        both = pd.concat([predict(workspace, None, cell.split, BACKBONE), trivial], ignore_index=True)
-        _write(_measures(workspace, cell, both), path)
-    return pd.read_parquet(path)
+    if path.exists():
+        return pd.read_parquet(path)
+    key = repr((cell.split, cell.also, config.operator, config.objective.top_k))
+    if key not in known:
+        known[key] = beside_of(workspace, cell)
+    _write(known[key], path)
+    return known[key]
+
+
+def beside_of(workspace: Workspace, cell: Cell) -> pd.DataFrame:
+    """Measures of the backbone alone and of the predictors without a model."""
+    config = cell.config
+    trivial = trivial_predictions(
+        workspace.sessions("train"),
+        workspace.sessions(cell.split),
+        slot_feature_names=workspace.store.slot_feature_names,
+        signal=config.data.signal,
+        gaze_temperature=config.data.gaze_temperature,
+    )
+    both = pd.concat([predict(workspace, None, cell.split, BACKBONE), trivial], ignore_index=True)
+    return _measures(workspace, cell, both)
 
 
 def _measures(workspace: Workspace, cell: Cell, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -64,6 +64,10 @@ def test_unknown_operators_are_named():
         cells.with_operator(RunConfig(), "nope")
 
 
+def with_seeds(config: RunConfig, *seeds: int) -> RunConfig:
+    return replace(config, train=replace(config.train, seeds=seeds))
+
+
 @pytest.mark.parametrize(("wanted", "possible", "sets"), [(True, True, [[1, 2]]), (True, False, []), (False, True, [])])
 def test_seeds_go_together_where_wanted_and_possible(
     wanted: bool, possible: bool, sets: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,7 +83,10 @@ def test_seeds_go_together_where_wanted_and_possible(
 
     monkeypatch.setattr(cells, "train_seeds", train_seeds)
     monkeypatch.setattr(cells, "can_go_together", lambda workspace: possible)
-    group = some_cells(tmp_path)
+    group = [
+        replace(cell, folder=tmp_path / str(cell.seed), config=with_seeds(cell.config, cell.seed))
+        for cell in some_cells(tmp_path)
+    ]
     cells.run_group(group, tmp_path, wanted)
     assert tuned == sets and [seed for _, seed, _ in asked] == [1, 2]
     assert (cells.seconds_of(group) >= 0.4) == bool(sets), "each seed has its share of the time"
@@ -87,9 +94,17 @@ def test_seeds_go_together_where_wanted_and_possible(
     assert tuned == sets and len(asked) == 2
 
 
-def test_a_single_open_cell_is_tuned_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_cell_without_company_is_tuned_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that is left over, other settings, and prompts that are each person's own."""
     asked = fake_cells(monkeypatch)
     monkeypatch.setattr(cells, "train_seeds", lambda *args: pytest.fail("nobody is there to go with"))
     monkeypatch.setattr(cells, "can_go_together", lambda workspace: True)
-    cells.run_group(some_cells(tmp_path)[:1], tmp_path, True)
-    assert [seed for _, seed, _ in asked] == [1]
+    first, second = some_cells(tmp_path)
+    cells.run_group([first], tmp_path, True)
+    cells.run_group([first, second], tmp_path, True)
+    other = replace(second.config, train=replace(second.config.train, epochs=9))
+    group = [replace(first, folder=tmp_path / "a"), replace(second, folder=tmp_path / "b", config=other)]
+    cells.run_group(group, tmp_path, True)
+    alone = [replace(cell, folder=tmp_path / "alone", alone=True) for cell in (first, second)]
+    cells.run_group(alone, tmp_path, True)
+    assert [seed for _, seed, _ in asked] == [1, 2, 1, 2, 1, 2]
