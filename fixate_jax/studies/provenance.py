@@ -17,11 +17,16 @@ def provenance() -> dict[str, Any]:
     """When, by which command, on which commit, machine and versions this process computes."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *map(_shown, sys.argv[1:])]),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def _shown(argument: str) -> str:
+    """An argument as others may read it: where this machine keeps its files is nobody's business."""
+    return f"PATH/{Path(argument).name}" if argument.startswith("/") else shlex.quote(argument)
 
 
 def commit() -> str:
