@@ -13,6 +13,7 @@ from rich.console import Console
 from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.cli_studies import Ablate, Sweep
+from fixate_jax.cli_transfer import Transfer
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.durable import advice, is_full
 from fixate_jax.errors import ConfigError, FixateError
@@ -342,6 +343,7 @@ Command = (
     | Annotated[TuneUsers, tyro.conf.subcommand("tune-users")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Transfer, tyro.conf.subcommand("transfer")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
@@ -358,6 +360,7 @@ WITH_PRESET: dict[str, Any] = {
     "tune-users": TuneUsers,
     "ablate": Ablate,
     "sweep": Sweep,
+    "transfer": Transfer,
     "analyze": Analyze,
     "plan": Plan,
 }

@@ -21,8 +21,8 @@ RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
 COMMANDS = (
-    "prepare, train, tune-users, ablate, sweep, evaluate, probe, faithfulness, verify, convert, analyze, plan, "
-    "pretrain-tiny, read"
+    "prepare, train, tune-users, ablate, sweep, transfer, evaluate, probe, faithfulness, verify, convert, analyze, "
+    "plan, pretrain-tiny, read"
 )
 
 
@@ -73,6 +73,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("tune-users", [*flags(RunConfig()), "--run ", "--basis "]),
         ("ablate", [*flags(RunConfig()), "--variants ", "--seeds ", "--splits ", "--jobs ", "--page ", "--forecast"]),
         ("sweep", [*flags(RunConfig()), "--over ", "--design ", "--draws ", "--measure ", "--jobs ", "--forecast"]),
+        ("transfer", [*flags(RunConfig()), "--run ", "--sessions ", "--halves-seed "]),
         ("evaluate", ["RUN", "--split "]),
         ("probe", ["RUN", "--session ", "--operator ", "--seed ", "--smooth", "--out ", "--data-path "]),
         ("faithfulness", ["RUN", "--operators ", "--sessions ", "--split ", "--draws ", "--seed ", "--out "]),

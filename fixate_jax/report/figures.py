@@ -151,6 +151,7 @@ def method_differences(
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_yticks(range(len(per_user)), list(per_user), fontsize=8)
         axis.invert_yaxis()
+        axis.locator_params(axis="x", nbins=5)
         _style(axis, f"{metric}: {reference} − {other.replace('_', ' ')}")
     return _save(figure, path)
 

@@ -26,7 +26,7 @@ from fixate_jax.tuning.cells import (
     pool_of_workers,
     without_seeds,
 )
-from fixate_jax.tuning.loop import _Training, start_state, validate
+from fixate_jax.tuning.loop import Training, start_state, validate
 from fixate_jax.tuning.setup import Workspace
 from fixate_jax.tuning.users import _UserTuning
 
@@ -192,7 +192,7 @@ def _timed(work: Any) -> float:
 
 
 def _together(workspace: Workspace, cell: Cell, folder: Path) -> tuple[float, float, float | None, int, int]:
-    run = _Training(workspace, cell.config, folder, cell.seed)
+    run = Training(workspace, cell.config, folder, cell.seed)
     steps = min(TRIAL_STEPS + 1, run.plan.steps_per_epoch)
     with run.saver:
         seconds = [_timed(lambda: (run.advance(), run.state)[1]) for _ in range(steps)]

@@ -2,11 +2,11 @@
 
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from fixate_jax.metrics import selection_score, session_metrics, summarise
 from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams, init_prompt
 from fixate_jax.tuning.background import BackgroundSaver, snapshot
-from fixate_jax.tuning.batches import TrainingPlan, training_iterator
+from fixate_jax.tuning.batches import Batch, TrainingPlan, training_iterator
 from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.evaluate import predict
 from fixate_jax.tuning.log import MetricsLog
@@ -109,12 +109,49 @@ def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int
         FixateError: when checkpoints belong to other settings or cannot be written.
     """
     with hosts.locked_by_first(directory):
-        return _train(_Training(workspace, config, directory, seed), title)
+        run = Training(workspace, config, directory, seed)
+        to_the_end(run, title)
+        return run.tuned(run.train_step._cache_size())
 
 
-def _train(run: "_Training", title: str) -> Tuned:
+@runtime_checkable
+class Running(Protocol):
+    """What `to_the_end` drives: one run, or several side by side."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps planned."""
+
+    @property
+    def state(self) -> Any:
+        """What is being computed."""
+
+    def advance(self) -> str:
+        """Take a step and do what is due after it; returns a note for the progress bar."""
+
+    def save(self) -> None:
+        """Begin to write everything that it can be continued from."""
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """Within it checkpoints are written; leaving it waits for the last one."""
+
+
+def to_the_end(run: Running, title: str) -> None:
+    """Take all steps, or those up to a request to stop.
+
+    Raises:
+        Interrupted: after such a request, once everything is saved.
+    """
     with stop_requests() as asked:
-        with run.saver, bar(title, len(run.plan), done=run.step) as (progress, task):
+        with run.saving(), bar(title, run.steps, done=run.step) as (progress, task):
             while not run.finished and not hosts.anywhere(bool(asked), after=run.state):
                 note = run.advance()
                 progress.update(task, completed=run.step, note=note)
@@ -124,17 +161,9 @@ def _train(run: "_Training", title: str) -> Tuned:
         if not run.finished:
             who = asked[0] if asked else "another process"
             raise Interrupted(f"{who}: saved after step {run.step}; give the same command again to go on")
-    run.log.write_csv()
-    return Tuned(
-        prompt=run.best,
-        best_epoch=run.meta["best_epoch"],
-        steps=run.step,
-        log=run.log.frame(),
-        compilations=run.train_step._cache_size(),
-    )
 
 
-class _Training:
+class Training:
     """State of a training run, on and off disk."""
 
     def __init__(self, workspace: Workspace, config: RunConfig, directory: Path, seed: int):
@@ -152,14 +181,7 @@ class _Training:
         )
         start = hosts.local(start_state(config, users=users, width=workspace.backbone.width, seed=seed))
         self.placement = workspace.placement.with_state(start)
-        self.train_step = make_train_step(
-            workspace.backbone.graph,
-            config,
-            users=users,
-            steps=len(self.plan),
-            end_token=workspace.backbone.encoder.end_token,
-            placement=self.placement,
-        )
+        self.train_step = make_train_step(workspace.backbone.graph, config, **self.about_step)
         self.meta: dict[str, Any] = {
             "best_score": None,
             "best_epoch": 0,
@@ -182,26 +204,73 @@ class _Training:
         self.log = MetricsLog(directory / "metrics.jsonl", keep_lines=self.meta["lines"], check=self._require_finite)
 
     @property
+    def about_step(self) -> dict[str, Any]:
+        """What `make_train_step` has to know beside backbone and settings; the same for every seed."""
+        return {
+            "users": len(self.workspace.users),
+            "steps": self.steps,
+            "end_token": self.workspace.backbone.encoder.end_token,
+            "placement": self.placement,
+        }
+
+    @property
     def finished(self) -> bool:
+        """Whether the last step was taken, or there was no gain for too long."""
         return bool(self.meta["finished"])
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps planned."""
+        return len(self.plan)
+
+    def saving(self) -> BackgroundSaver:
+        """Within it checkpoints are written; leaving it waits for the last one."""
+        return self.saver
+
+    def next_batch(self) -> Batch:
+        """The sessions of the next step, on the mesh."""
+        batch: Batch = self.workspace.place(next(self.batches), micro=True)
+        return batch
 
     def advance(self) -> str:
         """One optimizer step, and what is due after it; returns a note for the progress bar."""
+        self.state, parts = self.train_step(self.state, self.workspace.params, self.next_batch())
+        self.after_step(parts)
+        best = self.meta["best_score"]
+        return "" if best is None else f"best {best:.4f}, epoch {self.meta['best_epoch']}"
+
+    def after_step(self, parts: Mapping[str, Any]) -> None:
+        """What is due once `state` is that after the next step: log, validation, checkpoint.
+
+        Args:
+            parts: the step's loss, its parts, and the gradients' norms.
+        """
         settings, per_epoch = self.config.train, self.plan.steps_per_epoch
-        batch = self.workspace.place(next(self.batches), micro=True)
-        self.state, parts = self.train_step(self.state, self.workspace.params, batch)
         self.step += 1
         epoch, within = divmod(self.step, per_epoch)
         self.log.add({"step": self.step, "epoch": (self.step - 1) // per_epoch + 1, **parts})
-        last = self.step == len(self.plan)
+        last = self.step == self.steps
         if within == 0 and (epoch % settings.validate_every == 0 or last):
             self._validate(epoch)
             self.meta["finished"] = last or self.meta["without_gain"] >= settings.patience
             self.save()
         elif self.step % settings.checkpoint_every == 0:
             self.save()
-        best = self.meta["best_score"]
-        return "" if best is None else f"best {best:.4f}, epoch {self.meta['best_epoch']}"
+
+    def tuned(self, compilations: int) -> Tuned:
+        """What a finished run leaves.
+
+        Args:
+            compilations: how often its step was compiled in this process.
+        """
+        self.log.write_csv()
+        return Tuned(
+            prompt=self.best,
+            best_epoch=self.meta["best_epoch"],
+            steps=self.step,
+            log=self.log.frame(),
+            compilations=compilations,
+        )
 
     def _validate(self, epoch: int) -> None:
         self.log.flush()  # A step that was not finite is found here, not by the metrics.

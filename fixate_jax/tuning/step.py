@@ -223,6 +223,36 @@ def loss_and_gradient(
     return parts, gradient
 
 
+def train_step_of(
+    graph: nnx.GraphDef,
+    config: RunConfig,
+    *,
+    users: int,
+    steps: int,
+    end_token: int = 0,
+    placement: Placement | None = None,
+) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """The optimizer step as a pure function, see `make_train_step`."""
+    optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
+
+    def step(state: TrainState, params: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        weight = attention_weight_schedule(config.objective, state.step)
+        with sharing_rows(placement and placement.mesh):
+            model = nnx.merge(graph, params)
+            parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
+        present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
+        factor = rate_factor(config.optimizer, state.step, steps)
+        prompt = optax.apply_updates(state.prompt, jax.tree.map(lambda update: factor * update, updates))
+        parts |= {
+            "basis_gradient": optax.global_norm(gradient.basis),
+            "user_gradient": optax.global_norm(gradient.coefficients),
+        }
+        return TrainState(prompt, optimizer_state, state.step + 1), parts
+
+    return step
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     config: RunConfig,
@@ -242,23 +272,7 @@ def make_train_step(
         end_token: of the tokenizer; needed where ``objective.relevance`` is "own" and a label begins another one.
         placement: where on which mesh the arguments are and results go (None: where the arguments happen to be).
     """
-    optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
-
-    def step(state: TrainState, params: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        weight = attention_weight_schedule(config.objective, state.step)
-        with sharing_rows(placement and placement.mesh):
-            model = nnx.merge(graph, params)
-            parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
-        present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
-        factor = rate_factor(config.optimizer, state.step, steps)
-        prompt = optax.apply_updates(state.prompt, jax.tree.map(lambda update: factor * update, updates))
-        parts |= {
-            "basis_gradient": optax.global_norm(gradient.basis),
-            "user_gradient": optax.global_norm(gradient.coefficients),
-        }
-        return TrainState(prompt, optimizer_state, state.step + 1), parts
-
+    step = train_step_of(graph, config, users=users, steps=steps, end_token=end_token, placement=placement)
     if placement is None:
         return cast(Any, jax.jit(step, donate_argnums=0))
     places = (placement.state, placement.params, placement.micro_rows)

@@ -19,7 +19,7 @@ from tests.tuning.test_loop import assert_same_run
 @pytest.fixture(scope="module")
 def stopped(workspace: Workspace, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that ended in the middle of its nineteenth step of 22."""
-    directory, advance = tmp_path_factory.mktemp("stopped") / "run", loop._Training.advance
+    directory, advance = tmp_path_factory.mktemp("stopped") / "run", loop.Training.advance
 
     def until(self: Any) -> str:
         if self.step == 18:
@@ -27,7 +27,7 @@ def stopped(workspace: Workspace, undisturbed: Path, tmp_path_factory: pytest.Te
         return advance(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop._Training, "advance", until)
+        patch.setattr(loop.Training, "advance", until)
         train(workspace, workspace.config, directory, seed=SEED)
     assert CheckpointStore(directory / "checkpoints").steps() == [16, 18]
     return directory

@@ -97,14 +97,14 @@ def test_it_is_looked_for_when_the_log_is_written_and_not_at_every_step(
 ) -> None:
     """An epoch has 11 steps; nothing is fetched before the validation at its end, which names the step to blame."""
     taken: list[int] = []
-    advance = loop._Training.advance
+    advance = loop.Training.advance
 
     def counted(self: Any) -> str:
         taken.append(self.step)
         return advance(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Training, "advance", counted)
+        patch.setattr(loop.Training, "advance", counted)
         message = refused(with_checkpoints(poisoned, 100), tmp_path)
     assert f"step {BAD_STEP}: " in message and "there is no checkpoint yet" in message
     assert taken == list(range(11))

@@ -1,5 +1,6 @@
 """Many runs of one table: failures surface, other settings do not mix, nothing is begun once a worker has failed."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,3 +62,49 @@ def test_nothing_is_begun_once_another_worker_has_failed(tmp_path: Path, monkeyp
 def test_unknown_operators_are_named():
     with pytest.raises(ConfigError, match="operator 'nope': choose among attention, rollout"):
         cells.with_operator(RunConfig(), "nope")
+
+
+def with_seeds(config: RunConfig, *seeds: int) -> RunConfig:
+    return replace(config, train=replace(config.train, seeds=seeds))
+
+
+@pytest.mark.parametrize(("wanted", "possible", "sets"), [(True, True, [[1, 2]]), (True, False, []), (False, True, [])])
+def test_seeds_go_together_where_wanted_and_possible(
+    wanted: bool, possible: bool, sets: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They are tuned side by side first; what each cell does afterwards finds them finished."""
+    asked, tuned = fake_cells(monkeypatch), list[list[int]]()
+
+    def train_seeds(workspace, config, directories):
+        assert not asked and config == group[0].config
+        assert list(directories.values()) == [cells.seed_directory(cell.folder, cell.seed) for cell in group]
+        tuned.append(list(directories))
+        time.sleep(0.4)
+
+    monkeypatch.setattr(cells, "train_seeds", train_seeds)
+    monkeypatch.setattr(cells, "can_go_together", lambda workspace: possible)
+    group = [
+        replace(cell, folder=tmp_path / str(cell.seed), config=with_seeds(cell.config, cell.seed))
+        for cell in some_cells(tmp_path)
+    ]
+    cells.run_group(group, tmp_path, wanted)
+    assert tuned == sets and [seed for _, seed, _ in asked] == [1, 2]
+    assert (cells.seconds_of(group) >= 0.4) == bool(sets), "each seed has its share of the time"
+    cells.run_group(group, tmp_path, wanted)
+    assert tuned == sets and len(asked) == 2
+
+
+def test_a_cell_without_company_is_tuned_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that is left over, other settings, and prompts that are each person's own."""
+    asked = fake_cells(monkeypatch)
+    monkeypatch.setattr(cells, "train_seeds", lambda *args: pytest.fail("nobody is there to go with"))
+    monkeypatch.setattr(cells, "can_go_together", lambda workspace: True)
+    first, second = some_cells(tmp_path)
+    cells.run_group([first], tmp_path, True)
+    cells.run_group([first, second], tmp_path, True)
+    other = replace(second.config, train=replace(second.config.train, epochs=9))
+    group = [replace(first, folder=tmp_path / "a"), replace(second, folder=tmp_path / "b", config=other)]
+    cells.run_group(group, tmp_path, True)
+    alone = [replace(cell, folder=tmp_path / "alone", alone=True) for cell in (first, second)]
+    cells.run_group(alone, tmp_path, True)
+    assert [seed for _, seed, _ in asked] == [1, 2, 1, 2, 1, 2]

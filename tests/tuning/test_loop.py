@@ -127,7 +127,7 @@ def test_killed_corrupted_and_resumed_is_bit_identical(
 def test_a_request_to_stop_is_obeyed_after_the_step_and_loses_nothing(
     workspace: Workspace, config: RunConfig, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = loop._Training.advance
+    advance = loop.Training.advance
 
     def interrupting(self: Any) -> str:
         note = advance(self)
@@ -136,7 +136,7 @@ def test_a_request_to_stop_is_obeyed_after_the_step_and_loses_nothing(
         return note
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Training, "advance", interrupting)
+        patch.setattr(loop.Training, "advance", interrupting)
         with pytest.raises(Interrupted, match="SIGTERM: saved after step 6; give the same command again"):
             train(workspace, config, tmp_path, seed=SEED)
     train(workspace, config, tmp_path, seed=SEED)
