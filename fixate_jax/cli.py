@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
+from fixate_jax.cli_show import print_analysis, print_results
 from fixate_jax.cli_studies import Ablate, Sweep
 from fixate_jax.cli_transfer import Transfer
 from fixate_jax.config import BackboneConfig, RunConfig
@@ -24,15 +25,6 @@ from fixate_jax.settings import load_config, load_settings
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
 DESCRIPTION = "Make a frozen vision-language model look at a page, and click, the way one particular person does."
-SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
-SHOWN_COMPARISON = ("kl", "accuracy")
-"""What fits into 80 columns of a terminal; the report and the CSV files hold every metric."""
-SHOWN_ANALYSIS = {
-    "stability": ("measure", "value", "low", "high", "sd", "chance", "p"),
-    "clicks": ("measure", "chance", "micro", "macro", "low", "high", "better", "p"),
-    "bounds": ("predictor", "measure", "micro", "macro", "better", "p"),
-}
-"""The same for `fixate analyze`."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ class Train:
         hosts.start(self.distributed)
         name = self.preset.stem if self.preset else self.settings.data.name
         results = run_experiment(self.settings, self.run_dir or Path("runs") / name)
-        hosts.by_first(_print_results, results)
+        hosts.by_first(print_results, results)
         return 0
 
 
@@ -100,7 +92,7 @@ class TuneUsers:
         name, settings = self.preset.stem if self.preset else self.settings.data.name, self.settings
         if self.basis is not None:
             settings = replace(settings, users=replace(settings.users, basis=self.basis))
-        _print_results(run_users(settings, self.run_dir or Path("runs") / f"users-{name}"))
+        print_results(run_users(settings, self.run_dir or Path("runs") / f"users-{name}"))
         return 0
 
 
@@ -122,7 +114,7 @@ class Evaluate:
             raise ConfigError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
         with locked(self.run_dir) if self.run_dir.is_dir() else nullcontext():
             _, workspace = open_run(self.run_dir)
-            _print_results(evaluate_run(workspace, self.run_dir, split=self.split))
+            print_results(evaluate_run(workspace, self.run_dir, split=self.split))
         return 0
 
 
@@ -242,7 +234,7 @@ class Analyze:
         )
         out = self.out or Path("analyses") / (self.preset.stem if self.preset else data.name)
         store = open_or_prepare(data)
-        _print_analysis(write_analysis(store, out, wanted, sessions=usable_sessions(store, data)), out)
+        print_analysis(write_analysis(store, out, wanted, sessions=usable_sessions(store, data)), out)
         return 0
 
 
@@ -297,44 +289,6 @@ class Read:
         print_table(read_outs(asked), title=f"{self.backbone}: right answers", digits=3)
         print_table(pointing_game(asked), title="Pointing game: operators and the slot that is answered", digits=3)
         return 0
-
-
-def _print_analysis(analysis: object, out: Path) -> None:
-    from fixate_jax.analysis import Analysis
-    from fixate_jax.analysis.write import HEADINGS, REPORT
-    from fixate_jax.report.tables import print_table
-
-    assert isinstance(analysis, Analysis)
-    console = Console()
-    for note in analysis.notes:
-        console.print(note, highlight=False, markup=False)
-    for row in analysis.tables["left_out"].itertuples():
-        console.print(f"left out of {row.tables}: {row.sessions} sessions of {row.people} people ({row.reason})")
-    for name, columns in SHOWN_ANALYSIS.items():
-        table = analysis.tables[name]
-        # The others are in the files.
-        table = table[table["layout"] == 1] if "layout" in table else table
-        print_table(table[list(columns)], title=HEADINGS[name], console=console, digits=3)
-    console.print(f"everything: {out / REPORT}", soft_wrap=True)
-
-
-def _print_results(results: object) -> None:
-    from fixate_jax.report.tables import print_table
-    from fixate_jax.tuning.experiment import Results
-
-    assert isinstance(results, Results)
-    console = Console()
-    shown = [name for name in results.results.columns if name.split()[0] in SHOWN_RESULTS]
-    means = results.results[results.results["average"] == "micro"]
-    print_table(means[shown], title="Results: means over sessions", console=console, digits=3)
-    free = results.comparison[(results.comparison["mode"] == "FR")]
-    free = (
-        free[free["metric"].str.split().str[0].isin(SHOWN_COMPARISON)]
-        .drop(columns=["mode", "low", "high"])
-        .rename(columns={"difference": "diff"})
-    )
-    print_table(free, title="FixATE, free-running, against each method over users", console=console, digits=3)
-    console.print(f"everything: {results.report}", soft_wrap=True)
 
 
 Command = (
