@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fixate_jax.backbones.attention import precise
-from fixate_jax.backbones.decoder_layer import Rules
+from fixate_jax.backbones.decoder_layer import PLAIN, Rules
 from fixate_jax.backbones.layers import ACTIVATIONS
 
 HALF = 0.5
@@ -103,18 +103,18 @@ held_activation.defvjp(
 @jax.custom_vjp
 def held_gated(gate: Float[Array, "*dims"], up: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     """silu(gate) · up: the identity rule on silu(x) = x · σ(x), the uniform rule on the product."""
-    return jax.nn.silu(gate) * up
+    return PLAIN.gated(gate, up)
 
 
 def _gated(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
-    return jax.nn.silu(gate) * up, (gate, up)
+    return PLAIN.gated(gate, up), (gate, up)
 
 
 def _gated_back(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    gate, up = saved
+    kind = cotangent.dtype
+    gate, up, half = (x.astype(precise(x)) for x in (*saved, HALF * cotangent))
     gain = GAINS["silu"](gate)
-    half = HALF * cotangent
-    return half * gain * up, half * gate * gain
+    return (half * gain * up).astype(kind), (half * gate * gain).astype(kind)
 
 
 held_gated.defvjp(_gated, _gated_back)

@@ -41,9 +41,9 @@ def variants_of(config: RunConfig) -> tuple[Variant, ...]:
     if weighted:
         found.append(Variant(name="no_weights", changes={"objective.gamma": 0.0}, why="ω = 1"))
     for loss in LOSSES:
-        # Without weights the weighted KL is the plain one.
-        same = {loss, "weighted_kl"} if objective.gamma == 0 and loss == "kl" else {loss}
-        if objective.alignment not in same and not (loss == "kl" and objective.alignment == "weighted_kl"):
+        plain = loss == "kl" and objective.alignment == "weighted_kl"  # As `no_weights`, or as the preset itself.
+        twice = loss == "weighted_kl" and objective.gamma == 0  # Without weights it is the plain one.
+        if loss != objective.alignment and not plain and not twice:
             weights = "" if loss == "kl" else f", γ = {objective.gamma:g}"
             found.append(Variant(name=loss, changes={"objective.alignment": loss}, why=f"L_attn: {loss}{weights}"))
     if has_cursor(config):
