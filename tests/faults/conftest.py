@@ -1,6 +1,7 @@
 """A workspace, a training step that is compiled once, and the run that nothing happens to."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,12 @@ from fixate_jax.tuning.loop import train
 from fixate_jax.tuning.setup import Workspace, open_workspace
 from tests.faults.harness import SEED, in_memory
 
-
-@pytest.fixture(scope="package")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    config = in_memory(tmp_path_factory.mktemp("data") / "store")
-    return open_workspace(config, open_or_prepare(config.data), directory=tmp_path_factory.mktemp("work"))
+Steps = dict[str, Any]
 
 
-@pytest.fixture(scope="package")
-def one_step() -> Iterator[None]:
-    """Every run with the same settings takes the same jitted step, in this package alone: the patch goes with it."""
-    made: dict[str, Any] = {}
+@contextmanager
+def shared_steps(made: Steps) -> Iterator[None]:
+    """Every run with the same settings takes the same jitted step."""
     make = loop.make_train_step
 
     def once(graph: Any, config: Any, **rest: Any) -> Any:
@@ -36,9 +32,28 @@ def one_step() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="package")
-def undisturbed(workspace: Workspace, one_step: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def steps() -> Steps:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def one_step(steps: Steps) -> Iterator[None]:
+    """While a test of this package runs, and no longer: the next file of the same worker has settings of its own."""
+    with shared_steps(steps):
+        yield
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    config = in_memory(tmp_path_factory.mktemp("data") / "store")
+    return open_workspace(config, open_or_prepare(config.data), directory=tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(workspace: Workspace, steps: Steps, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a finished training."""
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(workspace, workspace.config, directory, seed=SEED)
+    with shared_steps(steps):
+        train(workspace, workspace.config, directory, seed=SEED)
     return directory
