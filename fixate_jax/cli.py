@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from fixate_jax.cli_emulation import Emulate, Export
 from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.cli_show import print_analysis, print_results
@@ -299,6 +300,8 @@ Command = (
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Transfer, tyro.conf.subcommand("transfer")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Emulate, tyro.conf.subcommand("emulate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fixate_jax.errors import DataError
 from fixate_jax.metrics import LOWER_IS_BETTER
-from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _save, _style
+from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, save_figure
 
 # Colour and line together tell more operators apart than colours alone could.
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "black")
@@ -51,7 +51,7 @@ def faithfulness_curves(
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("probability of the answer", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def training_curves(path: Path, metrics: pd.DataFrame) -> Path:
@@ -89,7 +89,7 @@ def training_curves(path: Path, metrics: pd.DataFrame) -> Path:
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     figure.supxlabel("optimizer step", fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _validation_panel(axis: Axes, steps: pd.Series, values: pd.Series, name: str) -> None:
@@ -124,4 +124,4 @@ def pretraining_curves(path: Path, metrics: pd.DataFrame) -> Path:
         axis.legend(fontsize=6, frameon=False, ncols=2)
         _style(axis, f"{page}: loss above the least possible")
     figure.supxlabel("step", fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)

@@ -68,7 +68,7 @@ def page_figure(
 
     axes[0].imshow(image, extent=(0, 1, 1, 0), aspect="auto")
     axes[0].set_title("page", fontsize=10)
-    _draw_slots(axes[0], boxes, list(labels), click)
+    draw_slots(axes[0], boxes, list(labels), click)
 
     axes[1].imshow(grey, extent=(0, 1, 1, 0), aspect="auto")
     axes[1].set_title("human gaze", fontsize=10)
@@ -76,31 +76,31 @@ def page_figure(
     y, x = (np.indices(heat.shape) + 0.5) / heat.shape[0]
     for (x0, y0, x1, y1), share in zip(boxes, gaze, strict=True):
         heat[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = share
-    _draw_heat(axes[1], heat)
-    _draw_slots(axes[1], boxes, _shares(labels, gaze), click)
+    draw_heat(axes[1], heat)
+    draw_slots(axes[1], boxes, shares(labels, gaze), click)
 
     for axis, (method, grid) in zip(axes[2:], relevance.items(), strict=True):
         axis.imshow(grey, extent=(0, 1, 1, 0), aspect="auto")
         axis.set_title(f"{method} relevance", fontsize=10)
-        _draw_heat(axis, np.abs(grid))
-        _draw_slots(axis, boxes, _shares(labels, slot_attention[method]), click)
+        draw_heat(axis, np.abs(grid))
+        draw_slots(axis, boxes, shares(labels, slot_attention[method]), click)
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _shares(labels: Sequence[str], shares: Float[np.ndarray, " slots"]) -> list[str]:
+def shares(labels: Sequence[str], shares: Float[np.ndarray, " slots"]) -> list[str]:
     return [f"{label} {100 * share:.0f}%" for label, share in zip(labels, shares, strict=True)]
 
 
-def _draw_heat(axis: Axes, grid: Float[np.ndarray, "rows columns"]) -> None:
+def draw_heat(axis: Axes, grid: Float[np.ndarray, "rows columns"]) -> None:
     """A transparent layer, denser where the value is high, so that the page shows through; nothing where it is NaN."""
     top = float(np.nanmax(grid)) or 1.0
     alpha = np.where(np.isnan(grid), 0.0, 0.3 + 0.45 * np.nan_to_num(grid) / top)
     axis.imshow(np.nan_to_num(grid), extent=(0, 1, 1, 0), aspect="auto", cmap=HEAT, vmin=0, vmax=top, alpha=alpha)
 
 
-def _draw_slots(axis: Axes, boxes: Float[np.ndarray, "slots 4"], texts: Sequence[str], click: int) -> None:
+def draw_slots(axis: Axes, boxes: Float[np.ndarray, "slots 4"], texts: Sequence[str], click: int) -> None:
     for slot, ((x0, y0, x1, y1), text) in enumerate(zip(boxes, texts, strict=True)):
         clicked = slot == click
         edge, line = (ORANGE, 2.6) if clicked else ("white", 1.0)
@@ -153,7 +153,7 @@ def method_differences(
         axis.invert_yaxis()
         axis.locator_params(axis="x", nbins=5)
         _style(axis, f"{metric}: {reference} − {other.replace('_', ' ')}")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def user_improvement(path: Path, *, per_user: pd.DataFrame, metric: str) -> Path:
@@ -194,7 +194,7 @@ def user_improvement(path: Path, *, per_user: pd.DataFrame, metric: str) -> Path
     axis.set_xlabel(f"{metric} ({direction} is better)", fontsize=9)
     _style(axis, f"{int((gain > 0).sum())} of {len(users)} users better, mean gain {gain.mean():+.4f}")
     figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _style(axis: Axes, title: str) -> None:
@@ -204,7 +204,7 @@ def _style(axis: Axes, title: str) -> None:
     axis.grid(alpha=0.25, linewidth=0.6)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     # A Figure that pyplot does not know draws with Agg and leaves no global state behind.
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="white", pil_kwargs={"optimize": True})

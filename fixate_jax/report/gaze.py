@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _save, _style
+from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, save_figure
 
 DIFFERENCE = "PuOr_r"
 """Purple below 0, orange above; told apart under every common colour blindness."""
@@ -65,7 +65,7 @@ def slot_maps(
         columns=columns,
         title=f"Mean gaze of each person{few}",
     )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_slot_maps(
@@ -157,7 +157,7 @@ def half_scatter(
     figure = Figure(figsize=(4.6, 4.2), dpi=150)
     figure.set_layout_engine("constrained")
     draw_halves(figure, first=first, second=second, labels=labels)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_halves(
@@ -203,4 +203,4 @@ def side_by_side(path: Path, panels: Sequence[Callable[[SubFigure], None]], *, s
     figure.set_layout_engine("constrained", w_pad=0.04, h_pad=0.04)
     for panel, draw in zip(figure.subfigures(1, len(panels), squeeze=False).ravel(), panels, strict=True):
         draw(panel)
-    return _save(figure, path)
+    return save_figure(figure, path)

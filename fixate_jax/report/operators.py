@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fixate_jax.report.figures import BLUE, GREY, ORANGE, _save, _style
+from fixate_jax.report.figures import BLUE, GREY, ORANGE, _style, save_figure
 
 MARKERS = (("o", BLUE), ("s", ORANGE))
 """Of the first and the second backbone."""
@@ -48,7 +48,7 @@ def operator_overview(path: Path, rows: pd.DataFrame, predictors: pd.DataFrame) 
     _style(right, "accuracy of the click (higher is better)")
     for axis in (left, right):
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), fontsize=7, frameon=False, ncols=2)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _points(

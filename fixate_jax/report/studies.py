@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, _save, _style
+from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, _style, save_figure
 
 READINGS = {"preset better": BLUE, "variant better": ORANGE, "no difference shown": GREY}
 
@@ -52,7 +52,7 @@ def differences(path: Path, tests: pd.DataFrame, *, title: str) -> Path:
     handles = [Axes.plot(panels[0], [], [], "o-", color=c, label=name)[0] for name, c in READINGS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10, fontweight="bold")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def axis_lines(
@@ -91,4 +91,4 @@ def axis_lines(
     for axis in grid[0]:
         axis.legend(fontsize=7, frameon=False)
     figure.suptitle(f"{title} (circle: the preset; bars: sd over runs)", fontsize=10, fontweight="bold")
-    return _save(figure, path)
+    return save_figure(figure, path)

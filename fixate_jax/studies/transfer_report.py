@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fixate_jax.durable import write_text
 from fixate_jax.metrics import metric_columns, user_means
-from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _save, _style, method_differences
+from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, method_differences, save_figure
 from fixate_jax.report.tables import arrow, to_markdown
 from fixate_jax.statistics import bootstrap_interval, compare_methods, holm
 from fixate_jax.tuning.experiment import BACKBONE
@@ -138,7 +138,7 @@ def cold_start(path: Path, people: pd.DataFrame, *, counts: Sequence[int], most:
         axis.set_xlabel("sessions known of a new person", fontsize=9)
         _style(axis, arrow(metric))
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _curve(

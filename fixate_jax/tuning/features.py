@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -15,6 +17,18 @@ from fixate_jax.tuning.kept import Kept, Tier, choose_tier, groups_of_like_size,
 from fixate_jax.tuning.placement import Placement
 
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class _EncodePages:
+    """The vision tower as a function that is equal for equal structures."""
+
+    graph: nnx.GraphDef
+
+    def __call__(self, params: nnx.State, pages: Any) -> jax.Array:
+        model: Any = nnx.merge(self.graph, params)
+        found: jax.Array = model.encode_pages(pages)
+        return found
 
 
 class FeatureStore:
@@ -87,10 +101,7 @@ class FeatureStore:
 
     def _fill(self, features: np.ndarray | None, batch: int, track: Track) -> None:
         """Run the vision tower over all pages, those of like size together, to keep what it gives or to help only."""
-        graph = self.backbone.graph
-        encode = shared_out(
-            lambda params, pages: nnx.merge(graph, params).encode_pages(pages), self.backbone.params, self.placement
-        )
+        encode = shared_out(_EncodePages(self.backbone.graph), self.backbone.params, self.placement)
         groups = groups_of_like_size({page: self.units(page) for page in self.index}, batch)
         for units, pages in track(groups, "Vision tower"):
             out = encode(self.pages([*pages, *[pages[0]] * (batch - len(pages))], units=units))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -54,20 +55,26 @@ def shared_out(
     """A function of weights and a batch, compiled; the devices of a mesh share the batch, and every process gets all.
 
     Args:
-        function: what to compute, its result batch first.
+        function: what to compute, its result batch first. On one device it is compiled once for all functions that are
+            equal, so give one that is compared by what it depends on.
         params: the weights.
         placement: the mesh (None: where the weights are).
     """
 
+    if placement is None or placement.mesh.size == 1:
+        return lambda batch: np.asarray(_alone(function, params, batch))
+
     def run(params: PyTree, batch: Any) -> jax.Array:
-        with sharing_rows(placement and placement.mesh):
+        with sharing_rows(placement.mesh):
             return function(params, batch)
 
-    if placement is None or placement.mesh.size == 1:
-        alone = jax.jit(run)
-        return lambda batch: np.asarray(alone(params, batch))
     shared = jax.jit(run, in_shardings=(placement.params, placement.rows), out_shardings=placement.whole)
     return lambda batch: np.asarray(shared(params, put(batch, placement.rows)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _alone(function: Callable[[PyTree, Any], jax.Array], params: PyTree, batch: Any) -> jax.Array:
+    return function(params, batch)
 
 
 class Kept:

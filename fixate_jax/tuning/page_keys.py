@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ NOWHERE = CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0)
 def wants_page_keys(config: RunConfig) -> bool:
     """Whether a run can do with keys and values of its pages, instead of their features."""
     return config.prompt.position == "after_image" and config.operator.name in SOURCE_ROW
+
+
+@dataclass(frozen=True)
+class _ComputeKeys:
+    """Tower and decoder as a function that is equal for equal structures."""
+
+    graph: nnx.GraphDef
+
+    def __call__(self, params: nnx.State, given: tuple[Any, SequenceInputs]) -> jax.Array:
+        (pages, inputs), model = given, nnx.merge(self.graph, params)
+        found: jax.Array = model.page_keys(inputs._replace(features=model.encode_pages(pages)))
+        return found
 
 
 class PageKeyStore:
@@ -109,14 +122,8 @@ class PageKeyStore:
 
     def _fill(self, keys: np.ndarray | None, batch: int, track: Track) -> None:
         """Run tower and decoder over all pages, those of like size together, to keep what comes or to help only."""
-        graph, rows = self.backbone.graph, self.shape[3]
-
-        def compute(params: nnx.State, given: tuple[Any, SequenceInputs]) -> jax.Array:
-            model, (pages, inputs) = nnx.merge(graph, params), given
-            found: jax.Array = model.page_keys(inputs._replace(features=model.encode_pages(pages)))
-            return found
-
-        run = shared_out(compute, self.backbone.params, self.placement)
+        rows = self.shape[3]
+        run = shared_out(_ComputeKeys(self.backbone.graph), self.backbone.params, self.placement)
         sizes = {entry: self.features.units(page) for entry, (page, _) in enumerate(self.first)}
         for units, entries in track(groups_of_like_size(sizes, batch), "Pages' keys and values"):
             chosen = [self.first[i] for i in [*entries, *[entries[0]] * (batch - len(entries))]]

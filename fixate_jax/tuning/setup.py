@@ -5,15 +5,16 @@ import math
 import platform
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+from PIL import Image
 
 from fixate_jax import hosts
 from fixate_jax.backbones import Backbone, EncodedSession, load_backbone, resolve
@@ -26,12 +27,16 @@ from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.progress import track
 from fixate_jax.tuning.batches import SessionData
-from fixate_jax.tuning.features import FeatureStore
+from fixate_jax.tuning.features import FeatureStore, Track
 from fixate_jax.tuning.page_keys import NOWHERE, PageKeyStore, wants_page_keys
 from fixate_jax.tuning.placement import Placement, put, put_rows
 from fixate_jax.tuning.step import Jitted, make_evaluate
 
 PACKAGES = ("fixate-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+Question: TypeAlias = tuple[str, tuple[str, ...], int, int]
+"""What a token sequence depends on: profile, labels, rows and columns of the page."""
 
 
 class SlotWarning(UserWarning):
@@ -132,7 +137,9 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         resolve(config.backbone.path, work=directory, revision=config.backbone.revision)
     backbone = load_backbone(config.backbone, work=directory, mesh=None if mesh.size == 1 else mesh)
     placement = Placement(mesh, shardings(backbone.params, mesh))
-    features, encoded, page_keys = _read_pages(config, backbone, store, sessions, directory, placement)
+    features, encoded, page_keys = read_pages(
+        config, backbone, store.image, sessions, directory=directory, placement=placement
+    )
     data = SessionData(
         sessions,
         encoded,
@@ -168,36 +175,53 @@ def open_mesh(shape: tuple[int, int, int]) -> Mesh:
     return make_mesh(shape)
 
 
-def _read_pages(
+def read_pages(
     config: RunConfig,
     backbone: Backbone,
-    store: SessionStore,
+    images: Callable[[str], Image.Image],
     sessions: Sequence[Session],
+    *,
     directory: Path,
     placement: Placement,
+    known: dict[Question, EncodedSession] | None = None,
+    bar: Track = track,
 ) -> tuple[FeatureStore, list[EncodedSession], PageKeyStore | None]:
-    """Page features, or keys and values in their place where the settings want those and they fit; the sequences."""
+    """Page features, or keys and values in their place where the settings want those and they fit; the sequences.
+
+    Args:
+        config: the settings.
+        backbone: the frozen model.
+        images: from page id to page.
+        sessions: whose pages.
+        directory: where the disk cache goes.
+        placement: the mesh.
+        known: sequences of earlier calls, see :func:`encode_sessions`.
+        bar: wraps the pages in a progress bar.
+    """
     page_ids = [s.page_id for s in sessions]
     how: dict[str, Any] = {
         "directory": config.cache.directory or directory / "features",
         "batch": config.train.eval_batch,
         "placement": placement,
-        "track": track,
+        "track": bar,
     }
     wanted = wants_page_keys(config)
-    features = FeatureStore(backbone, store.image, page_ids, NOWHERE if wanted else config.cache, **how)
-    encoded = encode_sessions(backbone, sessions, features.grids)
+    features = FeatureStore(backbone, images, page_ids, NOWHERE if wanted else config.cache, **how)
+    encoded = encode_sessions(backbone, sessions, features.grids, known)
     if not wanted:
         return features, encoded, None
     keys = PageKeyStore(backbone, features, page_ids, encoded, config.cache, **how)
     if keys.tier != "step":
         return features, encoded, keys
     # Too large to keep: the step computes them, from features that may still fit.
-    return FeatureStore(backbone, store.image, page_ids, config.cache, **how), encoded, None
+    return FeatureStore(backbone, images, page_ids, config.cache, **how), encoded, None
 
 
 def encode_sessions(
-    backbone: Backbone, sessions: Sequence[Session], grids: Mapping[str, tuple[int, int]]
+    backbone: Backbone,
+    sessions: Sequence[Session],
+    grids: Mapping[str, tuple[int, int]],
+    known: dict[Question, EncodedSession] | None = None,
 ) -> list[EncodedSession]:
     """The sessions' token sequences; those that ask the same of pages with the same grid are encoded once.
 
@@ -205,8 +229,9 @@ def encode_sessions(
         backbone: whose tokenizer and template to use.
         sessions: the sessions.
         grids: rows and columns of cells of each page.
+        known: what was encoded before; gets what is new.
     """
-    encoded = {}
+    encoded = {} if known is None else known
     keys = [(s.profile, s.labels, *grids[s.page_id]) for s in sessions]
     for key in keys:
         if key not in encoded:

@@ -75,7 +75,16 @@ class UserPrompts:
         own = jnp.stack(rows)
         if self.basis is not None:
             return PromptParams(self.basis, own)
-        return PromptParams(own, jnp.where(jnp.eye(len(users), dtype=bool), 0.0, -jnp.inf))
+        return private_prompts(own)
+
+
+def private_prompts(prompts: Float[Array, "users tokens width"]) -> PromptParams:
+    """Prompts that people share nothing of, as the evaluation takes them: a basis of which each mixes in but their own.
+
+    Args:
+        prompts: each person's soft tokens.
+    """
+    return PromptParams(prompts, jnp.where(jnp.eye(len(prompts), dtype=bool), 0.0, -jnp.inf))
 
 
 def append_users(prompt: PromptParams, tuned: UserPrompts) -> PromptParams:

@@ -24,6 +24,11 @@ _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Ima
 """What Pillow raises on a file that is no whole image."""
 _MEND = "or pass --data.on-bad-row skip"
 
+
+class BrokenImage(DataError):
+    """A file is no whole image."""
+
+
 Plate = tuple[float, float, float, float]
 
 
@@ -54,7 +59,10 @@ def make_page(
     Raises:
         BadPage: naming the file when it is no whole image, or the line and field of a box that is not on it.
     """
-    image = _read_image(path / PAGES / name)
+    try:
+        image = read_image(path / PAGES / name)
+    except BrokenImage as error:
+        raise BadPage(str(error), "broken image") from error
     boxes = _relative_boxes(page, table, image.size)
     drawn = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
     if draw:
@@ -62,8 +70,12 @@ def make_page(
     return drawn, boxes
 
 
-def _read_image(file: Path) -> Image.Image:
-    """A screenshot as it is seen: turned as its camera says, what is transparent in white."""
+def read_image(file: Path) -> Image.Image:
+    """A screenshot as it is seen: turned as its camera says, what is transparent in white.
+
+    Raises:
+        BrokenImage: naming the file.
+    """
     try:
         with Image.open(file, formats=["PNG", "JPEG"]) as image:
             upright = ImageOps.exif_transpose(image)
@@ -73,7 +85,7 @@ def _read_image(file: Path) -> Image.Image:
             seen.alpha_composite(upright.convert("RGBA"))
             return seen.convert("RGB")
     except _IMAGE_ERRORS as error:
-        raise BadPage(f"{file}: not readable as a PNG or JPEG image ({error}); save it again", "broken image") from None
+        raise BrokenImage(f"{file}: not readable as a PNG or JPEG image ({error}); save it again") from None
 
 
 def _relative_boxes(page: Page, table: Table, size: tuple[int, int]) -> Float[np.ndarray, "slots 4"]:

@@ -1,0 +1,303 @@
+"""Users in a box: tuned prompts and a frozen model, asked what they look at and click."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from PIL import Image
+from scipy.special import logsumexp
+
+from fixate_jax.backbones import Backbone, EncodedSession
+from fixate_jax.backbones.sharding import shardings
+from fixate_jax.config import RunConfig
+from fixate_jax.data.session import Session
+from fixate_jax.emulation.pages import Page, require_distinct
+from fixate_jax.emulation.visits import Visits
+from fixate_jax.errors import ConfigError
+from fixate_jax.prompts import PromptParams, population_prompt, soft_prompt
+from fixate_jax.tuning.batches import SessionData
+from fixate_jax.tuning.evaluate import Track, silent
+from fixate_jax.tuning.placement import Placement, put_rows
+from fixate_jax.tuning.setup import Question, open_mesh, read_pages
+from fixate_jax.tuning.step import Evaluation, Jitted, make_evaluate
+
+BACKBONE = "backbone"
+"""Stands for the model without a prompt in place of a user."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UserEmulator:
+    """Emulated users of pages.
+
+    Attributes:
+        backbone: the frozen model.
+        prompt: trained basis and coefficients.
+        users: whose the rows of the coefficients are.
+        config: settings under which the prompts were tuned; those of operator, prompt and cache count, and of
+            ``train`` the batch of evaluation, the mesh and the number of sequence lengths.
+        directory: for page features that fit nowhere but on disk (None: those are computed each time).
+        encoded: token sequences of questions asked before.
+    """
+
+    backbone: Backbone
+    prompt: PromptParams
+    users: tuple[str, ...]
+    config: RunConfig
+    directory: Path | None = None
+    encoded: dict[Question, EncodedSession] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        people, (_, tokens, width) = len(self.prompt.coefficients), self.prompt.basis.shape
+        if people != len(self.users) or len(set(self.users)) < people or BACKBONE in self.users:
+            raise ConfigError(
+                f"users: {people} rows of coefficients want as many names, each once and none {BACKBONE!r}"
+            )
+        if (tokens, width) != (self.config.prompt.tokens, self.backbone.width):
+            raise ConfigError(
+                f"prompt: {tokens} tokens of width {width}, where prompt.tokens is {self.config.prompt.tokens} and "
+                f"the backbone's width {self.backbone.width}"
+            )
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The devices that share a batch, as ``train.mesh`` says."""
+        return open_mesh(self.config.train.mesh)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where weights and batches are on the mesh."""
+        return Placement(self.mesh, shardings(self.backbone.params, self.mesh))
+
+    @cached_property
+    def params(self) -> PyTree:
+        """The frozen weights on the mesh."""
+        return jax.device_put(self.backbone.params, self.placement.params)
+
+    @cached_property
+    def evaluate(self) -> Jitted:
+        """The jitted evaluation, the same as in tuning."""
+        end = self.backbone.encoder.end_token
+        return make_evaluate(self.backbone.graph, self.config, end, placement=self.placement)
+
+    @cached_property
+    def soft_prompts(self) -> Float[Array, "rows tokens width"]:
+        """The prompt of each user, and last the population prompt, for who is not among them."""
+        own = soft_prompt(self.prompt, jnp.arange(len(self.users)))
+        return jnp.concatenate([own, population_prompt(self.prompt)[None]])
+
+    def emulate(
+        self,
+        pages: Sequence[Page],
+        users: Sequence[str] | None = None,
+        *,
+        profiles: Mapping[str, str] | None = None,
+        unknown: Literal["error", "population"] = "error",
+        relevance: bool = False,
+        track: Track = silent,
+    ) -> Visits:
+        """Show every page to every user.
+
+        Args:
+            pages: what to show.
+            users: to whom (None: to all); ``"backbone"`` is the model without a prompt.
+            profiles: text about a user, instead of the page's own, by user.
+            unknown: what to do with users who were not tuned: stop, or take the population prompt for them.
+            relevance: keep the relevance of each visual token, for heat maps.
+            track: wraps the batches in a progress bar.
+
+        Returns:
+            Visits in the order of the users, and for each in that of the pages.
+
+        Raises:
+            ConfigError: a user is not known.
+            DataError: two pages have the same id.
+            LabelError: labels of a page do not suit the tokenizer.
+        """
+        require_distinct(pages)
+        shown = tuple(self.users if users is None else users)
+        visitors = [user for user in shown for _ in pages]
+        return self.visit(
+            visitors,
+            list(pages) * len(shown),
+            profiles=profiles,
+            unknown=unknown,
+            relevance=relevance,
+            track=track,
+        )
+
+    def visit(
+        self,
+        users: Sequence[str],
+        pages: Sequence[Page],
+        *,
+        profiles: Mapping[str, str] | None = None,
+        unknown: Literal["error", "population"] = "error",
+        relevance: bool = False,
+        track: Track = silent,
+    ) -> Visits:
+        """Show one page to each user, arguments otherwise as in :meth:`emulate`.
+
+        Args:
+            users: who; a user may come again.
+            pages: what each of them sees.
+            profiles: text about a user, by user.
+            unknown: what to do with users who were not tuned.
+            relevance: keep the relevance of each visual token.
+            track: wraps the batches in a progress bar.
+
+        Raises:
+            ConfigError: a user is not known, or there are not as many users as pages, or none.
+        """
+        if len(users) != len(pages) or not users:
+            raise ConfigError(f"visits: {len(users)} users and {len(pages)} pages; give one page for each user")
+        rows = self._rows(users, unknown)
+        sessions, images, of_visit = _sessions(users, pages, profiles or {})
+        data = self._data(sessions, images)
+        found = _Gathered(users, pages, data, of_visit, relevance=relevance)
+        waiting: tuple[list[int], Evaluation] | None = None
+        for visits in track(_batches(data, of_visit, rows < 0, self.config.train.eval_batch), "Emulating"):
+            asked = self._ask(data, of_visit, rows, visits)
+            # The device works on this batch while the one before is brought to the host.
+            if waiting is not None:
+                found.take(*waiting)
+            waiting = visits, asked
+        assert waiting is not None
+        found.take(*waiting)
+        return found.visits()
+
+    def with_prompt(self, prompt: PromptParams, users: Sequence[str]) -> "UserEmulator":
+        """The same model with other users."""
+        return replace(self, prompt=prompt, users=tuple(users))
+
+    def _rows(self, users: Sequence[str], unknown: str) -> Int[np.ndarray, " visits"]:
+        """Row of each visit's soft prompt, -1 for the model without one."""
+        known = {user: row for row, user in enumerate(self.users)} | {BACKBONE: -1}
+        strangers = [user for user in dict.fromkeys(users) if user not in known]
+        if strangers and unknown == "error":
+            raise ConfigError(
+                f"users: {', '.join(strangers[:8])}: not tuned here; give unknown='population' to take the mean "
+                f"prompt for them. There are {', '.join(self.users[:8])}{', …' if len(self.users) > 8 else ''}"
+            )
+        return np.array([known.get(user, len(self.users)) for user in users], np.int64)
+
+    def _data(self, sessions: list[Session], images: dict[str, Image.Image]) -> SessionData:
+        config = self.config
+        if self.directory is None:
+            config = replace(config, cache=replace(config.cache, disk_bytes=0))
+        features, encoded, keys = read_pages(
+            config,
+            self.backbone,
+            images.__getitem__,
+            sessions,
+            directory=self.directory or Path(),
+            placement=self.placement,
+            known=self.encoded,
+            bar=silent,
+        )
+        return SessionData(
+            sessions,
+            encoded,
+            {session.user_id: 0 for session in sessions},
+            features=features,
+            prompt_tokens=config.prompt.tokens,
+            signal=None,
+            max_lengths=config.train.max_lengths,
+            assignment=config.operator.assignment,
+            position=config.prompt.position,
+            page_keys=keys,
+        )
+
+    def _ask(
+        self, data: SessionData, of_visit: Sequence[int], rows: Int[np.ndarray, " visits"], visits: list[int]
+    ) -> Evaluation:
+        """One batch, all of it with prompts or all without."""
+        size = self.config.train.eval_batch
+        filled = visits + [visits[0]] * (size - len(visits))
+        own = self.placement.own_rows(size)
+        batch = data.batch([of_visit[v] for v in filled], own)
+        chosen = rows[filled]
+        soft = self.soft_prompts[jnp.asarray(np.maximum(chosen, 0)[own])]
+        placed, placed_batch = (put_rows(x, self.placement.rows, own, size) for x in (soft, batch))
+        return self.evaluate(placed, np.asarray(chosen[0] >= 0), self.params, placed_batch)
+
+
+def _sessions(
+    users: Sequence[str], pages: Sequence[Page], profiles: Mapping[str, str]
+) -> tuple[list[Session], dict[str, Image.Image], list[int]]:
+    """What is asked, each page and profile once; the pages' pictures; which question each visit is."""
+    index: dict[tuple[int, str], int] = {}
+    sessions: list[Session] = []
+    images: dict[str, Image.Image] = {}
+    of_visit = []
+    for user, page in zip(users, pages, strict=True):
+        profile = profiles.get(user, page.profile)
+        key = (id(page), profile)
+        if key not in index:
+            index[key] = len(sessions)
+            # Pages are told apart by what they show: two of one name may differ, two names may show the same.
+            picture = hashlib.sha256(f"{page.image.size}".encode() + page.image.convert("RGB").tobytes()).hexdigest()
+            images[picture] = page.image
+            sessions.append(replace(page.session(profile), page_id=picture))
+        of_visit.append(index[key])
+    return sessions, images, of_visit
+
+
+def _batches(
+    data: SessionData, of_visit: Sequence[int], alone: Bool[np.ndarray, " visits"], size: int
+) -> list[list[int]]:
+    """Visits in batches of one sequence length, those of one page after another, those without prompt by themselves."""
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for visit in sorted(range(len(of_visit)), key=of_visit.__getitem__):
+        groups.setdefault((data.bucket_of[of_visit[visit]], bool(alone[visit])), []).append(visit)
+    return [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]
+
+
+class _Gathered:
+    """What comes back, batch by batch, put in the order of the visits."""
+
+    def __init__(
+        self,
+        users: Sequence[str],
+        pages: Sequence[Page],
+        data: SessionData,
+        of_visit: Sequence[int],
+        *,
+        relevance: bool,
+    ):
+        slots = max(page.slots for page in pages)
+        self.users, self.pages, self.data, self.of_visit = tuple(users), tuple(pages), data, of_visit
+        self.attention = np.zeros((len(pages), slots), np.float32)
+        self.log_probs = np.full((len(pages), slots), -np.inf, np.float32)
+        self.tokens: list[np.ndarray] | None = [np.zeros((0, 0))] * len(pages) if relevance else None
+
+    def take(self, visits: list[int], asked: Evaluation) -> None:
+        """The rows of one batch."""
+        slots = self.attention.shape[1]
+        self.attention[visits] = np.asarray(asked.free_running)[: len(visits), :slots]
+        self.log_probs[visits] = np.asarray(asked.log_probs)[: len(visits), :slots]
+        if self.tokens is None:
+            return
+        for visit, tokens in zip(visits, np.asarray(asked.tokens_free), strict=False):
+            encoded = self.data.encoded[self.of_visit[visit]]
+            shape = encoded.rows, encoded.columns
+            self.tokens[visit] = tokens[: encoded.rows * encoded.columns].reshape(shape)
+
+    def visits(self) -> Visits:
+        """All of them."""
+        answered = logsumexp(self.log_probs, axis=1)
+        return Visits(
+            users=self.users,
+            pages=self.pages,
+            attention=self.attention,
+            log_probs=self.log_probs - answered[:, None],
+            answered=answered,
+            relevance=None if self.tokens is None else tuple(self.tokens),
+        )
