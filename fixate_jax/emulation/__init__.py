@@ -1,7 +1,24 @@
 """Emulated users: what they would look at and click on pages that nobody has seen."""
 
+from fixate_jax.emulation.bundle import BackboneWarning, load_bundle, write_bundle
+from fixate_jax.emulation.card import Origin
 from fixate_jax.emulation.emulator import BACKBONE, UserEmulator
+from fixate_jax.emulation.few_shot import learn_users
+from fixate_jax.emulation.opening import load_run, open_emulator
 from fixate_jax.emulation.pages import Page, pages_of_sessions
 from fixate_jax.emulation.visits import Visits
 
-__all__ = ["BACKBONE", "Page", "UserEmulator", "Visits", "pages_of_sessions"]
+__all__ = [
+    "BACKBONE",
+    "BackboneWarning",
+    "Origin",
+    "Page",
+    "UserEmulator",
+    "Visits",
+    "learn_users",
+    "load_bundle",
+    "load_run",
+    "open_emulator",
+    "pages_of_sessions",
+    "write_bundle",
+]

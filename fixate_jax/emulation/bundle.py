@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -25,7 +25,7 @@ from fixate_jax.backbones.hub import is_hub_id
 from fixate_jax.backbones.loading import EMBEDDED
 from fixate_jax.config import CacheConfig, UsersConfig
 from fixate_jax.durable import staging, writing
-from fixate_jax.emulation.card import model_card
+from fixate_jax.emulation.card import Origin, model_card
 from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.prompts import PromptParams
@@ -41,23 +41,6 @@ _FIELDS = ("format", "version", "users", "seed", "backbone", "fingerprint", "arc
 
 class BackboneWarning(UserWarning):
     """The backbone's files are not those that the prompts were tuned for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What a bundle was made from, for its card.
-
-    Attributes:
-        data: name of the data set.
-        seed: of the tuning.
-        licence: of the prompts.
-        note: a sentence or more about the people and their consent; may be empty.
-    """
-
-    data: str
-    seed: int
-    licence: str = "not stated"
-    note: str = ""
 
 
 def write_bundle(

@@ -1,23 +1,30 @@
 """The model card of a bundle."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 PLACES = {"before": "before the whole input", "after_image": "right behind the page's tokens"}
 
 
-class About(Protocol):
-    """What only the owner knows, see :class:`fixate_jax.emulation.bundle.Origin`."""
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What prompts were made from, as only their owner knows it.
 
-    @property
-    def data(self) -> str: ...
-    @property
-    def licence(self) -> str: ...
-    @property
-    def note(self) -> str: ...
+    Attributes:
+        data: name of the data set.
+        seed: of the tuning.
+        licence: of the prompts.
+        note: a sentence or more about the people and their consent; may be empty.
+    """
+
+    data: str
+    seed: int
+    licence: str = "not stated"
+    note: str = ""
 
 
-def model_card(facts: Mapping[str, Any], about: About) -> str:
+def model_card(facts: Mapping[str, Any], about: Origin) -> str:
     """Markdown for people, from what ``bundle.json`` says to programs.
 
     Args:

@@ -31,6 +31,8 @@ from fixate_jax.tuning.step import Evaluation, Jitted, make_evaluate
 
 BACKBONE = "backbone"
 """Stands for the model without a prompt in place of a user."""
+MULTIPLE = 16
+"""Sizes of a call are rounded up to multiples of it, so that the next one is likely to fit what is compiled."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,6 +215,7 @@ class UserEmulator:
             assignment=config.operator.assignment,
             position=config.prompt.position,
             page_keys=keys,
+            multiple=MULTIPLE,
         )
 
     def _ask(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from fixate_jax.emulation.pages import Page
 from fixate_jax.errors import ConfigError, DataError
@@ -140,7 +140,7 @@ def _number(name: str) -> int:
 
 @partial(jax.jit, static_argnames="draws")
 def _uniform(
-    key: Array, users: Int[Array, " visits"], pages: Int[Array, " visits"], *, draws: int
+    key: Array, users: UInt32[Array, " visits"], pages: UInt32[Array, " visits"], *, draws: int
 ) -> Float[Array, "visits draws"]:
     """Numbers from 0 to 1, each with a key of its own."""
 

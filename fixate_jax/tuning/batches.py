@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -98,6 +99,7 @@ class SessionData:
         assignment: Literal["centre", "area"] = "centre",
         position: Position = "before",
         page_keys: Callable[[Sequence[int]], Any] | None = None,
+        multiple: int = 1,
     ):
         """Plan the buckets.
 
@@ -114,6 +116,8 @@ class SessionData:
             position: where the soft prompt stands.
             page_keys: from indices of sessions to what is kept of their pages, instead of ``features``
                 (:class:`fixate_jax.tuning.page_keys.PageKeyStore`).
+            multiple: round sizes up to multiples of it, the number of slots to multiples of 4: other sessions are then
+                likelier to have the same shapes, and need no compilation of their own. 1 leaves them as they are.
         """
         self.page_keys = page_keys
         self.sessions, self.encoded, self.user_rows = sessions, encoded, user_rows
@@ -122,18 +126,20 @@ class SessionData:
         self._matrices: dict[tuple[bytes, int, int], Float[np.ndarray, "slots visual"]] = {}
         lengths = [prompt_tokens + len(e.token_ids) for e in encoded]
         ends = length_buckets(lengths, max_lengths)
+        up: Callable[[int, int], int] = lambda n, to: -(-n // to) * to  # noqa: E731
+        ends = sorted({up(end, multiple) for end in ends})
         self.bucket_of = [int(np.searchsorted(ends, n)) for n in lengths]
-        slots = max(s.slots for s in sessions)
+        slots = up(max(s.slots for s in sessions), 1 if multiple == 1 else 4)
         tail = max(len(a) for e in encoded for a in e.answers)
         self.buckets = []
         for i, end in enumerate(ends):
             members = [e for e, b in zip(encoded, self.bucket_of, strict=True) if b == i]
-            page = max(e.page_end for e in members) if position == "after_image" else 0
-            rest = max(len(e.token_ids) - e.page_end for e in members) + prompt_tokens
+            page = up(max(e.page_end for e in members), multiple) if position == "after_image" else 0
+            rest = up(max(len(e.token_ids) - e.page_end for e in members) + prompt_tokens, multiple)
             self.buckets.append(
                 Shapes(
                     seq=page + rest if page else end,
-                    visual=max(e.page_tokens for e in members),
+                    visual=up(max(e.page_tokens for e in members), multiple),
                     slots=slots,
                     tail=tail,
                     prompt=prompt_tokens,
@@ -156,11 +162,11 @@ class SessionData:
         batch: Batch = jax.tree.map(lambda *leaves: np.stack(leaves), *made)
         features, pages, keys = None, None, None
         if self.page_keys is not None:
-            keys = self.page_keys(whose)[:, :, :, : shapes.page]
+            keys = _fit(self.page_keys(whose), shapes.page, axis=3)
         else:
             features, pages = self.features([self.sessions[i].page_id for i in whose])
         if features is not None:
-            features = features[:, : shapes.visual]
+            features = _fit(features, shapes.visual, axis=1)
         return batch._replace(
             inputs=batch.inputs._replace(features=features, page_keys=keys),
             pages=pages,
@@ -210,6 +216,15 @@ class SessionData:
             weight=np.float32(1),
             session=np.int32(index),
         )
+
+
+def _fit(rows: Any, size: int, *, axis: int) -> Any:
+    """Kept features or keys cut, or filled up with zeros that nothing looks at, to what a bucket's batches hold."""
+    missing = size - rows.shape[axis]
+    if missing <= 0:
+        return rows[(*[slice(None)] * axis, slice(size))]
+    numpy: Any = np if isinstance(rows, np.ndarray) else jnp
+    return numpy.pad(rows, [(0, missing if i == axis else 0) for i in range(rows.ndim)])
 
 
 def _answers(encoded: EncodedSession, shapes: Shapes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

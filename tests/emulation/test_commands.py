@@ -1,0 +1,121 @@
+"""`fixate emulate` and `fixate export` from files to files, and newcomers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fixate_jax import cli
+from fixate_jax.config import UsersConfig
+from fixate_jax.data import open_or_prepare
+from fixate_jax.emulation import Origin, UserEmulator, learn_users, open_emulator, pages_of_sessions, write_bundle
+from fixate_jax.emulation.emulator import BACKBONE
+from fixate_jax.errors import ConfigError
+from fixate_jax.prompts import PromptParams
+from tests.tuning import test_users
+from tests.worlds import USERS, World
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("emulate")
+    world = World(folder, sizes=((3, 192, 128),))
+    emulator = UserEmulator(
+        backbone=world.backbone,
+        prompt=world.prompt(),
+        users=USERS,
+        config=replace(world.config, operator=replace(world.config.operator, name="attention")),
+    )
+    return write_bundle(emulator, folder / "bundle", Origin(data="noise", seed=0))
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    rows = ["page,x0,y0,x1,y1,item"]
+    for name in ("one.png", "two.png", "three.png"):
+        Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (200, 320, 3), np.uint8)).save(folder / name)
+        rows += [f"{name},{x},20,{x + 140},180,item {x}" for x in (10, 160)]
+    (folder / "slots.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(arguments))
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_screenshots_become_a_table_of_clicks(
+    bundle: Path, pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, drawn = tmp_path / "clicks.parquet", tmp_path / "drawn"
+    wanted = ("--users", "u2", "backbone", "--click-seed", "5", "--heat-maps", str(drawn))
+    assert run("emulate", str(bundle), str(pages), "--out", str(out), *wanted) == 0
+    table = pd.read_parquet(out)
+    assert len(table) == 2 * 3 * 2
+    assert list(dict.fromkeys(table["user_id"])) == ["u2", BACKBONE]
+    assert set(table["item"]) == {"item 10", "item 160"} and set(table["label"]) == {"A", "B"}
+    assert table.groupby(["user_id", "page_id"])["click"].sum().eq(1).all()
+    assert {path.name for path in drawn.iterdir()} >= {"u2_one.png", "backbone_three.png"}
+    assert Image.open(drawn / "u2_one.png").size > (400, 100)
+    assert "12 rows" in capsys.readouterr().out
+
+    again = tmp_path / "again.csv"
+    assert run("emulate", str(bundle), str(pages), "--out", str(again), *wanted[:5]) == 0
+    assert (pd.read_csv(again)["click"] == table["click"]).all()
+
+
+def test_bad_wishes_end_before_any_work(
+    bundle: Path, pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        ((str(bundle), str(pages), "--out", "x.xlsx"), "must end in .parquet or .csv"),
+        ((str(bundle), str(pages), "--temperature", "0"), "must be above 0"),
+        ((str(bundle), str(tmp_path)), "neither is there"),
+        ((str(bundle), str(pages), "--users", "nobody"), "nobody: not tuned here"),
+        ((str(tmp_path), str(pages)), "give the directory of a run or a bundle"),
+    ):
+        assert run("emulate", *arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
+    config = test_users.settings(tmp_path / "store")
+    config = replace(config, users=UsersConfig(steps=3, validate_every=3, chunk=2))
+    store = open_or_prepare(config.data)
+    from fixate_jax.backbones import load_backbone
+    from tests.tuning.test_users_run import WIDTH
+
+    backbone = load_backbone(config.backbone, work=tmp_path)
+    rng = np.random.default_rng(0)
+    shape = config.prompt.basis, config.prompt.tokens, WIDTH
+    prompt = PromptParams(
+        np.asarray(rng.normal(size=shape), np.float32), np.asarray(rng.normal(size=(1, shape[0])), np.float32)
+    )
+    known = UserEmulator(backbone=backbone, prompt=prompt, users=(store.users[0],), config=config)
+    grown = learn_users(known, store, sessions=2, users=store.users[1:3])
+    assert grown.users == store.users[:3]
+    np.testing.assert_array_equal(np.asarray(grown.prompt.coefficients)[:1], prompt.coefficients)
+    assert np.abs(np.diff(np.asarray(grown.prompt.coefficients)[1:], axis=0)).max() > 1e-4
+    page = pages_of_sessions(store, store.sessions[:1])
+    both = [emulator.emulate(page, [store.users[0]]).log_probs for emulator in (known, grown)]
+    np.testing.assert_allclose(*both, atol=1e-6)
+    with pytest.raises(ConfigError, match="emulated already"):
+        learn_users(grown, store, users=store.users[2:3])
+    with pytest.raises(ConfigError, match="nobody in the store is new"):
+        learn_users(
+            replace(
+                grown, prompt=PromptParams(prompt.basis, np.zeros((len(store.users), shape[0]))), users=store.users
+            ),
+            store,
+        )
+
+
+def test_the_users_that_come_with_the_library_follow_their_people() -> None:
+    emulator = open_emulator("demo-users")
+    assert len(emulator.users) == 12 and emulator.config.data.name == "synthetic_carousel"
