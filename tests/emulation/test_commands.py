@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,9 +95,7 @@ def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
     backbone = load_backbone(config.backbone, work=tmp_path)
     rng = np.random.default_rng(0)
     shape = config.prompt.basis, config.prompt.tokens, WIDTH
-    prompt = PromptParams(
-        np.asarray(rng.normal(size=shape), np.float32), np.asarray(rng.normal(size=(1, shape[0])), np.float32)
-    )
+    prompt = PromptParams(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in (shape, (1, shape[0]))))
     known = UserEmulator(backbone=backbone, prompt=prompt, users=(store.users[0],), config=config)
     grown = learn_users(known, store, sessions=2, users=store.users[1:3])
     assert grown.users == store.users[:3]
@@ -104,16 +103,12 @@ def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
     assert np.abs(np.diff(np.asarray(grown.prompt.coefficients)[1:], axis=0)).max() > 1e-4
     page = pages_of_sessions(store, store.sessions[:1])
     both = [emulator.emulate(page, [store.users[0]]).log_probs for emulator in (known, grown)]
-    np.testing.assert_allclose(*both, atol=1e-6)
+    np.testing.assert_allclose(both[0], both[1], atol=1e-6)
     with pytest.raises(ConfigError, match="emulated already"):
         learn_users(grown, store, users=store.users[2:3])
+    everybody = PromptParams(prompt.basis, jnp.zeros((len(store.users), shape[0])))
     with pytest.raises(ConfigError, match="nobody in the store is new"):
-        learn_users(
-            replace(
-                grown, prompt=PromptParams(prompt.basis, np.zeros((len(store.users), shape[0]))), users=store.users
-            ),
-            store,
-        )
+        learn_users(known.with_prompt(everybody, store.users), store)
 
 
 def test_the_users_that_come_with_the_library_follow_their_people() -> None:

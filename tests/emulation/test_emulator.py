@@ -194,7 +194,7 @@ def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page],
         emulator.emulate([pages[0], replace(pages[0], page_id="page1"), pages[1]])
     with pytest.raises(ConfigError, match="2 users and 1 pages"):
         emulator.visit(["u0", "u1"], pages[:1])
-    with pytest.raises(ConfigError, match="temperature = 0.0: must be above 0"):
+    with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be above 0"):
         visits.probabilities(0.0)
     with pytest.raises(ConfigError, match="draws = 0"):
         visits.clicks(seed=0, draws=0)
