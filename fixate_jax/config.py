@@ -260,7 +260,7 @@ class TrainConfig:
     pictures: int = 4
     """Test pages to draw as picture files."""
     report_sessions: int = 6
-    """Test sessions of each user that can be chosen in the report (fewer where they would take more than about 4 MB)."""
+    """Test sessions of each user that can be chosen in the report (fewer where they would take over about 4 MB)."""
     mesh: tuple[int, int, int] = (1, 1, 1)
     """Devices along (data, fsdp, tensor): how many share a batch with the weights whole on each, how many share a batch
     and keep a part of the weights each, how many share every matrix product."""

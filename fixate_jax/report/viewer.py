@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from fixate_jax.data.session import Session
@@ -130,7 +130,7 @@ def viewer_data(viewer: Viewer) -> dict[str, Any]:
     }
 
 
-def quantised(relevance: Float[np.ndarray, "rows columns"]) -> Int[np.ndarray, "rows columns"]:
+def quantised(relevance: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns"]:
     """Magnitudes as whole numbers from 0 to 255, the largest of the page being 255."""
     magnitude = np.abs(relevance)
     return np.rint(255 * magnitude / max(float(magnitude.max()), 1e-30)).astype(np.uint8)

@@ -78,8 +78,8 @@ def test_users_and_sessions_can_be_chosen(opened: Opened) -> None:
     assert chosen(page) == ("ann", "ann/0")
     assert page.locator("#user option").all_inner_texts() == list(USERS)
     expect(page.locator("#said")).to_contain_text(f"Session 1 of {PER_USER} shown, of 4. The person clicked A.")
-    page.get_by_label("User", exact=True).select_option(label=HOSTILE)
-    page.get_by_label("Session", exact=True).select_option(index=1)
+    page.get_by_role("combobox", name="User", exact=True).select_option(label=HOSTILE)
+    page.get_by_role("combobox", name="Session", exact=True).select_option(index=1)
     assert chosen(page) == (HOSTILE, f"{HOSTILE}/1")
     marked = page.locator("#slots tr.clicked th")
     expect(marked).to_have_text(f"{LABELS[1]} ✓ clicked")
@@ -93,7 +93,7 @@ def test_users_and_sessions_can_be_chosen(opened: Opened) -> None:
 
 def test_a_link_leads_to_its_session(opened: Opened) -> None:
     page = opened.page
-    page.get_by_label("User", exact=True).select_option(label="__proto__")
+    page.get_by_role("combobox", name="User", exact=True).select_option(label="__proto__")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Next").click()
     link = str(page.get_by_role("link", name="Link to this session").get_attribute("href"))
@@ -141,9 +141,9 @@ def test_overlays_are_toggled_and_fade(opened: Opened) -> None:
 def test_bars_show_the_shares_of_every_slot(opened: Opened) -> None:
     rows = opened.page.locator("#slots tbody tr")
     expect(rows).to_have_count(3)
-    assert rows.nth(0).locator(".value").all_inner_texts() == ["60 %", "63 %", "13 %", "63 % ◂", "13 %"]
+    assert rows.nth(0).locator(".value").all_inner_texts() == ["60 %", "71 %", "14 %", "71 % ◂", "14 %"]
     widths = rows.nth(0).locator(".fill").evaluate_all("fills => fills.map((fill) => parseFloat(fill.style.width))")
-    assert widths[1] == pytest.approx(100) and widths[0] == pytest.approx(100 * 0.6 / 0.625, abs=0.1)
+    assert widths[1] == pytest.approx(100) and widths[0] == pytest.approx(100 * 0.6 / (0.5 / 0.7), abs=0.1)
     rows.nth(1).hover()
     expect(opened.page.locator(".frame .slot.marked")).to_have_count(3)
 

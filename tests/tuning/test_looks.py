@@ -1,11 +1,22 @@
 """Which sessions a report shows: some of every user, the same ones every time, not too many in all."""
 
-from types import SimpleNamespace
-from typing import Any, cast
+import numpy as np
 
+from fixate_jax.data.session import Session
 from fixate_jax.tuning.looks import choose_sessions
 
-SESSIONS = cast(Any, [SimpleNamespace(user_id=f"user {i % 5}") for i in range(100)])
+SESSIONS = [
+    Session(
+        session_id=str(i),
+        user_id=f"user {i % 5}",
+        page_id="page",
+        boxes=np.array([[0.0, 0.0, 1.0, 1.0]]),
+        labels=("A",),
+        dwell_ms={"fixation": np.ones(1)},
+        click=0,
+    )
+    for i in range(100)
+]
 
 
 def users(chosen: list[int]) -> list[str]:

@@ -15,8 +15,8 @@ function make(tag, attributes = {}, ...children) {
 }
 const SHAPES = new Set(["g", "path", "circle", "text", "rect", "title"]);
 
-/** A share of 1 in per cent, with a digit after the point only where it matters. */
-const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`);
+/** A share of 1 in per cent; small ones with a digit after the point, unless told otherwise. */
+const percent = (share, digits = share < 0.0995 ? 1 : 0) => (share === null ? "–" : `${(100 * share).toFixed(digits)} %`);
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 const THEMES = ["system", "light", "dark"];

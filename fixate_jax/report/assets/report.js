@@ -11,9 +11,10 @@ const keys = viewer === null ? anywhere : {
 
 function onKey(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || byId("help").open) return;
-  // These need the keys themselves: a choice, a slider, a box that scrolls sideways.
-  const scrolls = event.key.startsWith("Arrow") && event.target.closest(".wide");
-  if (scrolls || event.target.closest("select, input[type=range]")) return;
+  // These need the keys themselves: a slider or a box that scrolls the arrows, a choice its letters too.
+  const arrow = event.key.startsWith("Arrow");
+  if (event.target.closest("select") && event.key !== "?") return;
+  if (arrow && event.target.closest("input[type=range], .wide")) return;
   const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (act === undefined) return;
   event.preventDefault();

@@ -80,7 +80,7 @@ function drawStage(session, shown, caption) {
   }
   if (options.boxes.on) {
     session.boxes.forEach(([x0, y0, x1, y1], slot) => {
-      const share = shown.length === 1 ? ` ${percent(shares(session, shown[0])[slot])}` : "";
+      const share = shown.length === 1 ? ` ${percent(shares(session, shown[0])[slot], 0)}` : "";
       const clicked = slot === session.click;
       const text = `${session.labels[slot]}${share}`;
       const box = make("div", { class: clicked ? "slot clicked" : "slot", "data-slot": slot });
