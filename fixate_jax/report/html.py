@@ -69,7 +69,7 @@ def write_report(
         [] if viewer is None else [_part("sessions", "Sessions", "viewer.html", count=html.escape(viewer.count()))]
     )
     if improvement:
-        people = _table(_people(improvement))
+        people = _table(_people(improvement), "Users before and after")
         before, after = (html.escape(str(c)) for c in next(iter(improvement.values())).columns)
         sections.append(_part("people", "Users", "people.html", table=people, before=before, after=after))
     if tables:
@@ -81,7 +81,7 @@ def write_report(
     settings = pd.DataFrame(flatten(config).items(), columns=["setting", "value"])
     packages = pd.DataFrame(versions.items(), columns=["package", "version"])
     folded = (("Settings", settings), ("Versions", packages))
-    how = "\n".join(f"<details><summary>{head}</summary>{_table(frame)}</details>" for head, frame in folded)
+    how = "\n".join(f"<details><summary>{head}</summary>{_table(frame, head)}</details>" for head, frame in folded)
     sections.append(_section("settings", "How it was run", how))
     data = {
         "viewer": None if viewer is None else viewer_data(viewer),
@@ -163,7 +163,7 @@ def _titled(head: str, frame: pd.DataFrame) -> str:
     return f"<h3>{html.escape(head)}</h3>\n{_table(frame, head)}"
 
 
-def _table(frame: pd.DataFrame, label: str = "table") -> str:
+def _table(frame: pd.DataFrame, label: str) -> str:
     marks = [' class="number"' if numeric else "" for numeric in numeric_columns(frame)]
 
     def row(tag: str, texts: Sequence[str], scope: str = "") -> str:

@@ -46,6 +46,16 @@ def choose_sessions(sessions: Sequence[Session], indices: Sequence[int], per_use
     return [index for user in users for index in sorted(rng.permutation(of_user[user])[:each].tolist())]
 
 
+def room(sizes: Sequence[int], users: int) -> int:
+    """How many sessions fit into a report.
+
+    Args:
+        sizes: bytes that some of them take.
+        users: how many there are.
+    """
+    return max(min(users, MOST_USERS), int(BYTES / np.mean(sizes)))
+
+
 def session_viewer(
     workspace: Workspace,
     split: str,
@@ -73,15 +83,16 @@ def session_viewer(
     config, data = workspace.config, workspace.data
     if config.train.report_sessions == 0:
         return None
-    wanted = config.train.report_sessions
-    chosen = choose_sessions(data.sessions, workspace.splits[split], wanted, most=_most(workspace, split))
+    indices = workspace.splits[split]
+    most = room(_sizes(workspace, split), len({data.sessions[i].user_id for i in indices}))
+    chosen = choose_sessions(data.sessions, indices, config.train.report_sessions, most=most)
     free = metrics[metrics["mode"] == "FR"].set_index(["method", "session_id"])[list(SCORES)]
     looks: dict[int, dict[str, Look]] = {index: {} for index in chosen}
     for method, name in methods.items():
         scores = free.loc[method].rename(columns=SCORES).to_dict("index")
         batches = evaluation_batches(data, chosen, config.train.eval_batch)
-        for indices in track(batches, f"{name}, sessions of the report"):
-            for index, look in _looks(workspace, prompts[method], indices, scores).items():
+        for batch in track(batches, f"{name}, sessions of the report"):
+            for index, look in _looks(workspace, prompts[method], batch, scores).items():
                 looks[index][method] = look
     totals: dict[str, int] = {}
     for session in workspace.sessions(split):
@@ -96,14 +107,13 @@ def session_viewer(
     )
 
 
-def _most(workspace: Workspace, split: str) -> int:
-    """How many sessions have room in a report, judged by a few pages as if every session had its own."""
-    indices = workspace.splits[split]
+def _sizes(workspace: Workspace, split: str) -> list[int]:
+    """Bytes that a few of a split's sessions take, as if every one had a page of its own."""
+    data, indices = workspace.data, workspace.splits[split]
     sample = indices[:: max(1, len(indices) // SAMPLE)][:SAMPLE]
-    pages = [page_data(workspace.store.image(workspace.data.sessions[i].page_id))["src"] for i in sample]
-    rest = [3 * workspace.data.encoded[i].page_tokens + 60 * workspace.data.sessions[i].slots for i in sample]
-    users = len({workspace.data.sessions[i].user_id for i in indices})
-    return max(min(users, MOST_USERS), int(BYTES / np.mean([len(p) + r for p, r in zip(pages, rest, strict=True)])))
+    pages = [len(page_data(workspace.store.image(data.sessions[i].page_id))["src"]) for i in sample]
+    rest = [3 * data.encoded[i].page_tokens + 60 * data.sessions[i].slots for i in sample]
+    return [page + more for page, more in zip(pages, rest, strict=True)]
 
 
 def _looks(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fixate_jax.data.session import Session
-from fixate_jax.tuning.looks import choose_sessions
+from fixate_jax.tuning.looks import BYTES, MOST_USERS, choose_sessions, room
 
 SESSIONS = [
     Session(
@@ -38,3 +38,9 @@ def test_there_is_a_most() -> None:
     assert users(choose_sessions(SESSIONS, range(100), 6, most=12)) == [f"user {i}" for i in range(5) for _ in range(2)]
     assert users(choose_sessions(SESSIONS, range(100), 6, most=2)) == ["user 0", "user 2"]
     assert choose_sessions(SESSIONS, [], 6, most=9) == []
+
+
+def test_as_many_as_fit_and_one_of_every_user() -> None:
+    assert room([9_000, 11_000], users=20) == BYTES // 10_000
+    assert room([1_000_000], users=20) == 20, "large pages"
+    assert room([1_000_000], users=5000) == MOST_USERS, "and very many users"

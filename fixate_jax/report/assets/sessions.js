@@ -72,7 +72,8 @@ function drawStage(session, shown, caption) {
     src: page.src, width: page.width, height: page.height, alt: `Page of session ${session.id}`,
     class: options.grey.on && shown.length > 0 ? "grey" : "",
   }));
-  for (const layer of shown) {
+  // The person's slots are few and plain, so they lie on top.
+  for (const layer of [...shown].reverse()) {
     const canvas = make("canvas", { class: "layer", "data-layer": layer.index, "aria-hidden": "true" });
     frame.append(canvas);
     canvas.style.opacity = layer.opacity;
