@@ -258,7 +258,9 @@ class TrainConfig:
     swaps: int | None = None
     """Under how many others' prompts (None: all others'); every user's prompt is used equally often."""
     pictures: int = 4
-    """Test pages to draw."""
+    """Test pages to draw as picture files."""
+    report_sessions: int = 6
+    """Test sessions of each user that can be chosen in the report (fewer where they would take over about 4 MB)."""
     mesh: tuple[int, int, int] = (1, 1, 1)
     """Devices along (data, fsdp, tensor): how many share a batch with the weights whole on each, how many share a batch
     and keep a part of the weights each, how many share every matrix product."""
@@ -268,7 +270,8 @@ class TrainConfig:
         _require(len(set(self.seeds)) == len(self.seeds), "train.seeds", self.seeds, "each seed once")
         _require(min(self.seeds) >= 0, "train.seeds", self.seeds, "must not be negative")
         _require(self.swaps is None or self.swaps >= 1, "train.swaps", self.swaps, "at least 1 is needed")
-        _require(self.pictures >= 0, "train.pictures", self.pictures, "must not be negative")
+        for name in ("pictures", "report_sessions"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         _require(min(self.mesh) >= 1, "train.mesh", self.mesh, "at least 1 along each axis is needed")
         parts = self.mesh[0] * self.mesh[1]
         _require(

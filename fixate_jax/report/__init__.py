@@ -4,8 +4,12 @@ from fixate_jax.report.curves import training_curves
 from fixate_jax.report.figures import page_figure, user_improvement
 from fixate_jax.report.html import write_report
 from fixate_jax.report.tables import comparison_table, print_table, results_table, to_markdown
+from fixate_jax.report.viewer import Look, SessionView, Viewer
 
 __all__ = [
+    "Look",
+    "SessionView",
+    "Viewer",
     "comparison_table",
     "page_figure",
     "print_table",

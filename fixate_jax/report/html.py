@@ -1,7 +1,9 @@
-"""The report of a run: one HTML file that needs nothing beside it."""
+"""The report of a run: one HTML file that needs nothing beside it, to look at, to click through and to pass on."""
 
 import base64
+import hashlib
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -11,42 +13,14 @@ import pandas as pd
 
 from fixate_jax.durable import write_text
 from fixate_jax.errors import DataError
-from fixate_jax.report.tables import cells, flatten, numeric_columns
+from fixate_jax.metrics import LOWER_IS_BETTER
+from fixate_jax.report.line_charts import training_charts
+from fixate_jax.report.tables import arrow, cells, flatten, numeric_columns
+from fixate_jax.report.viewer import Viewer, number, viewer_data
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --text: #1c1e21; --back: #ffffff; --soft: #f3f4f6; --line: #d5d8dd; --dim: #5b616a; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e8eb; --back: #16181c; --soft: #22262c; --line: #3a3f47; --dim: #a0a7b1; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 2rem auto;
-  max-width: 1200px; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p, figcaption { color: var(--dim); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { background: var(--soft); } .number { text-align: right; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; background: #ffffff; border-radius: 6px; padding: 6px;
-  border: 1px solid var(--line); }
-details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 600; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$notes
-$tables
-$figures
-<h2>How it was run</h2>
-$settings
-</body>
-</html>
-""")
+ASSETS = Path(__file__).parent / "assets"
+SCRIPTS = ("base.js", "sessions.js", "users.js", "report.js")
+"""Joined in this order."""
 
 
 def write_report(
@@ -54,58 +28,155 @@ def write_report(
     *,
     title: str,
     tables: Mapping[str, pd.DataFrame],
-    figures: Sequence[tuple[str, Path]],
+    figures: Sequence[tuple[str, Path]] = (),
     config: Mapping[str, Any],
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
+    viewer: Viewer | None = None,
+    improvement: Mapping[str, pd.DataFrame] | None = None,
+    training: Mapping[str, pd.DataFrame] | None = None,
     name: str = "report.html",
 ) -> Path:
     """Write an HTML report into a run's folder: self-contained, light or dark as the reader's system is.
 
+    It may load nothing and run no script but its own, which its content security policy says. Tables, training curves
+    and figures can be read without any script.
+
     Args:
         run_dir: folder of the run; must exist.
         title: heading.
-        tables: heading → table, in order.
+        tables: heading → table, in order; they can be sorted.
         figures: (caption, PNG file), in order; the pictures are put into the file.
         config: the resolved settings, nested.
         versions: package or device → version.
         notes: paragraphs under the heading.
+        viewer: sessions that can be chosen and looked at.
+        improvement: metric → users in the index and two columns, before and after; drawn as points that choose a user.
+        training: name of a run, e.g. "seed 42" → its log, see :func:`fixate_jax.report.line_charts.training_charts`.
         name: of the file.
 
     Returns:
         Path of the report.
 
     Raises:
-        DataError: a figure's file is missing.
+        DataError: a figure's file is missing, a metric of `improvement` has not two columns, or what a method does
+            with a session does not fit its slots.
     """
     missing = [str(path) for _, path in figures if not path.is_file()]
     if missing:
         raise DataError(f"the report's figures {missing} do not exist; draw them before the report is written")
+    sections = (
+        [] if viewer is None else [_part("sessions", "Sessions", "viewer.html", count=html.escape(viewer.count()))]
+    )
+    if improvement:
+        people = _table(_people(improvement), "Users before and after")
+        before, after = (html.escape(str(c)) for c in next(iter(improvement.values())).columns)
+        sections.append(_part("people", "Users", "people.html", table=people, before=before, after=after))
+    if tables:
+        sections.append(_section("tables", "Tables", "\n".join(_titled(head, t) for head, t in tables.items())))
+    if charts := training_charts(training or {}):
+        sections.append(_section("training", "Training", charts))
+    if figures:
+        sections.append(_section("figures", "Figures", "\n".join(_figure(caption, path) for caption, path in figures)))
     settings = pd.DataFrame(flatten(config).items(), columns=["setting", "value"])
     packages = pd.DataFrame(versions.items(), columns=["package", "version"])
-    text = _PAGE.substitute(
-        title=html.escape(title),
-        notes="\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        tables="\n".join(f"<h2>{html.escape(head)}</h2>\n{_table(frame)}" for head, frame in tables.items()),
-        figures="\n".join(_figure(caption, path) for caption, path in figures),
-        settings=f"<details><summary>Settings</summary>{_table(settings)}</details>\n"
-        f"<details><summary>Versions</summary>{_table(packages)}</details>",
-    )
+    folded = (("Settings", settings), ("Versions", packages))
+    how = "\n".join(f"<details><summary>{head}</summary>{_table(frame, head)}</details>" for head, frame in folded)
+    sections.append(_section("settings", "How it was run", how))
+    data = {
+        "viewer": None if viewer is None else viewer_data(viewer),
+        "improvement": [_points(metric, frame) for metric, frame in (improvement or {}).items()],
+    }
     path = run_dir / name
-    write_text(path, text)
+    write_text(path, _page(title, notes, sections, data))
     return path
 
 
-def _table(frame: pd.DataFrame) -> str:
+def _page(title: str, notes: Sequence[str], sections: Sequence[tuple[str, str, str]], data: Mapping[str, Any]) -> str:
+    style, script = _asset("report.css"), "".join(_asset(file) for file in SCRIPTS)
+    return Template(_asset("report.html")).substitute(
+        title=html.escape(title),
+        policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        style=style,
+        script=script,
+        notes="\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
+        links="\n".join(f'<li><a href="#{anchor}">{head}</a></li>' for anchor, head, _ in sections),
+        sections="\n".join(text for *_, text in sections),
+        data=_embedded(data),
+    )
+
+
+def _embedded(data: Mapping[str, Any]) -> str:
+    """Data as JSON in which nothing can end the element that it stands in."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"
+
+
+def _section(anchor: str, head: str, inner: str) -> tuple[str, str, str]:
+    start = f'<section id="{anchor}" aria-labelledby="{anchor}-head">'
+    text = f'{start}\n<h2 id="{anchor}-head">{head}</h2>\n{inner}\n</section>'
+    return anchor, head, text
+
+
+def _part(anchor: str, head: str, file: str, **texts: str) -> tuple[str, str, str]:
+    return _section(anchor, head, Template(_asset(file)).substitute(texts))
+
+
+def _people(improvement: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row for each user: every metric before and after."""
+    for metric, frame in improvement.items():
+        if frame.shape[1] != 2:
+            raise DataError(
+                f"the improvement in {metric} needs two columns, before and after; got {list(frame.columns)}"
+            )
+    wide = pd.concat(
+        [
+            frame.set_axis([f"{arrow(metric)}, {c}" for c in frame.columns], axis=1)
+            for metric, frame in improvement.items()
+        ],
+        axis=1,
+    )
+    return wide.rename_axis(index="user").reset_index()
+
+
+def _points(metric: str, frame: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "metric": metric,
+        "lower": metric in LOWER_IS_BETTER,
+        "names": [str(name) for name in frame.columns],
+        "users": [str(user) for user in frame.index],
+        "before": [number(value) for value in frame.iloc[:, 0]],
+        "after": [number(value) for value in frame.iloc[:, 1]],
+    }
+
+
+def _titled(head: str, frame: pd.DataFrame) -> str:
+    return f"<h3>{html.escape(head)}</h3>\n{_table(frame, head)}"
+
+
+def _table(frame: pd.DataFrame, label: str) -> str:
     marks = [' class="number"' if numeric else "" for numeric in numeric_columns(frame)]
 
-    def row(tag: str, texts: Sequence[str]) -> str:
-        inner = "".join(f"<{tag}{mark}>{html.escape(text)}</{tag}>" for mark, text in zip(marks, texts, strict=True))
+    def row(tag: str, texts: Sequence[str], scope: str = "") -> str:
+        inner = "".join(
+            f"<{tag}{mark}{scope}>{html.escape(text)}</{tag}>" for mark, text in zip(marks, texts, strict=True)
+        )
         return f"<tr>{inner}</tr>"
 
-    head = row("th", [str(name) for name in frame.columns])
+    head = row("th", [str(name) for name in frame.columns], ' scope="col"')
     body = "\n".join(row("td", texts) for texts in cells(frame))
-    return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    # A box that scrolls has to be within reach of the keyboard.
+    box = f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(label)}">'
+    return f'{box}<table class="sortable">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def _figure(caption: str, path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,17 +26,20 @@ from fixate_jax.prompts import PromptParams
 from fixate_jax.report.curves import training_curves
 from fixate_jax.report.figures import page_figure, user_improvement
 from fixate_jax.report.html import write_report
-from fixate_jax.report.tables import comparison_table, flatten, results_table
+from fixate_jax.report.tables import COMPARED, comparison_table, flatten, results_table
 from fixate_jax.settings import config_to_dict, dump_config, load_config
 from fixate_jax.statistics import over_seeds
 from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.evaluate import evaluate_batch, predict, swapped_metrics
+from fixate_jax.tuning.looks import session_viewer
 from fixate_jax.tuning.loop import ntp_only, start_state, train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace, versions
 
 CONFIG_FILE, REPORT = "config.yaml", "report.html"
 BACKBONE, FIXATE, NTP, SWAPPED = "backbone", "fixate", "ntp_only", "fixate_swapped"
+SHOWN = {BACKBONE: "Backbone", FIXATE: "FixATE"}
+"""Methods that a report looks into → what they are called there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,13 +280,18 @@ def _write_results(
     for name, table in tables.items():
         stem = {0: "results", 1: "comparison", 2: "seeds"}[list(tables).index(name)]
         hosts.by_first(write_text, run / f"{stem}-{split}.csv", table.to_csv(index=False))
-    figures = _figures(workspace, run, split, averaged, prompt)
+    logs = {seed: pd.read_csv(seed_directory(run, seed) / "metrics.csv") for seed in config.train.seeds}
+    _figures(workspace, run, split, averaged, prompt, logs)
+    prompts = {BACKBONE: None, FIXATE: prompt}
+    viewer = session_viewer(workspace, split, SHOWN, prompts, plain[0], track=track)
     hosts.by_first(
         write_report,
         run,
         title=f"FixATE on {config.data.name}",
         tables=tables,
-        figures=figures,
+        viewer=viewer,
+        improvement=improvement(averaged, SHOWN),
+        training={f"seed {seed}": log for seed, log in logs.items()},
         config=config_to_dict(config),
         versions=versions(),
         notes=_notes(workspace, split),
@@ -295,39 +303,56 @@ def _write_results(
 def _notes(workspace: Workspace, split: str) -> list[str]:
     config = workspace.config
     count = {name: len(indices) for name, indices in workspace.splits.items()}
+    seeds = config.train.seeds
+    shown = (
+        f" Sessions are shown under the prompts of seed {seeds[0]}; all else is over seeds." if len(seeds) > 1 else ""
+    )
     return [
         f"{len(workspace.users)} users; {count['train']} sessions to tune on, {count['validation']} to choose the "
         f"epoch, {count['test']} to test; this table is about the {split} sessions. Seeds: "
-        f"{', '.join(map(str, config.train.seeds))}.",
+        f"{', '.join(map(str, seeds))}.{shown}",
         "TF: relevance for the true answer, so the model is told the click; compare it with the predictors that are "
         "told the click too. FR: relevance for the model's own answer; this is the claim.",
     ]
 
 
+def improvement(metrics: pd.DataFrame, methods: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+    """Each user's free-running means under two methods, for every compared metric that both have.
+
+    Args:
+        metrics: from :func:`fixate_jax.metrics.session_metrics`.
+        methods: the one before and the one after → their names, which become the columns.
+    """
+    users = user_means(metrics, [name for name in COMPARED if name in metrics.columns])
+    free = users[users["mode"] == "FR"]
+    frames = {
+        name: free.pivot(index="user_id", columns="method", values=name)[list(methods)].rename(columns=dict(methods))
+        for name in COMPARED
+        if name in free
+    }
+    return {name: frame for name, frame in frames.items() if not frame.dropna().empty}
+
+
 def _figures(
-    workspace: Workspace, run: Path, split: str, metrics: pd.DataFrame, prompt: PromptParams
-) -> list[tuple[str, Path]]:
+    workspace: Workspace,
+    run: Path,
+    split: str,
+    metrics: pd.DataFrame,
+    prompt: PromptParams,
+    logs: Mapping[int, pd.DataFrame],
+) -> None:
+    """Curves, changes per user and a few pages as picture files, for papers and slides."""
     folder = run / "figures"
-    figures = []
-    for seed in workspace.config.train.seeds:
-        log = pd.read_csv(seed_directory(run, seed) / "metrics.csv")
-        path = folder / f"training-seed-{seed}.png"
-        hosts.by_first(training_curves, path, log)
-        figures.append((f"Training, seed {seed}", path))
-    users = user_means(metrics)
+    for seed, log in logs.items():
+        hosts.by_first(training_curves, folder / f"training-seed-{seed}.png", log)
+    gains = improvement(metrics, SHOWN)
     for metric in ("kl", "accuracy"):
-        free = users[users["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
-        path = folder / f"users-{metric}.png"
-        hosts.by_first(user_improvement, path, per_user=free[[BACKBONE, FIXATE]], metric=metric)
-        figures.append((f"Each user's {metric} before and after, free-running", path))
+        hosts.by_first(user_improvement, folder / f"users-{metric}.png", per_user=gains[metric], metric=metric)
     indices = workspace.splits[split]
     chosen = np.random.default_rng(0).permutation(len(indices))[: workspace.config.train.pictures]
     for index in sorted(indices[i] for i in chosen):
-        session = workspace.data.sessions[index]
-        name = "".join(c if c.isalnum() else "-" for c in session.session_id)
-        path = picture(workspace, prompt, index, folder / f"page-{name}.png")
-        figures.append((f"Session {session.session_id}, user {session.user_id}", path))
-    return figures
+        name = "".join(c if c.isalnum() else "-" for c in workspace.data.sessions[index].session_id)
+        picture(workspace, prompt, index, folder / f"page-{name}.png")
 
 
 def picture(workspace: Workspace, prompt: PromptParams | None, index: int, path: Path, *, smooth: bool = False) -> Path:

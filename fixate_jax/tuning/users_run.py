@@ -16,7 +16,7 @@ from fixate_jax.data import open_or_prepare
 from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import ConfigError, DataError
 from fixate_jax.lock import locked
-from fixate_jax.metrics import session_metrics, summarise, user_means
+from fixate_jax.metrics import session_metrics, summarise
 from fixate_jax.progress import bar, track
 from fixate_jax.prompts import PromptParams, population_prompt
 from fixate_jax.report.figures import user_improvement
@@ -30,13 +30,16 @@ from fixate_jax.tuning.experiment import (
     BACKBONE,
     CONFIG_FILE,
     FIXATE,
+    SHOWN,
     Results,
     absolute_paths,
     check_run,
     claim_run,
+    improvement,
     restore_prompt,
     seed_directory,
 )
+from fixate_jax.tuning.looks import session_viewer
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace, versions
 from fixate_jax.tuning.users import UserPrompts, tune_users
@@ -192,32 +195,35 @@ def _evaluate(
     if len(per_seed) > 1:
         tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in per_seed])
         write_text(run / f"seeds-{SPLIT}.csv", tables["Mean and deviation over seeds"].to_csv(index=False))
-    report = _report(workspace, run, tables, averaged, next(iter(tuned.values())))
+    report = _report(workspace, run, tables, averaged, per_seed[0], tuned)
     metrics = pd.concat([m.assign(seed=s) for s, m in zip(tuned, per_seed, strict=True)], ignore_index=True)
     return Results(results=results, comparison=comparison, metrics=metrics, report=report)
 
 
 def _report(
-    workspace: Workspace, run: Path, tables: dict[str, pd.DataFrame], metrics: pd.DataFrame, tuned: UserPrompts
+    workspace: Workspace,
+    run: Path,
+    tables: dict[str, pd.DataFrame],
+    averaged: pd.DataFrame,
+    first: pd.DataFrame,
+    tuned: dict[int, UserPrompts],
 ) -> Path:
-    folder, users = run / "figures", user_means(metrics)
-    folder.mkdir(exist_ok=True)
-    figures = []
+    folder, gains, prompts = run / "figures", improvement(averaged, SHOWN), next(iter(tuned.values()))
     for metric in ("kl", "accuracy"):
-        free = users[users["mode"] == "FR"].pivot(index="user_id", columns="method", values=metric)
-        path = user_improvement(folder / f"users-{metric}.png", per_user=free[[BACKBONE, FIXATE]], metric=metric)
-        figures.append((f"Each user's {metric} before and after, free-running", path))
-    early = int(tuned.table["stopped_early"].sum())
+        user_improvement(folder / f"users-{metric}.png", per_user=gains[metric], metric=metric)
+    early = int(prompts.table["stopped_early"].sum())
+    kind = "a private prompt" if prompts.basis is None else "coefficients over a trained basis"
     note = (
-        f"{len(tuned.users)} users, each tuned alone: "
-        f"{'a private prompt' if tuned.basis is None else 'coefficients over a trained basis'}; {tuned.chunk} side by "
-        f"side; {early} stopped before the last step. users.csv has a row for each."
+        f"{len(prompts.users)} users, each tuned alone: {kind}; {prompts.chunk} side by side; {early} stopped before "
+        "the last step. users.csv has a row for each."
     )
+    own = {BACKBONE: None, FIXATE: prompts.prompt_params(workspace.users)}
     return write_report(
         run,
         title=f"Users of {workspace.config.data.name}, each tuned alone",
-        tables=tables | {"Users": tuned.table},
-        figures=figures,
+        tables=tables | {"Users": prompts.table},
+        viewer=session_viewer(workspace, SPLIT, SHOWN, own, first, track=track),
+        improvement=gains,
         config=config_to_dict(workspace.config),
         versions=versions(),
         notes=[note],

@@ -57,6 +57,7 @@ def settings() -> RunConfig:
             ntp_baseline=False,
             swap_control=False,
             pictures=0,
+            report_sessions=0,
         ),
         cache=CacheConfig(device_bytes=0, host_bytes=0),
     )

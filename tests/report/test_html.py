@@ -1,6 +1,8 @@
 """The report: one file that needs nothing beside it, with everything escaped."""
 
 import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -10,17 +12,19 @@ from PIL import Image
 
 from fixate_jax.errors import DataError
 from fixate_jax.report import write_report
+from tests.report import samples
 
 
 class Checker(HTMLParser):
     """Collects tags, and fails on one that is closed out of order."""
 
-    void = frozenset({"meta", "img", "br", "link"})
+    void = frozenset({"meta", "img", "br", "link", "input"})
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
 
     def handle_starttag(self, tag, attrs):
         self.seen.append((tag, dict(attrs)))
@@ -29,6 +33,10 @@ class Checker(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
 
 
 def report(folder, **changes):
@@ -60,10 +68,46 @@ def test_the_report_holds_everything_and_is_well_formed(tmp_path):
     assert head == "data:image/png;base64" and base64.b64decode(data) == (tmp_path / "figure.png").read_bytes()
 
 
-def test_the_report_needs_no_network_and_knows_the_dark(tmp_path):
-    text = report(tmp_path).read_text(encoding="utf-8")
-    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
-    assert "prefers-color-scheme: dark" in text
+def checked(text):
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    return checker
+
+
+def test_the_report_loads_nothing_and_runs_its_own_script_alone(tmp_path):
+    text = samples.report(tmp_path).read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//\w+\.\w|<link|@import|url\(|<iframe|\bsrc=\"(?!data:)", text)
+    checker = checked(text)
+    (policy,) = [str(a["content"]) for tag, a in checker.seen if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:; ") and "unsafe" not in policy
+    (style,), (data, script) = checker.texts["style"], checker.texts["script"]
+    for inner in (style, script):
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}'" in policy
+    assert not any({"style", "onclick", "onload", "onerror"} & set(a) for _, a in checker.seen)
+    assert json.loads(data)["viewer"]["users"][1]["name"] == samples.HOSTILE, "names come through whole"
+
+
+def test_names_cannot_leave_their_place(tmp_path):
+    text = samples.report(tmp_path).read_text(encoding="utf-8")
+    assert samples.HOSTILE not in text and "<img src=x" not in text
+    assert text.count("</script>") == 2 and text.count("<script") == 2
+    assert len({tag for tag, _ in checked(text).seen} & {"b", "iframe"}) == 0
+
+
+def test_only_what_there_is_has_a_part(tmp_path):
+    full = checked(samples.report(tmp_path).read_text(encoding="utf-8"))
+    parts = [a["id"] for tag, a in full.seen if tag == "section"]
+    assert parts == ["sessions", "people", "tables", "training", "settings"]
+    assert [a["href"] for tag, a in full.seen if tag == "a"][1:6] == [f"#{part}" for part in parts]
+    plain = checked(report(tmp_path).read_text(encoding="utf-8"))
+    assert [a["id"] for tag, a in plain.seen if tag == "section"] == ["tables", "figures", "settings"]
+
+
+def test_improvement_needs_before_and_after(tmp_path):
+    frame = samples.improvement()["kl"][["FixATE"]]
+    with pytest.raises(DataError, match=r"improvement in kl needs two columns, before and after; got \['FixATE'\]"):
+        samples.report(tmp_path, improvement={"kl": frame})
 
 
 def test_nothing_half_written_is_left(tmp_path):
