@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TypeVar
 
 from rich.console import Console
@@ -21,6 +22,14 @@ from rich.progress import (
 from rich.text import Text
 
 T = TypeVar("T")
+
+
+def _console() -> Console:
+    console = Console(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        # There rich would warn at each bar that it cannot draw it: only its end is shown then.
+        return Console(stderr=True, force_jupyter=False, force_terminal=False)
+    return console
 
 
 class RateColumn(ProgressColumn):
@@ -45,7 +54,7 @@ def bar(title: str, total: int, *, done: int = 0) -> Iterator[tuple[Progress, Ta
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=_console()) as progress:
         yield progress, progress.add_task(title, total=total, completed=done, note="")
 
 
@@ -69,6 +78,6 @@ def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=_console()) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.update(task, advance=done)
