@@ -13,6 +13,11 @@ from fixate_jax.errors import ConfigError
 if TYPE_CHECKING:
     from fixate_jax.emulation import Visits
 
+CAUTION = (
+    "are made-up people whose model reads drawn carousels alone: on other pages this shows that everything works, and "
+    "nothing about people"
+)
+"""Said of users that come with the library."""
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|BUNDLE")]
 
 
@@ -51,6 +56,7 @@ class Emulate:
         from fixate_jax.data.own.page_sets import read_page_set
         from fixate_jax.data.own.tables import PROFILE
         from fixate_jax.emulation import Page
+        from fixate_jax.emulation.bundle import SHIPPED_USERS
         from fixate_jax.emulation.opening import open_emulator
         from fixate_jax.progress import track
         from fixate_jax.report.emulated import write_table
@@ -88,6 +94,8 @@ class Emulate:
             console.print(f"drawn: {drawn} pictures in {self.heat_maps}", soft_wrap=True)
         print_table(_shown(table), title="Mean over users", console=console, digits=3)
         console.print(f"written: {self.out}, {len(table)} rows", soft_wrap=True)
+        if self.source in SHIPPED_USERS:
+            console.print(f"{self.source} {CAUTION}", soft_wrap=True)
         return 0
 
 
@@ -116,9 +124,7 @@ def _draw(folder: Path, visits: "Visits", temperature: float) -> int:
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     """What fits on a screen: each slot over all users."""
-    keys = ["page_id", "slot", "label", "item"]
-    if not table["item"].any():
-        keys.remove("item")
+    keys = ["page_id", "label", "item"] if table["item"].any() else ["page_id", "label"]
     means = table.assign(click=table["click"].astype(float)).groupby(keys, sort=False)
     return means[["attention", "probability", "click"]].mean().reset_index()
 

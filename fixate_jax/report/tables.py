@@ -159,7 +159,7 @@ def print_table(frame: pd.DataFrame, *, title: str, console: Console | None = No
     """Print a frame to the terminal, without its index."""
     table = Table(title=title, title_justify="left", header_style="bold", row_styles=["", "dim"])
     for name, numeric in zip(frame.columns, numeric_columns(frame), strict=True):
-        table.add_column(str(name), justify="right" if numeric else "left", no_wrap=not numeric)
+        table.add_column(str(name), justify="right" if numeric else "left", no_wrap=numeric)
     for row in cells(frame, digits):
         # As Text, since square brackets in a string would be read as markup.
         table.add_row(*map(Text, row))
