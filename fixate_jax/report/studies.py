@@ -46,9 +46,9 @@ def differences(path: Path, tests: pd.DataFrame, *, title: str) -> Path:
             axis.plot(row["difference"], place, "o", color=colour, markersize=5)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
-        axis.invert_yaxis()
         axis.set_xlabel(f"preset − variant, {metric}", fontsize=9)
         _style(axis, metric)
+    panels[0].invert_yaxis()  # of all panels, which share it: in the order of the table
     handles = [Axes.plot(panels[0], [], [], "o-", color=c, label=name)[0] for name, c in READINGS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10, fontweight="bold")
