@@ -1,5 +1,6 @@
 """The ``fixate`` command: one dataclass per subcommand, parsed by tyro."""
 
+import os
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -347,6 +348,8 @@ def parse(arguments: list[str]) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit status 0, 1 (a comparison failed), 2 (bad input, disk full) or 130 (interrupted and saved)."""
+    # transformers would say at each start that PyTorch is missing, which is how it should be.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         status = parse(sys.argv[1:] if arguments is None else arguments).run()
     except KeyboardInterrupt:
