@@ -32,9 +32,9 @@ class Compare:
     versions: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of screenshots with slots.csv or slots.json, each the same pages and items by name; the others are
     compared with the first."""
-    carousels: tuple[Literal["order", "rows", "sizes"], ...] = ()
-    """Instead of folders: drawn carousel pages, compared with themselves back to front, with rows from below, or with
-    a first row as high as the others together."""
+    carousels: tuple[Literal["order", "genres", "rows", "sizes"], ...] = ()
+    """Instead of folders: drawn carousel pages, compared with themselves back to front, with films by genre, with rows
+    from below, or with a first row as high as the others together."""
     pages: int = 24
     """How many carousel pages."""
     page_seed: int = 0
@@ -64,7 +64,7 @@ class Compare:
 
     def run(self) -> int:
         """Run the command."""
-        from fixate_jax.emulation.compare import compare_versions, match_pages
+        from fixate_jax.emulation.compare import compare_versions
         from fixate_jax.emulation.opening import open_emulator
         from fixate_jax.progress import track
         from fixate_jax.report.tables import print_table
@@ -75,7 +75,6 @@ class Compare:
             operator = replace(emulator.config.operator, assignment=self.assignment)
             emulator = replace(emulator, config=replace(emulator.config, operator=operator))
         versions = self._carousels(emulator) if self.carousels else self._folders(emulator)
-        match_pages(versions)
         comparison = compare_versions(
             emulator,
             versions,
@@ -87,7 +86,7 @@ class Compare:
         )
         written = write_comparison(comparison, self.out, self.page)
         console = Console()
-        print_table(percent(comparison.summary()), title="How much moves, %", console=console, digits=1)
+        print_table(moves(comparison.summary()), title="How much moves, %", console=console, digits=1)
         for version in comparison.versions[1:]:
             title = f"{version} − {comparison.versions[0]}: items that change most, %"
             print_table(changes(comparison.items(), version, SHOWN), title=title, console=console, digits=1)
@@ -97,7 +96,7 @@ class Compare:
     def _check(self) -> None:
         """Before anything is loaded."""
         if bool(self.versions) == bool(self.carousels):
-            raise ConfigError("versions: give either folders, two or more, or --carousels order, rows, sizes")
+            raise ConfigError("versions: give either folders, two or more, or --carousels order genres rows sizes")
         if len(self.versions) == 1:
             raise ConfigError(f"versions: {self.versions[0]} alone; give at least two folders to compare")
         if len(set(self.versions)) < len(self.versions) or len(set(self.carousels)) < len(self.carousels):
@@ -203,20 +202,35 @@ def changes(items: pd.DataFrame, version: str, most: int) -> pd.DataFrame:
     here = items[items["version"] == version]
     clicks, looks = (here[here["measure"] == measure].set_index("item") for measure in ("click", "attention"))
     largest = clicks["difference"].abs().nlargest(most).index
-    order = clicks.loc[largest, "difference"].sort_values(ascending=False).index
-    columns = {"pages": clicks["pages"].loc[order]}
-    for name, rows in (("clicks", clicks), ("attention", looks)):
-        columns[name] = 100 * rows["share"].loc[order]
-        columns[f"{name} −"] = 100 * rows["difference"].loc[order]
-        for bound in ("low", "high"):
-            columns[f"{name} {bound}"] = 100 * rows[bound].loc[order]
-    return pd.DataFrame(columns).rename(columns=lambda name: name.replace(" −", " change")).reset_index()
+    order = clicks.loc[largest, "difference"].sort_values(ascending=False, kind="stable").index
+    table = pd.DataFrame({"item": order, "pages": clicks["pages"].loc[order].to_numpy()})
+    for name, rows in (("clicks", clicks.loc[order]), ("attention", looks.loc[order])):
+        table[name] = 100 * rows["share"].to_numpy()
+        table["Δ " + name] = [_interval(*values) for values in zip(*_columns(rows, "difference"), strict=True)]
+    return table
 
 
-def percent(summary: pd.DataFrame) -> pd.DataFrame:
-    """A summary with its shares in percent."""
-    numbers = ["to_items", "low", "high", "to_slots", "answered"]
-    return summary.assign(**{name: 100 * summary[name] for name in numbers})
+def moves(summary: pd.DataFrame) -> pd.DataFrame:
+    """How much of a visit goes elsewhere in each version, in percent."""
+    return pd.DataFrame(
+        {
+            "version": summary["version"],
+            "measure": summary["measure"],
+            "to other items": [_interval(*values) for values in zip(*_columns(summary, "to_items"), strict=True)],
+            "to other slots": 100 * summary["to_slots"],
+            "answered": 100 * summary["answered"],
+        }
+    )
+
+
+def _columns(rows: pd.DataFrame, mean: str) -> list[list[float]]:
+    return [rows[name].tolist() for name in (mean, "low", "high")]
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    """In percent; NaN bounds are left out."""
+    known = f" ({100 * low:.1f}, {100 * high:.1f})" if low == low else ""
+    return f"{100 * mean:.1f}{known}"
 
 
 def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequence[str]) -> str:
@@ -234,9 +248,10 @@ def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequen
         "",
         *provenance_lines([provenance()]),
         "",
-        "How much of a visit moves, in percent:",
+        "How much of a visit goes elsewhere, in percent, with 95% bootstrap intervals over users; and how probable it is "
+        "that the model answers with any label:",
         "",
-        to_markdown(percent(comparison.summary()), 1),
+        to_markdown(moves(comparison.summary()), 1),
         f"Of {len(shown)} intervals over users {missed} leave out 0. Were nothing changed at all, about "
         f"{len(shown) / 20:.0f} would by chance.",
         "",

@@ -192,8 +192,8 @@ def compare_versions(
         track: wraps the batches of each version in a progress bar.
 
     Raises:
-        ConfigError: there are fewer than two versions, a user is named twice or not known, or the temperature is out of
-            range.
+        ConfigError: there are fewer than two versions, nobody is asked, a user is named twice or not known, or the
+            temperature is out of range.
         DataError: a page is in one version only, or an item, or pages do not say what stands in them.
         LabelError: labels of a page do not suit the tokenizer.
     """
@@ -202,8 +202,8 @@ def compare_versions(
     if not temperature > 0:
         raise ConfigError(f"temperature = {temperature}: must be above 0")
     shown = tuple(emulator.users if users is None else users)
-    if len(set(shown)) < len(shown):
-        raise ConfigError(f"users: {', '.join(shown)}; name each once")
+    if not shown or len(set(shown)) < len(shown):
+        raise ConfigError(f"users: {', '.join(shown) or 'there is nobody'}; name each once")
     matched = match_pages(versions)
     slots = max(page.slots for page in matched[0])
     shape = len(matched), len(shown), len(matched[0])

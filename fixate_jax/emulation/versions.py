@@ -5,6 +5,7 @@ pages of the same names with items of the same names, for :func:`fixate_jax.emul
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -135,10 +136,11 @@ def slot_sizes(
 
 VERSIONS: Mapping[str, Callable[..., list[Page]]] = {
     "order": item_order,
+    "genres": partial(item_order, score=lambda poster: -CATALOGUE.index(poster)),
     "rows": row_order,
     "sizes": slot_sizes,
 }
-"""Versions by name, each as it is unless told otherwise: back to front, rows from below, the first row enlarged."""
+"""Versions by name: back to front; by genre, action first and science last; rows from below; the first row enlarged."""
 
 
 def _draw(

@@ -70,7 +70,7 @@ def version_differences(path: Path, table: pd.DataFrame, *, title: str) -> Path:
             _draw_rows(axis, rows)
             _style(axis, f"{measure}: {version} − {first}")
         panels[1].set_yticklabels([])
-    figure.suptitle(title, fontsize=10, fontweight="bold")
+    figure.suptitle(f"{title}\n95% intervals: thick over users, thin over users and pages", fontsize=9)
     return save_figure(figure, path)
 
 
@@ -121,7 +121,8 @@ def page_versions(path: Path, versions: Mapping[str, Shown], *, title: str) -> P
             tall, wide = shown.image.shape[:2]
             axis.set_axis_off()
             axis.set(xlim=(0, 1), ylim=(1, 0), aspect=tall / wide)
-            axis.imshow(shown.image, extent=(0, 1, 1, 0), aspect="auto")
+            grey = np.repeat(shown.image.mean(axis=2, keepdims=True), 3, axis=2) / 255
+            axis.imshow(grey, extent=(0, 1, 1, 0), aspect="auto")
             axis.set_title(f"{name}: {measure}", fontsize=10)
             draw_heat(axis, fill_slots(shown.boxes, shown.shares[measure]), top=top)
             texts = shares(shown.names, shown.shares[measure])
