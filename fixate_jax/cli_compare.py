@@ -248,7 +248,7 @@ def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequen
         "",
         *provenance_lines([provenance()]),
         "",
-        "How much of a visit goes elsewhere, in percent, with 95% bootstrap intervals over users; and how probable it is "
+        "How much of a visit goes elsewhere, in percent, with 95% bootstrap intervals over users; and the probability "
         "that the model answers with any label:",
         "",
         to_markdown(moves(comparison.summary()), 1),

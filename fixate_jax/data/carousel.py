@@ -44,7 +44,7 @@ class Poster(NamedTuple):
     shade: int = 0
 
 
-def poster_boxes(heights: Sequence[float] = (1,) * ROWS) -> Float[np.ndarray, "slots 4"]:
+def poster_boxes(heights: Sequence[float] = (1.0,) * ROWS) -> Float[np.ndarray, "slots 4"]:
     """The places of posters row by row, in relative page coordinates.
 
     Args:

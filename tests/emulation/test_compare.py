@@ -10,24 +10,33 @@ import pytest
 from PIL import Image
 
 from fixate_jax import cli
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig
-from fixate_jax.emulation import BACKBONE, Comparison, Origin, Page, UserEmulator, compare_versions, write_bundle
+from fixate_jax.emulation import (
+    BACKBONE,
+    Comparison,
+    Origin,
+    Page,
+    UserEmulator,
+    Visits,
+    compare_versions,
+    write_bundle,
+)
 from fixate_jax.emulation.compare import match_pages
 from fixate_jax.errors import ConfigError, DataError
-from tests.worlds import USERS, World
+from tests.emulation.test_emulator import CONFIG, SIZES, pages_of
+from tests.worlds import USERS, World, numbers
 
-CONFIG = RunConfig(
-    backbone=BackboneConfig(tapped_layers=2, attention_block=32),
-    operator=OperatorConfig(name="attention"),
-    prompt=PromptConfig(basis=3, tokens=4),
-    train=TrainConfig(eval_batch=9, max_lengths=1),
+ITEMS = (
+    ("hat", "coat", "scarf"),
+    ("coat", "boots", "gloves", "hat", "belt", "socks"),
+    ("belt", "hat", "coat", "tie"),
+    ("tie", "coat", "hat", "boots", "cap"),
 )
-ITEMS = (("hat", "coat", "scarf"), ("coat", "boots", "gloves", "hat"), ("belt", "hat", "coat"))
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"), config=CONFIG, sizes=[(len(i), 192, 128) for i in ITEMS])
+    # As in the tests of the emulator, so that nothing is compiled for both.
+    return World(tmp_path_factory.mktemp("world"), config=CONFIG, labels=numbers, sizes=SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +46,7 @@ def emulator(world: World) -> UserEmulator:
 
 @pytest.fixture(scope="module")
 def pages(world: World) -> list[Page]:
-    return [
-        Page(page_id=s.page_id, image=world.images[s.page_id], boxes=s.boxes, labels=s.labels, items=items)
-        for s, items in zip(world.sessions, ITEMS, strict=True)
-    ]
+    return [replace(page, items=items) for page, items in zip(pages_of(world), ITEMS, strict=True)]
 
 
 def turned(pages: Sequence[Page]) -> list[Page]:
@@ -83,7 +89,9 @@ def test_items_are_followed_to_where_they_stand(
         expected = old.groupby("item")[column].mean()
         found = rows(compared.items(), "old", measure)
         np.testing.assert_allclose(found["share"].sort_index(), expected.sort_index(), atol=1e-6)
-        assert found["pages"].to_dict() == {"hat": 3, "coat": 3, "scarf": 1, "boots": 1, "gloves": 1, "belt": 1}
+        assert found["pages"].to_dict() == dict(
+            hat=4, coat=4, scarf=1, boots=2, gloves=1, belt=2, socks=1, tie=2, cap=1
+        )
         # The picture is the old one: places keep what they get, and items get what their new place gets.
         assert np.abs(rows(compared.slots(), "renamed", measure)["difference"]).max() < 1e-6
         moved = rows(compared.items(), "renamed", measure)
@@ -94,7 +102,7 @@ def test_items_are_followed_to_where_they_stand(
         assert moved.loc["gloves", "difference"] == pytest.approx(boots - gloves, abs=1e-6)
         # What some gain others lose.
         assert (moved["difference"] * moved["pages"]).sum() == pytest.approx(0, abs=1e-6)
-    assert rows(compared.slots(), "old")["pages"].tolist() == [3, 3, 3, 1]
+    assert rows(compared.slots(), "old")["pages"].tolist() == [4, 4, 4, 3, 2, 1]
 
 
 def test_the_summary_says_how_much_moves(compared: Comparison) -> None:
@@ -137,7 +145,7 @@ def test_attention_that_found_nothing_is_even(
     blind = replace(visits, attention=np.zeros_like(visits.attention))
     monkeypatch.setattr(UserEmulator, "emulate", lambda *_, **__: blind)
     found = compare_versions(emulator, {"old": pages[:2], "new": pages[:2]}, ["u0"]).shares["attention"]
-    np.testing.assert_allclose(found[0, 0], [[1 / 3, 1 / 3, 1 / 3, 0], [0.25] * 4])
+    np.testing.assert_allclose(found[0, 0], [[1 / 3] * 3 + [0] * 3, [1 / 6] * 6])
 
 
 def changed(pages: list[Page], index: int, items: tuple[str, ...]) -> list[Page]:
@@ -172,7 +180,7 @@ def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page])
         compare_versions(emulator, both, ["u0", "u0"])
     with pytest.raises(ConfigError, match="users: there is nobody"):
         compare_versions(emulator, both, [])
-    with pytest.raises(ConfigError, match="temperature = 0.0: must be above 0"):
+    with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be above 0"):
         compare_versions(emulator, both, temperature=0.0)
     with pytest.raises(ConfigError, match="somebody: not tuned here"):
         compare_versions(emulator, both, ["somebody"])
@@ -206,33 +214,51 @@ def page_set(folder: Path, pages: Sequence[Page]) -> Path:
 def test_folders_become_tables_and_figures(
     bundle: Path, pages: list[Page], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = page_set(tmp_path / "old", pages), page_set(tmp_path / "new", turned(pages))
+    folders = page_set(tmp_path / "old", pages[:2]), page_set(tmp_path / "new", turned(pages[:2]))
     out, notes = tmp_path / "mine", tmp_path / "notes.md"
     notes.write_text("above\n<!-- begin mine -->\n<!-- end mine -->\nbelow\n", encoding="utf-8")
-    wanted = ("--users", "u2", "u0", "--out", out, "--page-width", 192, "--page", notes)
+    wanted = ("--users", "u2", "u0", "--out", out, "--page-width", 192, "--profile", "likes films", "--page", notes)
     assert run("compare", bundle, *folders, *wanted) == 0
     shown = capsys.readouterr().out
     assert "new − old: items that change most" in shown and "to other items" in shown
     items = pd.read_csv(out / "items.csv")
-    assert len(items) == 6 * 2 * 2 and set(items["version"]) == {"old", "new"}
-    assert len(pd.read_csv(out / "slots.csv")) == 4 * 2 * 2
+    assert len(items) == 7 * 2 * 2 and set(items["version"]) == {"old", "new"}
+    assert len(pd.read_csv(out / "slots.csv")) == 6 * 2 * 2
     assert pd.read_csv(out / "summary.csv")["to_items"].iloc[-1] > 0
     for name in ("page", "items", "slots"):
         assert min(Image.open(out / f"{name}.png").size) > 200
         assert (tmp_path / f"mine-{name}.png").read_bytes() == (out / f"{name}.png").read_bytes()
     text = (out / "comparison.md").read_text(encoding="utf-8")
-    assert "2 emulated users, 3 pages, 6 items; all against old." in text and "![items](items.png)" in text
+    assert "2 emulated users, 2 pages, 7 items; all against old." in text and "![items](items.png)" in text
     filled = notes.read_text(encoding="utf-8")
     assert filled.startswith("above") and filled.endswith("below\n") and "(mine-items.png)" in filled
 
 
-def test_carousels_are_drawn_in_versions(bundle: Path, tmp_path: Path) -> None:
+def by_size(_: UserEmulator, pages: Sequence[Page], users: Sequence[str], **__: object) -> Visits:
+    """Visits of users who look at what is large."""
+    area = np.stack([np.prod(page.boxes[:, 2:] - page.boxes[:, :2], axis=1) for page in list(pages) * len(users)])
+    return Visits(
+        users=tuple(user for user in users for _ in pages),
+        pages=tuple(pages) * len(users),
+        attention=area,
+        log_probs=np.log(area),
+        answered=np.zeros(len(area)),
+    )
+
+
+def test_carousels_are_drawn_in_versions(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "comparison"
     wanted = ("--pages", 2, "--users", "u1", "u2", "--out", out, "--assignment", "area", "--bootstrap-seed", 3)
+    asked = []
+    monkeypatch.setattr(UserEmulator, "emulate", lambda *told, **more: asked.append(told[0]) or by_size(*told, **more))
     assert run("compare", bundle, "--carousels", "rows", "sizes", *wanted) == 0
     slots = pd.read_csv(out / "slots.csv")
     assert list(dict.fromkeys(slots["version"])) == ["as drawn", "rows", "sizes"]
     assert set(slots["slot"]) == set(range(15)) and (slots["pages"] == 2).all()
+    np.testing.assert_allclose(rows(slots, "rows")["difference"], 0, atol=1e-12)
+    gains = np.repeat([0.1 - 1 / 15, 0.05 - 1 / 15, 0.05 - 1 / 15], 5)
+    np.testing.assert_allclose(rows(slots, "sizes")["difference"], gains, atol=1e-12)
+    assert {emulator.config.operator.assignment for emulator in asked} == {"area"} != {CONFIG.operator.assignment}
     assert Image.open(out / "page.png").width > 1000
 
 

@@ -75,12 +75,12 @@ def test_orders_are_as_asked() -> None:
 
 
 def test_sizes_fill_the_page() -> None:
-    page = slot_sizes(SLATES, (4, 1, 1), width=640)[0]
+    page = slot_sizes(SLATES, (4.0, 1.0, 1.0), width=640)[0]
     assert page.image.size == (640, 384)
     heights = (page.boxes[:, 3] - page.boxes[:, 1]).reshape(ROWS, COLUMNS)
     np.testing.assert_allclose(heights, np.repeat([[4 / 6], [1 / 6], [1 / 6]], COLUMNS, axis=1))
     assert page.items == FIRST[0].items
-    even = slot_sizes(SLATES, (1, 1, 1))[0]
+    even = slot_sizes(SLATES, (1.0, 1.0, 1.0))[0]
     difference = np.asarray(even.image, np.int64) - np.asarray(FIRST[0].image, np.int64)
     assert (difference != 0).mean() < 0.01, "but for rounding, equal heights change nothing"
 
@@ -94,5 +94,5 @@ def test_what_cannot_be_drawn_is_named() -> None:
         draw_slates(pages=0, seed=0)
     with pytest.raises(ConfigError, match=r"rows = \(0, 1, 1\): name each of 0, 1, 2 once"):
         row_order(SLATES, (0, 1, 1))
-    with pytest.raises(ConfigError, match=r"heights = \(1, 0, 1\): give 3 numbers above 0"):
-        slot_sizes(SLATES, (1, 0, 1))
+    with pytest.raises(ConfigError, match=r"heights = \(1\.0, 0\.0, 1\.0\): give 3 numbers above 0"):
+        slot_sizes(SLATES, (1.0, 0.0, 1.0))
