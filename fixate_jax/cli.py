@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from fixate_jax.cli_compare import Compare
 from fixate_jax.cli_emulation import Emulate, Export
 from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
@@ -302,6 +303,7 @@ Command = (
     | Annotated[Transfer, tyro.conf.subcommand("transfer")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Emulate, tyro.conf.subcommand("emulate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from fixate_jax.errors import DataError
@@ -93,9 +93,48 @@ def bootstrap_interval(
     if values.size == 0 or not np.isfinite(values).all():
         raise DataError("a bootstrap interval needs at least one user, and a finite value of each")
     values = np.asarray(values, np.float64)
-    # How often each user is drawn is all that the mean of a sample depends on.
-    counts = np.random.default_rng(seed).multinomial(values.size, np.full(values.size, 1 / values.size), size=samples)
+    counts = resamples(values.size, seed=seed, samples=samples)
     low, high = np.quantile(counts @ values / values.size, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+
+
+def resamples(size: int, *, seed: int, samples: int = 10_000) -> Int[np.ndarray, "samples size"]:
+    """How often each of some users is drawn in each bootstrap sample: all that the mean of a sample depends on.
+
+    Args:
+        size: how many there are to draw from, and how many draws make a sample.
+        seed: of the draws.
+        samples: bootstrap samples.
+    """
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=samples)
+
+
+def crossed_interval(
+    values: Float[np.ndarray, "users pages"],
+    *,
+    users: Int[np.ndarray, "samples users"],
+    pages: Int[np.ndarray, "samples pages"],
+    level: float = 0.95,
+) -> Interval:
+    """Percentile interval of the mean where users and pages are both drawn anew (the pigeonhole bootstrap, Owen 2007).
+
+    It says how the mean may differ for other users on other pages of the same kind. Where only noise of single visits
+    is in the values it is wider than it had to be, never narrower.
+
+    Args:
+        values: of every user on every page.
+        users: how often each is drawn in each sample, from `resamples`.
+        pages: likewise, of another seed.
+        level: coverage of the interval.
+
+    Raises:
+        DataError: a value is not finite.
+    """
+    if not np.isfinite(values).all():
+        raise DataError("an interval over users and pages needs a finite value of each user on each page")
+    values = np.asarray(values, np.float64)
+    means = ((users @ values) * pages).sum(axis=1) / values.size
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean=float(values.mean()), low=float(low), high=float(high))
 
 

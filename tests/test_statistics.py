@@ -6,7 +6,15 @@ import pytest
 from scipy import stats
 
 from fixate_jax.errors import DataError
-from fixate_jax.statistics import bootstrap_interval, compare_methods, holm, over_seeds, paired_wilcoxon
+from fixate_jax.statistics import (
+    bootstrap_interval,
+    compare_methods,
+    crossed_interval,
+    holm,
+    over_seeds,
+    paired_wilcoxon,
+    resamples,
+)
 
 
 def test_wilcoxon_agrees_with_scipy_and_counts_users():
@@ -63,6 +71,22 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(2)
     draws = [bootstrap_interval(rng.normal(size=40), seed=i, samples=1000) for i in range(200)]
     assert 0.88 <= np.mean([draw.low <= 0 <= draw.high for draw in draws]) <= 0.99
+
+
+def test_an_interval_over_users_and_pages_covers_what_other_pages_would_show():
+    rng = np.random.default_rng(3)
+    users, pages = (resamples(20, seed=seed, samples=500) for seed in (0, 1))
+    crossed, alone = [], []
+    for _ in range(200):
+        values = rng.normal(size=(20, 1)) + rng.normal(size=(1, 20)) + 0.5 * rng.normal(size=(20, 20))
+        crossed.append(crossed_interval(values, users=users, pages=pages))
+        alone.append(bootstrap_interval(values.mean(axis=1), seed=0, samples=500))
+    covered, short = (np.mean([found.low <= 0 <= found.high for found in each]) for each in (crossed, alone))
+    assert 0.88 <= covered <= 0.99
+    assert short < 0.85, "users alone do not answer for other pages"
+    assert crossed[0].mean == pytest.approx(alone[0].mean)
+    with pytest.raises(DataError, match="a finite value of each user on each page"):
+        crossed_interval(np.full((20, 20), np.nan), users=users, pages=pages)
 
 
 def users_frame() -> pd.DataFrame:

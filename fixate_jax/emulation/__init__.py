@@ -2,6 +2,7 @@
 
 from fixate_jax.emulation.bundle import BackboneWarning, load_bundle, write_bundle
 from fixate_jax.emulation.card import Origin
+from fixate_jax.emulation.compare import Comparison, compare_versions
 from fixate_jax.emulation.emulator import BACKBONE, UserEmulator
 from fixate_jax.emulation.few_shot import learn_users
 from fixate_jax.emulation.opening import load_run, open_emulator
@@ -11,10 +12,12 @@ from fixate_jax.emulation.visits import Visits
 __all__ = [
     "BACKBONE",
     "BackboneWarning",
+    "Comparison",
     "Origin",
     "Page",
     "UserEmulator",
     "Visits",
+    "compare_versions",
     "learn_users",
     "load_bundle",
     "load_run",

@@ -72,11 +72,7 @@ def page_figure(
 
     axes[1].imshow(grey, extent=(0, 1, 1, 0), aspect="auto")
     axes[1].set_title("human gaze", fontsize=10)
-    heat = np.full((200, 200), np.nan)
-    y, x = (np.indices(heat.shape) + 0.5) / heat.shape[0]
-    for (x0, y0, x1, y1), share in zip(boxes, gaze, strict=True):
-        heat[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = share
-    draw_heat(axes[1], heat)
+    draw_heat(axes[1], fill_slots(boxes, gaze))
     draw_slots(axes[1], boxes, shares(labels, gaze), click)
 
     for axis, (method, grid) in zip(axes[2:], relevance.items(), strict=True):
@@ -93,9 +89,26 @@ def shares(labels: Sequence[str], shares: Float[np.ndarray, " slots"]) -> list[s
     return [f"{label} {100 * share:.0f}%" for label, share in zip(labels, shares, strict=True)]
 
 
-def draw_heat(axis: Axes, grid: Float[np.ndarray, "rows columns"]) -> None:
-    """A transparent layer, denser where the value is high, so that the page shows through; nothing where it is NaN."""
-    top = float(np.nanmax(grid)) or 1.0
+def fill_slots(
+    boxes: Float[np.ndarray, "slots 4"], values: Float[np.ndarray, " slots"]
+) -> Float[np.ndarray, "rows columns"]:
+    """A grid over the page with each slot's value inside its box, NaN between them."""
+    heat = np.full((200, 200), np.nan)
+    y, x = (np.indices(heat.shape) + 0.5) / heat.shape[0]
+    for (x0, y0, x1, y1), value in zip(boxes, values, strict=True):
+        heat[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = value
+    return heat
+
+
+def draw_heat(axis: Axes, grid: Float[np.ndarray, "rows columns"], *, top: float | None = None) -> None:
+    """A transparent layer, denser where the value is high, so that the page shows through; nothing where it is NaN.
+
+    Args:
+        axis: to draw on, its limits 0 to 1.
+        grid: values over the page.
+        top: where the colours end (None: at the grid's own maximum).
+    """
+    top = float(np.nanmax(grid)) or 1.0 if top is None else top
     alpha = np.where(np.isnan(grid), 0.0, 0.3 + 0.45 * np.nan_to_num(grid) / top)
     axis.imshow(np.nan_to_num(grid), extent=(0, 1, 1, 0), aspect="auto", cmap=HEAT, vmin=0, vmax=top, alpha=alpha)
 
