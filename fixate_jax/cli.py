@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fixate_jax.cli_compare import Compare
 from fixate_jax.cli_emulation import Emulate, Export
+from fixate_jax.cli_fidelity import Fidelity
 from fixate_jax.cli_plan import Plan
 from fixate_jax.cli_probing import Faithfulness, Probe
 from fixate_jax.cli_show import print_analysis, print_results
@@ -304,6 +305,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Emulate, tyro.conf.subcommand("emulate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Fidelity, tyro.conf.subcommand("fidelity")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]

@@ -158,9 +158,12 @@ def to_markdown(frame: pd.DataFrame, digits: int = 4) -> str:
 def print_table(frame: pd.DataFrame, *, title: str, console: Console | None = None, digits: int = 4) -> None:
     """Print a frame to the terminal, without its index."""
     table = Table(title=title, title_justify="left", header_style="bold", row_styles=["", "dim"])
-    for name, numeric in zip(frame.columns, numeric_columns(frame), strict=True):
-        table.add_column(str(name), justify="right" if numeric else "left", no_wrap=numeric)
-    for row in cells(frame, digits):
+    rows = cells(frame, digits)
+    for i, (name, numeric) in enumerate(zip(frame.columns, numeric_columns(frame), strict=True)):
+        # In a narrow terminal headers and texts break before a number does.
+        widest = max([len(row[i]) for row in rows], default=0) if numeric else None
+        table.add_column(str(name), justify="right" if numeric else "left", min_width=widest)
+    for row in rows:
         # As Text, since square brackets in a string would be read as markup.
         table.add_row(*map(Text, row))
     (console or Console()).print(table)
