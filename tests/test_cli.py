@@ -21,8 +21,8 @@ RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
 COMMANDS = (
-    "prepare, train, tune-users, ablate, sweep, transfer, evaluate, emulate, export, probe, faithfulness, verify, "
-    "convert, analyze, plan, pretrain-tiny, read"
+    "prepare, train, tune-users, ablate, sweep, transfer, evaluate, emulate, compare, fidelity, export, probe, "
+    "faithfulness, verify, convert, analyze, plan, pretrain-tiny, read"
 )
 
 
