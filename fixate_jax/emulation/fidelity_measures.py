@@ -25,9 +25,9 @@ def calibration_error(
         owner: row of the user of each prediction.
         counts: how often each user is in each sample.
     """
-    bins = bins_of(predicted)
-    gap = np.zeros((counts.shape[1], int(bins.max()) + 1))
-    np.add.at(gap, (owner, bins), predicted - happened)
+    bins, users = bins_of(predicted), counts.shape[1]
+    places = owner * (int(bins.max()) + 1) + bins
+    gap = np.bincount(places, predicted - happened, users * (int(bins.max()) + 1)).reshape(users, -1)
     error: Float[np.ndarray, " samples"] = np.abs(counts @ gap).sum(axis=1) / (counts @ np.bincount(owner))
     return error
 
@@ -116,8 +116,7 @@ def sums_by_user(
     values: Float[np.ndarray, "sessions slots"], owner: Int[np.ndarray, " sessions"]
 ) -> Float[np.ndarray, "users slots"]:
     """Sum over each user's sessions."""
-    sums = np.zeros((int(owner.max()) + 1, values.shape[1]))
-    np.add.at(sums, owner, values)
+    sums = np.stack([np.bincount(owner, column) for column in values.T], axis=1)
     return sums
 
 

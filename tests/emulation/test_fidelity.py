@@ -16,6 +16,12 @@ from fixate_jax.settings import dump_config
 USERS, SESSIONS, SLOTS = 16, 30, 5
 
 
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f, "SAMPLES", 400)
+    monkeypatch.setattr(f, "SIMULATIONS", 30)
+
+
 def laws(spread: float, seed: int = 0) -> np.ndarray:
     """What each user does on the mean: shares by slot."""
     scores = spread * np.random.default_rng(seed).normal(size=(USERS, SLOTS))
@@ -63,8 +69,10 @@ def test_who_follows_the_law_of_people_is_faithful() -> None:
     humans, predicted = f.gather([made])
     found = f.measure(humans, predicted["fixate"])
     assert set(found) == set(f.MEASURES)
-    for name in ("ece", "slot ece", "log loss", "brier", "click share js", "user click share js"):
-        assert found[name].value == pytest.approx(found[name].floor, rel=0.6), name
+    for name in ("log loss", "brier", "user click share js"):
+        assert found[name].value == pytest.approx(found[name].floor, rel=0.1), name
+    for name in ("ece", "slot ece", "click share js"):
+        assert 0 < found[name].value < 3 * found[name].floor < 0.2, name
     assert found["click spread"].value == pytest.approx(1, abs=0.12)
     assert found["gaze spread"].value == pytest.approx(1, abs=0.05)
     assert found["gaze likeness"].value > 0.98
