@@ -64,8 +64,8 @@ def summarise_policies(played: pd.DataFrame, *, first_round: int = 0) -> pd.Data
 
     Returns:
         In the order of the policies: ``policy``; ``reward``, the mean over visits, with the bounds ``low`` and ``high``
-        of its 95 % bootstrap interval over seeds; ``against``, the policy of the row above; ``difference`` to it, paired
-        by seed, with ``difference_low`` and ``difference_high``.
+        of its 95 % bootstrap interval over seeds; ``against``, the policy of the row above; ``difference`` to it,
+        paired by seed, with ``difference_low`` and ``difference_high``.
 
     Raises:
         ConfigError: there are fewer than two seeds, or no such rounds.

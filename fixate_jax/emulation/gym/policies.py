@@ -1,7 +1,7 @@
 """Recommenders to compare: what knows nothing, what knows everybody, what knows each, and what learns each."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
