@@ -2,8 +2,8 @@
 
     python train/gym_policies.py
 
-Each page has five slots for the recommender, the upper row, and ten that the house fills at random; a click on one of the
-five earns 1. Every user of an emulator of synthetic_carousel sees the same number of pages under every policy and seed:
+Each page has five slots for the recommender, the upper row, and ten that the house fills at random; a click on one of
+the five earns 1. Every user of an emulator of synthetic_carousel sees as many pages under every policy and seed:
 
 - random: any five items;
 - popularity: the five that everybody clicked most, in as many pages with random slots, which are not counted;
