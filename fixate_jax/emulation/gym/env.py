@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from fixate_jax.emulation.gym.world import CarouselWorld, Emulator, Episode, open_world
 from fixate_jax.errors import ConfigError
@@ -81,8 +81,11 @@ class CarouselEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.episode = self.world.begin(self.np_random, (options or {}).get("user"))
         return self.world.observe(self.episode), {"user": self.world.emulator.users[self.episode.user]}
 
-    def step(self, action: Int[np.ndarray, " own"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Show a page with these items.
+
+        Args:
+            action: numbers of the items, in the order of the world's slots.
 
         Raises:
             ConfigError: the action is none.

@@ -1,12 +1,12 @@
 """Recommenders to compare: what knows nothing, what knows everybody, what knows each, and what learns each."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.errors import ConfigError
 
@@ -14,6 +14,7 @@ Observation = Mapping[str, np.ndarray]
 """What :class:`CarouselVectorEnv` lets a recommender see, a row for each environment."""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Fills the recommender's slots in every environment of a vector."""
 
@@ -157,7 +158,7 @@ class ThompsonPolicy:
 
 @jax.jit
 def _guess(
-    key: PRNGKeyArray,
+    key: Array,
     precision: Float[Array, "envs features features"],
     moment: Float[Array, "envs features"],
     items: Float[Array, "items features"],

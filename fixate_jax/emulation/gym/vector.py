@@ -9,7 +9,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from fixate_jax.emulation.gym.env import METADATA, check_render_mode, spaces_of
 from fixate_jax.emulation.gym.world import Emulator, Episode, open_world
@@ -80,8 +80,11 @@ class CarouselVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]
             infos = self._add_info(infos, {"user": self.world.emulator.users[episode.user]}, i)
         return self._observations(), infos
 
-    def step(self, actions: Int[np.ndarray, "envs own"]) -> Step:
+    def step(self, actions: np.ndarray) -> Step:
         """Show a page in each environment.
+
+        Args:
+            actions: numbers of the items, environments × slots.
 
         Raises:
             ConfigError: an action is none.

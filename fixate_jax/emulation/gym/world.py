@@ -160,7 +160,7 @@ class CarouselWorld:
             drawn = self.emulator.users.index(user)
         return Episode(rng=rng, user=drawn, recent=np.full(self.history, NOTHING, np.int64))
 
-    def shown(self, action: Sequence[int] | Int[np.ndarray, " own"]) -> tuple[int, ...]:
+    def shown(self, action: Sequence[int] | np.ndarray) -> tuple[int, ...]:
         """The items that an action really puts on the page.
 
         A page has no item twice: one that the action names again gives way to the next number that is not taken,
