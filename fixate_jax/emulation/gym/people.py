@@ -55,9 +55,8 @@ class MadeUpPeople:
         for user, page in zip(users, pages, strict=True):
             strange = [item for item in page.items if item not in _POSTERS]
             if strange or not page.items:
-                raise DataError(
-                    f"page {page.page_id!r}: items {strange or page.items}; made-up people know posters only"
-                )
+                missing = ", ".join(strange) or "missing"
+                raise DataError(f"page {page.page_id!r}: items {missing}; made-up people know posters only")
             posters = tuple(_POSTERS[item] for item in page.items)
             person = self.everybody[self.users.index(user)]
             attention.append(person.expected_gaze(posters))

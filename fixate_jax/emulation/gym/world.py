@@ -115,7 +115,6 @@ class CarouselWorld:
         proper = own and set(own) <= set(range(PLACES)) and len(set(own)) == len(own)
         _require(proper, "slots", own, f"name at least one of 0 to {PLACES - 1}, none twice")
         _require(self.steps >= 2, "steps", self.steps, "an episode has at least 2 pages")
-        _require(self.reward in get_args(Reward), "reward", self.reward, "choose click or value")
         everything = self.reward == "click" and len(own) == PLACES
         _require(not everything, "reward", self.reward, "would always be 1; leave slots to the house, or take value")
         _require(self.history >= 1, "history", self.history, "at least 1 is needed")
@@ -276,6 +275,8 @@ def open_world(emulator: Emulator | Path | str, *, envs: int, **options: Any) ->
         parts = math.prod(users.config.train.mesh[:2])
         batch = replace(users.config.train, eval_batch=-(-envs // parts) * parts)
         users = replace(users, config=replace(users.config, train=batch))
+    reward = options.get("reward", "click")
+    _require(reward in get_args(Reward), "reward", reward, "choose click or value")
     if "slots" in options:
         options["slots"] = tuple(options["slots"])
     return CarouselWorld(emulator=users, **options)
