@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 # Needs torch by its nature: it compares with the original.
 NEEDS_TORCH = ("fixate_jax.backbones.verify",)
+# Needs an extra of its own.
+NEEDS_GYMNASIUM = "fixate_jax.emulation.gym"
 
 IMPORT_ALL = f"""
 import importlib, importlib.util, pkgutil, sys
@@ -19,13 +21,15 @@ import importlib, importlib.util, pkgutil, sys
 import fixate_jax
 
 def failed(name):
-    raise
+    if name != {NEEDS_GYMNASIUM!r}:
+        raise
+    assert 'pip install "fixate-jax[gym]"' in str(sys.exception())
 
 names = [m.name for m in pkgutil.walk_packages(fixate_jax.__path__, "fixate_jax.", onerror=failed)]
 for name in names:
-    if name not in {NEEDS_TORCH!r} and not name.endswith("__main__"):
+    if name not in {(*NEEDS_TORCH, NEEDS_GYMNASIUM)!r} and not name.endswith("__main__"):
         importlib.import_module(name)
-heavy = [name for name in ("torch", "torchvision", "tensorflow") if name in sys.modules]
+heavy = [name for name in ("torch", "torchvision", "tensorflow", "gymnasium") if name in sys.modules]
 assert not heavy, f"imported: {{heavy}}"
 assert importlib.util.find_spec("torch") is None, "torch came with the dependencies"
 print(len(names), "modules of", fixate_jax.__file__)

@@ -68,6 +68,10 @@ class UserEmulator:
                 f"the backbone's width {self.backbone.width}"
             )
 
+    def __deepcopy__(self, memo: object) -> "UserEmulator":
+        """Itself: weights and compiled programs are never changed, and whoever copies settings must not copy them."""
+        return self
+
     @cached_property
     def mesh(self) -> Mesh:
         """The devices that share a batch, as ``train.mesh`` says."""
