@@ -152,14 +152,18 @@ def write_fidelity(
 
 def page_lines(humans: "Humans", measures: pd.DataFrame) -> Sequence[str]:
     """Markdown: what it rests on, every measure of the methods shown, and FixATE against them."""
-    from fixate_jax.report.tables import cell, to_markdown
+    from fixate_jax.report.tables import to_markdown
     from fixate_jax.studies.provenance import provenance
     from fixate_jax.studies.report import provenance_lines
 
     rows = measures[measures["method"].isin(ON_PAGE)]
+    unknown = rows.loc[rows["value"].isna(), "measure"].unique().tolist()
+    rows = rows[rows["value"].notna()]
 
     def interval(value: float, low: float, high: float) -> str:
-        return f"{cell(value, 3)} [{cell(low, 3)}, {cell(high, 3)}]" if value == value else "–"
+        # In thousandths, where tiny values are no news.
+        text = f"{value:.3f} [{low:.3f}, {high:.3f}]" if value == value else "–"
+        return text.replace("-0.000", "0.000")
 
     values = pd.DataFrame(
         {
@@ -184,4 +188,5 @@ def page_lines(humans: "Humans", measures: pd.DataFrame) -> Sequence[str]:
         "handed out at random, corrected for all tests of all methods (Holm):",
         "",
         to_markdown(values, 3),
+        *[f"No {name}: people differ in it by no more than chance would have it.\n" for name in unknown],
     ]

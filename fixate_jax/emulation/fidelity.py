@@ -322,6 +322,7 @@ def measures_table(humans: Humans, predicted: Mapping[str, Predicted], *, seed: 
         for method in (method for method in found if name in found[method]):
             value = found[method][name]
             low, high = _interval(value.value, value.sampled)
+            low = max(low, 0.0) if about.best != "higher" else low  # Distances, errors and spreads cannot be below.
             row = {"measure": name, "kind": about.kind, "best": about.best, "method": method, "value": value.value}
             row |= {"low": low, "high": high, "sd": value.sd, "floor": value.floor}
             if method != REFERENCE and ours is not None:
@@ -329,7 +330,7 @@ def measures_table(humans: Humans, predicted: Mapping[str, Predicted], *, seed: 
             elif method == REFERENCE and name.endswith("likeness"):
                 row["p"] = likeness_p(*_means(humans, predicted[method], about.kind), seed=seed)
             rows.append(row)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).round(9)
     tested = table["p"].notna()
     table.loc[tested, "p holm"] = holm(table.loc[tested, "p"].to_numpy(np.float64))
     return table

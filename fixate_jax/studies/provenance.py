@@ -26,7 +26,10 @@ def provenance() -> dict[str, Any]:
 
 def _shown(argument: str) -> str:
     """An argument as others may read it: where this machine keeps its files is nobody's business."""
-    return f"PATH/{Path(argument).name}" if argument.startswith("/") else shlex.quote(argument)
+    if not argument.startswith("/"):
+        return shlex.quote(argument)
+    path = Path(argument)
+    return f"{'configs' if path.parent.name == 'configs' else 'PATH'}/{path.name}"
 
 
 def commit() -> str:
