@@ -89,7 +89,8 @@ def main(plan: Plan) -> None:
     """Play, then write tables and curves."""
     emulated = open_emulator(plan.emulator)
     people = MadeUpPeople(count=len(emulated.users))
-    for who, users in {"emulated users": emulated, "the people themselves": people}.items():
+    meetings: dict[str, Emulator] = {"emulated users": emulated, "the people themselves": people}
+    for who, users in meetings.items():
         visits = played(plan, users, people, plan.out / who.replace(" ", "-"))
         for title, first in {"All pages": 0, "The last quarter": plan.rounds * 3 // 4}.items():
             table = to_markdown(summarise_policies(visits, first_round=first), digits=3)
