@@ -35,13 +35,13 @@ DEMO = str(Path(__file__).parents[2] / "configs" / "synthetic_carousel.yaml")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures in the order in which they are saved."""
     kept: list[Figure] = []
-    save = pictures._save
+    save = pictures.save_figure
 
     def keep(figure: Figure, path: Path) -> Path:
         kept.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(pictures, "_save", keep)
+    monkeypatch.setattr(pictures, "save_figure", keep)
     return kept
 
 

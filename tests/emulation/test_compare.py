@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -249,8 +250,13 @@ def by_size(_: UserEmulator, pages: Sequence[Page], users: Sequence[str], **__: 
 def test_carousels_are_drawn_in_versions(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "comparison"
     wanted = ("--pages", 2, "--users", "u1", "u2", "--out", out, "--assignment", "area", "--bootstrap-seed", 3)
-    asked = []
-    monkeypatch.setattr(UserEmulator, "emulate", lambda *told, **more: asked.append(told[0]) or by_size(*told, **more))
+    asked: list[UserEmulator] = []
+
+    def emulate(self: UserEmulator, *told: Any, **more: Any) -> Visits:
+        asked.append(self)
+        return by_size(self, *told, **more)
+
+    monkeypatch.setattr(UserEmulator, "emulate", emulate)
     assert run("compare", bundle, "--carousels", "rows", "sizes", *wanted) == 0
     slots = pd.read_csv(out / "slots.csv")
     assert list(dict.fromkeys(slots["version"])) == ["as drawn", "rows", "sizes"]

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from fixate_jax import cli, durable
 from fixate_jax.config import CacheConfig
 from fixate_jax.errors import CheckpointError, DiskError
-from fixate_jax.report.figures import _save
+from fixate_jax.report.figures import save_figure
 from fixate_jax.tuning import experiment
 from fixate_jax.tuning.checkpoint import CheckpointWarning
 from fixate_jax.tuning.experiment import evaluate_run, seed_directory
@@ -140,7 +140,7 @@ def test_evaluation(workspace: Workspace, undisturbed: Path, tmp_path: Path, mon
     for name in ("predict", "trivial_predictions", "comparison_table"):
         monkeypatch.setattr(experiment, name, remembered(getattr(experiment, name)))
     for name in ("training_curves", "user_improvement"):
-        monkeypatch.setattr(experiment, name, lambda path, *_, **__: _save(Figure(figsize=(1, 1)), path))
+        monkeypatch.setattr(experiment, name, lambda path, *_, **__: save_figure(Figure(figsize=(1, 1)), path))
     run, whole = tmp_path / "run", tmp_path / "whole"
     for place in (run, whole):
         shutil.copytree(undisturbed, seed_directory(place, SEED))
