@@ -85,6 +85,14 @@ def played(plan: Plan, users: Emulator, people: MadeUpPeople, folder: Path) -> p
     return pd.concat(frames, ignore_index=True)
 
 
+def tables(plan: Plan) -> Mapping[str, tuple[tuple[str, ...], int]]:
+    """Policies of each table, every one compared with the one before it, and the first round that counts."""
+    return {
+        "All pages": (("random", "popularity", "taste"), 0),
+        "The last quarter": (("random", "popularity", "bandit", "taste"), plan.rounds * 3 // 4),
+    }
+
+
 def main(plan: Plan) -> None:
     """Play, then write tables and curves."""
     emulated = open_emulator(plan.emulator)
@@ -92,8 +100,8 @@ def main(plan: Plan) -> None:
     meetings: dict[str, Emulator] = {"emulated users": emulated, "the people themselves": people}
     for who, users in meetings.items():
         visits = played(plan, users, people, plan.out / who.replace(" ", "-"))
-        for title, first in {"All pages": 0, "The last quarter": plan.rounds * 3 // 4}.items():
-            table = to_markdown(summarise_policies(visits, first_round=first), digits=3)
+        for title, (names, first) in tables(plan).items():
+            table = to_markdown(summarise_policies(visits[visits["policy"].isin(names)], first_round=first), digits=3)
             print(f"{title}, {who}:\n\n{table}")
             write_text(plan.out / f"{who}-{title}.md".lower().replace(" ", "-"), table)
         curves = {name: learning_curve(visits, name, window=plan.window) for name in visits["policy"].unique()}
