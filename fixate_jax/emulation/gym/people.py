@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from fixate_jax.data.synthetic.carousel import USERS, Person, people
-from fixate_jax.emulation.gym.world import ITEMS, name_of
+from fixate_jax.emulation.gym.world import ITEMS
 from fixate_jax.emulation.pages import Page
+from fixate_jax.emulation.versions import item_name
 from fixate_jax.emulation.visits import Visits
 from fixate_jax.errors import ConfigError, DataError
 
-_POSTERS = {name_of(poster): poster for poster in ITEMS}
+_POSTERS = {item_name(poster): poster for poster in ITEMS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class MadeUpPeople:
 
     def tastes(self, items: int = len(ITEMS)) -> Float[np.ndarray, "users items"]:
         """Each person's taste for each item of a catalogue, that for its genre."""
-        names = [name_of(poster).rpartition(" ")[0] for poster in ITEMS[:items]]
+        names = [poster.genre for poster in ITEMS[:items]]
         genres = list(dict.fromkeys(poster.genre for poster in ITEMS))
         columns = [genres.index(name) for name in names]
         return np.array([person.tastes[columns] for person in self.everybody])

@@ -16,6 +16,7 @@ from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.emulation.opening import open_emulator
 from fixate_jax.emulation.pages import Page
+from fixate_jax.emulation.versions import item_name
 from fixate_jax.emulation.visits import Visits
 from fixate_jax.errors import ConfigError
 
@@ -135,7 +136,7 @@ class CarouselWorld:
     @cached_property
     def item_names(self) -> tuple[str, ...]:
         """What the items are called in pages."""
-        return tuple(name_of(poster) for poster in ITEMS[: self.items])
+        return tuple(item_name(poster) for poster in ITEMS[: self.items])
 
     @cached_property
     def genres(self) -> Float[np.ndarray, "items genres"]:
@@ -280,11 +281,6 @@ def open_world(emulator: Emulator | Path | str, *, envs: int, **options: Any) ->
     if "slots" in options:
         options["slots"] = tuple(options["slots"])
     return CarouselWorld(emulator=users, **options)
-
-
-def name_of(poster: Poster) -> str:
-    """What a poster is called in pages, such as "drama 2"."""
-    return f"{poster.genre} {poster.shade + 1}"
 
 
 def _require(holds: object, name: str, value: object, advice: str) -> None:
