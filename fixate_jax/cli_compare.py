@@ -9,7 +9,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from fixate_jax.cli_emulation import Source
+from fixate_jax.cli_emulation import Source, read_pages
 from fixate_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,26 +116,13 @@ class Compare:
         return {AS_DRAWN: as_drawn(slates, **how)} | {name: VERSIONS[name](slates, **how) for name in self.carousels}
 
     def _folders(self, emulator: "UserEmulator") -> dict[str, list["Page"]]:
-        from fixate_jax.data.own.page_sets import read_page_set
-        from fixate_jax.data.own.tables import PROFILE
-        from fixate_jax.emulation import Page
-
-        width = self.page_width or emulator.config.data.page_width
         names = [path.name for path in self.versions]
-        versions = {}
-        for path, name in zip(self.versions, names, strict=True):
-            versions[name if names.count(name) == 1 else str(path)] = [
-                Page(
-                    page_id=page.name,
-                    image=page.image,
-                    boxes=page.boxes,
-                    labels=page.labels,
-                    items=page.items,
-                    profile=PROFILE if self.profile is None else self.profile,
-                )
-                for page in read_page_set(path, width=width)
-            ]
-        return versions
+        return {
+            name if names.count(name) == 1 else str(path): read_pages(
+                path, emulator, width=self.page_width, profile=self.profile
+            )
+            for path, name in zip(self.versions, names, strict=True)
+        }
 
 
 def write_comparison(comparison: "Comparison", out: Path, page: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from rich.console import Console
 from fixate_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fixate_jax.emulation import Visits
+    from fixate_jax.emulation import Page, UserEmulator, Visits
 
 CAUTION = (
     "are made-up people whose model reads drawn carousels alone: on other pages this shows that everything works, and "
@@ -53,9 +53,6 @@ class Emulate:
 
     def run(self) -> int:
         """Run the command."""
-        from fixate_jax.data.own.page_sets import read_page_set
-        from fixate_jax.data.own.tables import PROFILE
-        from fixate_jax.emulation import Page
         from fixate_jax.emulation.bundle import SHIPPED_USERS
         from fixate_jax.emulation.opening import open_emulator
         from fixate_jax.progress import track
@@ -67,18 +64,7 @@ class Emulate:
         if not self.temperature > 0:
             raise ConfigError(f"--temperature {self.temperature}: must be above 0")
         emulator = open_emulator(self.source, seed=self.seed, backbone=self.backbone)
-        width = self.page_width or emulator.config.data.page_width
-        pages = [
-            Page(
-                page_id=page.name,
-                image=page.image,
-                boxes=page.boxes,
-                labels=page.labels,
-                items=page.items,
-                profile=PROFILE if self.profile is None else self.profile,
-            )
-            for page in read_page_set(self.pages, width=width)
-        ]
+        pages = read_pages(self.pages, emulator, width=self.page_width, profile=self.profile)
         visits = emulator.emulate(
             pages,
             self.users or None,
@@ -97,6 +83,35 @@ class Emulate:
         if self.source in SHIPPED_USERS:
             console.print(f"{self.source} {CAUTION}", soft_wrap=True)
         return 0
+
+
+def read_pages(folder: Path, emulator: "UserEmulator", *, width: int | None, profile: str | None) -> list["Page"]:
+    """A folder of screenshots as pages for emulated users.
+
+    Args:
+        folder: with slots.csv or slots.json.
+        emulator: who will see them.
+        width: of the pages in pixels (None: as when the prompts were tuned).
+        profile: what the model is told about the task (None: a neutral sentence).
+
+    Raises:
+        DataError: see :func:`fixate_jax.data.own.page_sets.read_page_set`.
+    """
+    from fixate_jax.data.own.page_sets import read_page_set
+    from fixate_jax.data.own.tables import PROFILE
+    from fixate_jax.emulation import Page
+
+    return [
+        Page(
+            page_id=page.name,
+            image=page.image,
+            boxes=page.boxes,
+            labels=page.labels,
+            items=page.items,
+            profile=PROFILE if profile is None else profile,
+        )
+        for page in read_page_set(folder, width=width or emulator.config.data.page_width)
+    ]
 
 
 def _draw(folder: Path, visits: "Visits", temperature: float) -> int:
