@@ -24,6 +24,9 @@ class Transfer:
     """How many sessions of a new person are known, each count by itself; all of them come on top."""
     halves_seed: int = 0
     """Seed of the cut of the people into two halves."""
+    page: Path | None = None
+    """Markdown page whose lines between `<!-- begin NAME -->` and `<!-- end NAME -->` are replaced by tables and
+    figures, NAME being that of the run's folder."""
     settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
     def run(self) -> int:
@@ -34,7 +37,7 @@ class Transfer:
         name = self.preset.stem if self.preset else self.settings.data.name
         run = self.run_dir or Path("runs") / f"transfer-{name}"
         wanted = TransferSettings(sessions=self.sessions, halves_seed=self.halves_seed)
-        measures, _ = run_transfer(self.settings, run, wanted)
+        measures, _ = run_transfer(self.settings, run, wanted, page=self.page)
         shown = measures[measures["metric"].isin(("kl ↓", "accuracy ↑"))]
         console = Console()
         print_table(shown[list(SHOWN)], title="New people: means, sd over seeds", console=console)

@@ -119,12 +119,22 @@ def fill(page: Path, name: str, text: str) -> None:
     Raises:
         ConfigError: the page or its marks are not there.
     """
+    before, begin, end = check_marks(page, name)
+    head, rest = before.split(begin)
+    write_text(page, f"{head}{begin}\n\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def check_marks(page: Path, name: str) -> tuple[str, str, str]:
+    """What a page says, and its marks of a name.
+
+    Raises:
+        ConfigError: the page or its marks are not there.
+    """
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
     if before.count(begin) != 1 or before.count(end) != 1 or before.index(begin) > before.index(end):
         raise ConfigError(f"--page {page}: needs one line {begin!r} and after it one line {end!r}")
-    head, rest = before.split(begin)
-    write_text(page, f"{head}{begin}\n\n{text}\n{end}{rest.split(end)[1]}")
+    return before, begin, end
 
 
 def _figure(

@@ -13,7 +13,7 @@ from fixate_jax.lock import locked
 from fixate_jax.studies.forecast import forecast
 from fixate_jax.studies.matrix import Study
 from fixate_jax.studies.provenance import provenance
-from fixate_jax.studies.report import write_report
+from fixate_jax.studies.report import check_marks, write_report
 from fixate_jax.tuning.cells import run_cells
 
 HISTORY = "study.json"
@@ -39,6 +39,8 @@ def run_study(
     Raises:
         FixateError: naming what is wrong with settings, data, page or a folder.
     """
+    if page is not None:
+        check_marks(page, study.out.name)  # Before the work, not after it.
     study.out.mkdir(parents=True, exist_ok=True)
     with locked(study.out):
         history = _history(study.out)

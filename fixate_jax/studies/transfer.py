@@ -27,6 +27,7 @@ from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams, population_prompt
 from fixate_jax.studies.few import new_person_predictions, population_predictions
 from fixate_jax.studies.provenance import provenance
+from fixate_jax.studies.report import check_marks, provenance_lines
 from fixate_jax.studies.transfer_report import (
     ALL,
     COEFFICIENTS,
@@ -70,7 +71,9 @@ class TransferSettings:
         return (*sorted(self.sessions), ALL)
 
 
-def run_transfer(config: RunConfig, run: Path, wanted: TransferSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
+def run_transfer(
+    config: RunConfig, run: Path, wanted: TransferSettings, *, page: Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train the bases, fit the new people, measure, and write tables and figures.
 
     Given again after a stop at any moment it ends with the same tables; what is finished is not done again.
@@ -79,15 +82,18 @@ def run_transfer(config: RunConfig, run: Path, wanted: TransferSettings) -> tupl
         config: the settings; `users.steps`, `users.batch` and the optimizer's are those of a new person.
         run: the run directory.
         wanted: what the study adds.
+        page: see :func:`fixate_jax.studies.transfer_report.write_transfer`.
 
     Returns:
         Measures and tests, see :mod:`fixate_jax.studies.transfer_report`.
 
     Raises:
-        FixateError: naming what is wrong with settings, data or run directory.
+        FixateError: naming what is wrong with settings, data, page or run directory.
     """
     config = absolute_paths(config)
     config = replace(config, train=replace(config.train, max_lengths=1))
+    if page is not None:
+        check_marks(page, run.name)  # Before the work, not after it.
     with locked(run):
         check_run(run, config)
         store = open_or_prepare(config.data)
@@ -105,7 +111,23 @@ def run_transfer(config: RunConfig, run: Path, wanted: TransferSettings) -> tupl
                     compute().to_parquet(partial, index=False)
                 progress.update(task, advance=1)
         measured = pd.concat([pd.read_parquet(path) for path, _ in pieces], ignore_index=True)
-        return write_transfer(run, measured, counts=wanted.counts, most=study.most_sessions, name=config.data.name)
+        return write_transfer(
+            run,
+            measured,
+            counts=wanted.counts,
+            most=study.most_sessions,
+            name=config.data.name,
+            about=_about(config, wanted, _facts(run)),
+            page=page,
+        )
+
+
+def _about(config: RunConfig, wanted: TransferSettings, facts: Sequence[dict[str, Any]]) -> str:
+    what = (
+        f"`{Path(config.backbone.path).name}`, operator `{config.operator.name}`, {config.data.name}; seeds "
+        f"{', '.join(map(str, config.train.seeds))}; halves by seed {wanted.halves_seed}; test sessions."
+    )
+    return "\n".join([what, "", *provenance_lines(facts)])
 
 
 def halves(users: Sequence[str], *, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -134,9 +156,13 @@ def _claim_halves(run: Path, wanted: TransferSettings) -> None:
 
 def _note(run: Path) -> None:
     """Keep by which commands, on which commits and machines, the pieces were computed."""
+    write_text(run / FACTS_FILE, json.dumps([*_facts(run), provenance()], indent=1))
+
+
+def _facts(run: Path) -> list[dict[str, Any]]:
     path = run / FACTS_FILE
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    write_text(path, json.dumps([*before, provenance()], indent=1))
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return found
 
 
 Piece = tuple[Path, Callable[[], pd.DataFrame]]

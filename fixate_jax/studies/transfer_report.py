@@ -1,5 +1,6 @@
 """Tables and figures of the study of new people, from the measures of every session."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fixate_jax.metrics import metric_columns, user_means
 from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, method_differences, save_figure
 from fixate_jax.report.tables import arrow, to_markdown
 from fixate_jax.statistics import bootstrap_interval, compare_methods, holm
+from fixate_jax.studies.report import fill
 from fixate_jax.tuning.experiment import BACKBONE
 
 COEFFICIENTS, POPULATION, TOGETHER, SWAPPED = "coefficients", "population_prompt", "together", "coefficients_swapped"
@@ -31,9 +33,16 @@ LEVELS = {BACKBONE: (GREY, ":"), POPULATION: (GREEN, "--"), TOGETHER: ("black", 
 
 
 def write_transfer(
-    run: Path, measured: pd.DataFrame, *, counts: Sequence[int], most: float, name: str
+    run: Path,
+    measured: pd.DataFrame,
+    *,
+    counts: Sequence[int],
+    most: float,
+    name: str,
+    about: str = "",
+    page: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write `measures.csv`, `tests.csv`, `tables.md`, `cold_start.png` and `transfer.png`.
+    """Write `measures.csv`, `tests.csv`, `tables.md`, `cold_start.png` and `transfer.png`; fill in a page.
 
     Args:
         run: the run directory.
@@ -41,21 +50,40 @@ def write_transfer(
         counts: values of `k` in their order, `ALL` last.
         most: training sessions of a person, the place of `ALL` on the axis.
         name: of the data.
+        about: what the page says above the tables: settings, commands, commits, machines.
+        page: Markdown file with marks, see :func:`fixate_jax.studies.report.fill`; the figures go beside it.
 
     Returns:
         The measures and the tests.
+
+    Raises:
+        ConfigError: the page has no such marks.
     """
     free = measured[measured["mode"] == "FR"].reset_index(drop=True)
     people = per_person(free)
     measures, tests = measures_table(free), tests_table(people, counts)
     for stem, table in {"measures": measures, "tests": tests}.items():
         write_text(run / f"{stem}.csv", table.to_csv(index=False))
-    write_text(run / "tables.md", _page(measures, tests, people, name))
+    text = _text(measures, tests, people)
+    write_text(run / "tables.md", f"# New people of {name}\n\n{text}")
     cold_start(run / "cold_start.png", people, counts=counts, most=most)
     rows = {f"against {other.replace('_', ' ')}": _pair(people, other) for other in OTHERS}
     against = dict.fromkeys(TESTED, "the other")
     method_differences(run / "transfer.png", rows, reference=COEFFICIENTS, against=against)
+    if page is not None:
+        fill(page, run.name, f"{about}\n\n{text}{_pictures(run, page)}")
     return measures, tests
+
+
+def _pictures(run: Path, page: Path) -> str:
+    """The figures as a page's lines, copied beside it."""
+    said = {"cold_start": "A new person from a few sessions", "transfer": "Coefficients on others' basis, by person"}
+    lines = []
+    for stem, words in said.items():
+        picture = f"{run.name}-{stem}.png"
+        shutil.copyfile(run / f"{stem}.png", page.parent / picture)
+        lines.append(f"\n![{words}]({picture})\n")
+    return "".join(lines)
 
 
 def label(method: str, k: int) -> str:
@@ -171,12 +199,12 @@ def _shown(k: int) -> str:
     return {ALL: "all", NOTHING: "–"}.get(k, str(k))
 
 
-def _page(measures: pd.DataFrame, tests: pd.DataFrame, people: pd.DataFrame, name: str) -> str:
+def _text(measures: pd.DataFrame, tests: pd.DataFrame, people: pd.DataFrame) -> str:
     wide = measures.assign(text=[_mean_and_sd(m, s) for m, s in zip(measures["mean"], measures["sd"], strict=True)])
     wide = wide.pivot_table(index=["method", "k"], columns="metric", values="text", aggfunc="first", sort=False)
     table = wide.fillna("–").reset_index()
     return (
-        f"# New people of {name}\n\n{people['user_id'].nunique()} people, each new once. Free-running; means over "
+        f"{people['user_id'].nunique()} people, each new once. Free-running; means over "
         "people, ± deviation over seeds. `k`: sessions known of a new person; a – where it makes no difference. "
         f"`together` has learnt from everybody.\n\n{to_markdown(table)}\n"
         "Coefficients against the others, over people; negative differences in kl and positive ones in accuracy speak "

@@ -11,6 +11,7 @@ from fixate_jax.statistics import holm
 from fixate_jax.studies import report
 from fixate_jax.studies.matrix import REFERENCE, Study, Variant
 from fixate_jax.studies.provenance import commit, machine, provenance
+from fixate_jax.studies.run import run_study
 from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED
 from tests.studies.small import study
 
@@ -89,7 +90,9 @@ def test_a_page_without_marks_is_left_alone(made: Study, tmp_path: Path, text: s
     page.write_text(text)
     with pytest.raises(ConfigError, match=r"page.md: needs one line '<!-- begin some -->'"):
         report.fill(page, "some", "new")
-    assert page.read_text() == text
+    with pytest.raises(ConfigError, match=r"page.md: needs one line '<!-- begin some -->'"):
+        run_study(made, title="T", jobs=1, page=page)
+    assert page.read_text() == text and not made.out.exists(), "said before any work"
 
 
 def test_lines_along_a_setting(made: Study, tmp_path: Path) -> None:

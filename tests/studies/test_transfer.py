@@ -153,7 +153,7 @@ def test_tables_and_figures_of_everybody(finished: Path) -> None:
 
 
 def test_a_missing_piece_alone_is_done_again_and_the_tables_stay(
-    config: RunConfig, finished: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: (finished / name).read_bytes() for name in ("measures.csv", "tests.csv", "tables.md")}
     facts = len(json.loads((finished / module.FACTS_FILE).read_text(encoding="utf-8")))
@@ -168,6 +168,14 @@ def test_a_missing_piece_alone_is_done_again_and_the_tables_stay(
     run_transfer(config, finished, WANTED)
     assert calls == []
     assert len(json.loads((finished / module.FACTS_FILE).read_text(encoding="utf-8"))) == facts
+    page = tmp_path / "page.md"
+    with pytest.raises(ConfigError, match=rf"page.md: needs one line '<!-- begin {finished.name} -->'"):
+        run_transfer(config, finished, WANTED, page=page)
+    page.write_text(f"<!-- begin {finished.name} -->\n<!-- end {finished.name} -->\n\nHow to read it.\n")
+    run_transfer(config, finished, WANTED, page=page)
+    filled = page.read_text(encoding="utf-8")
+    assert "commit" in filled and "together" in filled and filled.endswith("How to read it.\n")
+    assert (tmp_path / f"{finished.name}-cold_start.png").stat().st_size > 5_000
     (finished / "seed-7" / "half-1" / "k-2.parquet").unlink()
     run_transfer(config, finished, WANTED)
     assert calls == [2]
