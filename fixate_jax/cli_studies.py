@@ -28,8 +28,9 @@ class Ablate:
     """Which variants, beside the preset itself (None: all that make a difference)."""
     seeds: tuple[int, ...] = SEEDS
     """Seeds of the prompts; `train.seeds` is not used."""
-    splits: tuple[int, ...] = (0,)
-    """Seeds of the train/validation/test split."""
+    splits: tuple[int, ...] | None = None
+    """Seeds of the train/validation/test split (None: that of the settings). Where people are made up, each
+    seed makes up others, who count as more people."""
     measure: str = "test"
     """Sessions to measure on: validation or test."""
     jobs: int = 2
@@ -54,7 +55,7 @@ class Ablate:
             base=base,
             variants=chosen(variants_of(base), self.variants),
             seeds=self.seeds,
-            splits=self.splits,
+            splits=self.splits or (base.data.split_seed,),
             measured=_split(self.measure),
             signal=base.data.signal,
         )
@@ -80,8 +81,9 @@ class Sweep:
     """Where everything goes (None: runs/sweep- and the preset's name)."""
     seeds: tuple[int, ...] = SEEDS
     """Seeds of the prompts; `train.seeds` is not used."""
-    splits: tuple[int, ...] = (0,)
-    """Seeds of the train/validation/test split."""
+    splits: tuple[int, ...] | None = None
+    """Seeds of the train/validation/test split (None: that of the settings). Where people are made up, each
+    seed makes up others, who count as more people."""
     measure: str = "validation"
     """Sessions to measure on: validation, or test where nothing is chosen by it."""
     jobs: int = 2
@@ -107,7 +109,7 @@ class Sweep:
             base=replace(self.settings, train=replace(self.settings.train, swap_control=False)),
             variants=variants,
             seeds=self.seeds,
-            splits=self.splits,
+            splits=self.splits or (self.settings.data.split_seed,),
             measured=_split(self.measure),
             signal=self.settings.data.signal,
         )

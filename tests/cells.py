@@ -53,7 +53,9 @@ class FakeWorkspace(Workspace):
 
     def sessions(self, split: str) -> list[Any]:
         return [
-            SimpleNamespace(session_id=f"s{i}", gaze=lambda signal, temperature: np.array([float(len(signal))]))
+            SimpleNamespace(
+                session_id=f"s{i}", split=split, gaze=lambda signal, temperature: np.array([float(len(signal))])
+            )
             for i in range(SESSIONS)
         ]
 
@@ -76,6 +78,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
 
     def run_cells(groups: Any, *, out: Path, jobs: int, title: str, together: bool | None = None) -> None:
         for group in groups:
+            cells.check_cells(group)
             for cell in group:
                 cells.claim_run(cell.folder, cell.config)
             cells.run_group(group, out, together)
@@ -86,7 +89,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
         "predict": predict,
         "session_metrics": session_metrics,
         "swapped_metrics": lambda workspace, prompt, split, method, top_k: metrics((method,), rng, ("TF", "FR"), split),
-        "trivial_predictions": lambda *args, **kwargs: metrics(PREDICTORS + CLICKS, rng, ("FR",)),
+        "trivial_predictions": lambda train, asked, **_: metrics(PREDICTORS + CLICKS, rng, ("FR",), asked[0].split),
         "open_or_prepare": lambda data: SimpleNamespace(slot_feature_names=()),
         "open_workspace": lambda config, store, directory: FakeWorkspace(config=config, store=store),
         "run_cells": run_cells,

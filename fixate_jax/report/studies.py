@@ -1,7 +1,7 @@
 """Figures of studies: what leaving something out changes, and measures along a setting."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ READINGS = {"preset better": BLUE, "variant better": ORANGE, "no difference show
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A value of a setting, and a metric there: mean and deviation over runs."""
+    """A value of a setting, and a metric there: mean and deviation over runs, and the means of what stands beside."""
 
     value: Any
     mean: float
     sd: float
     preset: bool = False
+    beside: Mapping[str, float] = field(default_factory=dict)
 
 
 def differences(path: Path, tests: pd.DataFrame, *, title: str) -> Path:
@@ -59,7 +60,6 @@ def axis_lines(
     path: Path,
     lines: Mapping[str, Mapping[str, Sequence[Point]]],
     *,
-    beside: Mapping[str, Mapping[str, float]],
     title: str,
 ) -> Path:
     """Measures along each setting: a row of panels for each setting, a column for each metric.
@@ -67,7 +67,6 @@ def axis_lines(
     Args:
         path: PNG to write.
         lines: setting → metric → points in the order of their values, which are drawn at even distances.
-        beside: metric → what stands beside, as a level line.
         title: above the panels.
     """
     metrics = list(next(iter(lines.values())))
@@ -83,9 +82,11 @@ def axis_lines(
             for place, point in zip(places, points, strict=True):
                 if point.preset:
                     axis.plot(place, point.mean, "o", color=ORANGE, markersize=9, fillstyle="none", markeredgewidth=1.8)
-            for (name, level), line in zip(beside.get(metric, {}).items(), ("--", ":", "-."), strict=False):
-                axis.axhline(level, color=GREEN, linestyle=line, linewidth=1.0, label=name)
-            axis.set_xticks(list(places), ["all" if p.value is None else str(p.value) for p in points], fontsize=8)
+            for name, line in zip(points[0].beside, ("--", ":", "-."), strict=False):
+                levels = [p.beside[name] for p in points]
+                axis.plot(places, levels, color=GREEN, linestyle=line, linewidth=1.2, label=name)
+            without = "all" if setting.startswith("data.") else "null"
+            axis.set_xticks(list(places), [without if p.value is None else str(p.value) for p in points], fontsize=8)
             axis.set_xlabel(setting, fontsize=9)
             _style(axis, metric)
     for axis in grid[0]:

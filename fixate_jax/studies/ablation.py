@@ -5,7 +5,7 @@ from dataclasses import replace
 from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
 from fixate_jax.errors import ConfigError
-from fixate_jax.studies.matrix import REFERENCE, Variant
+from fixate_jax.studies.matrix import REFERENCE, Variant, changed
 
 LOSSES = ("kl", "weighted_kl", "coarse_kl", "i_divergence")
 CURSOR = "cursor"
@@ -50,7 +50,20 @@ def variants_of(config: RunConfig) -> tuple[Variant, ...]:
         found.append(
             Variant(name=CURSOR, changes={"data.signal": CURSOR}, why="tuned to the cursor, measured against the eyes")
         )
-    return tuple(found)
+    preset = _effective(config)
+
+    def differs(variant: Variant) -> bool:
+        return variant.alone or _effective(changed(config, variant.changes, source=variant.name)) != preset
+
+    return (found[0], *filter(differs, found[1:]))
+
+
+def _effective(config: RunConfig) -> RunConfig:
+    """Settings without those that make no difference: of L_attn, where it is off."""
+    objective = config.objective
+    if objective.alignment == "none" or objective.attention_weight == 0:
+        objective = replace(objective, alignment="none", attention_weight=0.0, gamma=0.0)
+    return replace(config, objective=objective)
 
 
 def has_cursor(config: RunConfig) -> bool:

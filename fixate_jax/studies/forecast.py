@@ -101,26 +101,27 @@ def forecast(groups: Sequence[Group], *, out: Path, jobs: int) -> dict[str, Any]
 
 
 def _work(group: Group, pace: Pace) -> "Work":
-    seconds = pace.beside + sum(pace.cell(cell.config) for cell in group)
-    return Work(seconds=seconds, open=pace.open, workspace=key_of(opened_with(group[0].config)))
+    workspaces = tuple(dict.fromkeys(key_of(opened_with(cell.config)) for cell in group))
+    seconds = len(workspaces) * pace.beside + sum(pace.cell(cell.config) for cell in group)
+    return Work(seconds=seconds, open=pace.open, workspaces=workspaces)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A group as a worker sees it: `open` is paid where the worker's last group was on another `workspace`."""
+    """A group as a worker sees it: `open` is paid for each of its `workspaces` that is not the one held."""
 
     seconds: float
     open: float
-    workspace: str
+    workspaces: tuple[str, ...]
 
 
 def makespan(groups: Sequence[Work], jobs: int) -> float:
     """When the last of some workers is done, each taking the next group as soon as it is free."""
     free = [(0.0, "")] * jobs
     for work in groups:
-        at, workspace = free[0]
-        opening = 0.0 if workspace == work.workspace else work.open
-        heapq.heapreplace(free, (at + opening + work.seconds, work.workspace))
+        at, held = free[0]
+        opening = work.open * (len(work.workspaces) - (held == work.workspaces[0]))
+        heapq.heapreplace(free, (at + opening + work.seconds, work.workspaces[-1]))
     return max(at for at, _ in free)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fixate_jax.config import DataConfig, RunConfig
-from fixate_jax.data import Split, open_or_prepare, usable_sessions
+from fixate_jax.data import DATASETS, Split, open_or_prepare, usable_sessions
 from fixate_jax.errors import ConfigError
 from fixate_jax.report.tables import pool_runs
 from fixate_jax.settings import config_from_dict, config_to_dict
@@ -69,6 +69,8 @@ class Study:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ConfigError(f"{twice[0]}: there are two variants of that name")
+        if len(names) < 2:
+            raise ConfigError("nothing to compare the preset with: all that is asked for is the preset itself")
 
     def settings(self, variant: Variant, split: int) -> RunConfig:
         """The settings of a variant's cells on a split."""
@@ -108,7 +110,10 @@ class Study:
         cells: dict[int, list[Cell]] = {}
         for cell in self.cells(variant):
             cells.setdefault(cell.config.data.split_seed, []).append(cell)
-        return pool_runs({split: read_cells(own, signal=self.signal) for split, own in cells.items()})
+        frames = {split: read_cells(own, signal=self.signal) for split, own in cells.items()}
+        if len(frames) > 1 and DATASETS[self.base.data.name].made_up:  # Another seed makes up other people.
+            frames = {split: f.assign(user_id=f"{split}:" + f["user_id"]) for split, f in frames.items()}
+        return pool_runs(frames)
 
 
 def slug(name: str) -> str:

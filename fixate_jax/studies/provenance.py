@@ -26,10 +26,13 @@ def provenance() -> dict[str, Any]:
 
 def _shown(argument: str) -> str:
     """An argument as others may read it: where this machine keeps its files is nobody's business."""
-    if not argument.startswith("/"):
+    flag, equals, value = argument.partition("=")
+    if argument.startswith("-") and equals:
+        return f"{flag}={_shown(value)}"
+    path = Path(argument).expanduser()
+    if not path.is_absolute():
         return shlex.quote(argument)
-    path = Path(argument)
-    return f"{'configs' if path.parent.name == 'configs' else 'PATH'}/{path.name}"
+    return f"{'configs' if path.parent.name == 'configs' else 'PATH'}/{shlex.quote(path.name)}"
 
 
 def commit() -> str:

@@ -21,6 +21,8 @@ SHOWN = ("kl", "csh@1", "log_loss", "accuracy")
 TESTED = ("kl", "accuracy")
 """Metrics that variants are tested in; all tests of a study are one family for the correction."""
 LEVEL = 0.05
+BESIDE = (BACKBONE, "user_mean", "majority_click")
+"""What is drawn beside the measures along a setting."""
 
 
 def read(study: Study) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
@@ -105,10 +107,10 @@ def write_report(study: Study, *, title: str, facts: Sequence[dict[str, Any]], p
     for name, table in {"measures": measures, "tests": tests}.items():
         write_text(study.out / f"{name}.csv", table.to_csv(index=False))
     figure = _figure(study, found, tests, study.out / "figure.png", title)
-    text = _page(study, measures, tests, facts, picture=f"{study.out.name}.png", title=title)
-    write_text(study.out / "page.md", text)
+    text = _page(study, measures, tests, facts)
+    write_text(study.out / "page.md", f"{text}\n![{title}]({figure.name})\n")
     if page is not None:
-        fill(page, study.out.name, text)
+        fill(page, study.out.name, f"{text}\n![{title}]({study.out.name}.png)\n")
         (page.parent / f"{study.out.name}.png").write_bytes(figure.read_bytes())
     return study.out / "page.md"
 
@@ -144,16 +146,7 @@ def _figure(
     if not axes:
         return differences(path, tests, title=title)
     lines = {axis: {metric: _points(study, found, axis, metric) for metric in TESTED} for axis in axes}
-    alone = _micro(summarise(found[REFERENCE][0]))
-    beside = {
-        metric: {
-            m: float(alone.loc[m, metric])
-            for m in (BACKBONE, "user_mean", "majority_click")
-            if m in alone.index and not np.isnan(alone.loc[m, metric])
-        }
-        for metric in TESTED
-    }
-    return axis_lines(path, lines, beside=beside, title=title)
+    return axis_lines(path, lines, title=title)
 
 
 def _points(study: Study, found: dict[str, tuple[pd.DataFrame, pd.DataFrame]], axis: str, metric: str) -> list[Point]:
@@ -162,21 +155,19 @@ def _points(study: Study, found: dict[str, tuple[pd.DataFrame, pd.DataFrame]], a
         if variant.axis != axis and variant.name != REFERENCE:
             continue
         value = variant.changes[axis] if variant.axis == axis else value_of(study.base, axis)
-        mean = _micro(summarise(found[variant.name][0])).loc[FIXATE, metric]
+        means = _micro(summarise(found[variant.name][0]))[metric].astype(float)
         sd = _micro(found[variant.name][1]).loc[FIXATE, f"{metric} sd"]
-        points.append(Point(value=value, mean=float(mean), sd=float(sd), preset=variant.name == REFERENCE))
+        # Of this value's own cells: what a predictor knows may depend on it, as the sessions of each person do.
+        beside = {str(m): means[m] for m in BESIDE if m in means.index and not np.isnan(means[m])}
+        points.append(
+            Point(value=value, mean=means[FIXATE], sd=float(sd), preset=variant.name == REFERENCE, beside=beside)
+        )
+    if not all(point.value is None or isinstance(point.value, int | float) for point in points):
+        return points  # Words have no order but that in which they were given.
     return sorted(points, key=lambda point: (point.value is None, point.value))
 
 
-def _page(
-    study: Study,
-    measures: pd.DataFrame,
-    tests: pd.DataFrame,
-    facts: Sequence[dict[str, Any]],
-    *,
-    picture: str,
-    title: str,
-) -> str:
+def _page(study: Study, measures: pd.DataFrame, tests: pd.DataFrame, facts: Sequence[dict[str, Any]]) -> str:
     config = study.base
     people = int(tests["users"].max()) if len(tests) else 0
     lines = [
@@ -190,8 +181,6 @@ def _page(
         "Preset minus variant, over people; the p of the whole table are corrected together (Holm):",
         "",
         to_markdown(tests, 4),
-        f"![{title}]({picture})",
-        "",
     ]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from fixate_jax.studies.forecast import forecast
 from fixate_jax.studies.matrix import Study
 from fixate_jax.studies.provenance import provenance
 from fixate_jax.studies.report import check_marks, write_report
-from fixate_jax.tuning.cells import run_cells
+from fixate_jax.tuning.cells import check_cells, run_cells
 
 HISTORY = "study.json"
 
@@ -45,6 +45,7 @@ def run_study(
     with locked(study.out):
         history = _history(study.out)
         groups = study.groups()
+        check_cells([cell for group in groups for cell in group])
         if all(cell.measures.exists() for group in groups for cell in group):
             Console().print(f"all {sum(map(len, groups))} cells are done")
             return None if only_forecast else write_report(study, title=title, facts=history, page=page)

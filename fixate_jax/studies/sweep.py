@@ -14,6 +14,12 @@ from fixate_jax.studies.matrix import REFERENCE, Variant, changed
 
 Design = Literal["each", "grid", "random"]
 Axes = Mapping[str, tuple[Any, ...]]
+FIXED = {
+    "data.split_seed": "give the splits with --splits",
+    "data.gaze_temperature": "gaze of different temperatures would be measured against; tune and compare one at a time",
+    "train.seeds": "give the seeds with --seeds",
+}
+"""What cannot be an axis, and why."""
 
 
 def parse_axes(over: Sequence[str]) -> dict[str, tuple[Any, ...]]:
@@ -29,15 +35,24 @@ def parse_axes(over: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             raise ConfigError(f"--over {text}: give a setting and its values, as in objective.gamma=0,1,2")
         if name in axes:
             raise ConfigError(f"--over {name}: given twice; name all its values at once")
-        axes[name.strip()] = tuple(_value(part) for part in values.split(","))
+        axes[name.strip()] = _values(text, values)
     if not axes:
         raise ConfigError("--over: name at least one setting, as in --over objective.gamma=0,1,2")
     return axes
 
 
-def _value(text: str) -> Any:
+def _values(text: str, values: str) -> tuple[Any, ...]:
+    try:
+        found = None if values.strip().endswith(",") else yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, list):
+        raise ConfigError(f"--over {text}: its values cannot be read; give them as in YAML, with commas between")
+    return tuple(map(_number, found))
+
+
+def _number(value: Any) -> Any:
     # YAML 1.1 takes 1e-3 for a text; here it is a number.
-    value = yaml.safe_load(text)
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -60,6 +75,8 @@ def variants_of(
         ConfigError: a setting or value that there cannot be, or more draws than combinations.
     """
     for name, values in axes.items():
+        if name in FIXED:
+            raise ConfigError(f"--over {name}: {FIXED[name]}")
         for value in values:
             changed(config, {name: value}, source="--over")
     found = [Variant(name=REFERENCE, why="the preset")]
@@ -69,6 +86,8 @@ def variants_of(
         return tuple(found)
     every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if design == "random":
+        if draws < 1 or seed < 0:
+            raise ConfigError(f"--draws {draws}, --draw-seed {seed}: at least one draw, and no negative seed")
         if draws > len(every):
             raise ConfigError(f"--draws {draws}: there are only {len(every)} combinations; use the design grid")
         at = np.random.default_rng(seed).choice(len(every), size=draws, replace=False)

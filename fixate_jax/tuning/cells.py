@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -21,13 +22,13 @@ import pandas as pd
 from fixate_jax.config import RunConfig
 from fixate_jax.data import Split, open_or_prepare
 from fixate_jax.durable import replacing, write_text
-from fixate_jax.errors import ConfigError
+from fixate_jax.errors import ConfigError, FixateError
 from fixate_jax.lock import locked
 from fixate_jax.metrics import session_metrics
 from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.evaluate import predict, swapped_metrics
-from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, claim_run, seed_directory
+from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, check_run, claim_run, seed_directory
 from fixate_jax.tuning.loop import train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace
@@ -124,6 +125,7 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, toge
 
 def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, together: bool | None) -> None:
     cells = [cell for group in groups for cell in group]
+    check_cells(cells)
     for cell in cells:
         claim_run(cell.folder, cell.config)
     for data in {repr(cell.config.data): cell.config.data for cell in cells}.values():
@@ -131,31 +133,72 @@ def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, tog
     waiting_groups = [group for group in groups if not all(cell.measures.exists() for cell in group)]
     if not waiting_groups:
         return
-    stop = multiprocessing.get_context("spawn").Event()
     done = sum(cell.measures.exists() for cell in cells)
-    with pool_of_workers(jobs, out, stop) as pool, bar(title, len(cells), done=done) as (progress, task):
+    with pool_of_workers(jobs, out) as pool, bar(title, len(cells), done=done) as (progress, task):
         waiting: set[Future[None]] = {pool.submit(run_group, group, out, together) for group in waiting_groups}
         while waiting:
             finished, waiting = wait(waiting, timeout=5.0, return_when="FIRST_COMPLETED")
             progress.update(task, completed=sum(cell.measures.exists() for cell in cells))
             for future in finished:
                 if future.exception() is not None:
-                    stop.set()  # Leaving the pool waits for the other workers.
                     progress.console.print(f"stopping after the present cells: {future.exception()!r}")
                 future.result()
 
 
-def pool_of_workers(jobs: int, out: Path, stop: Event | None = None) -> ProcessPoolExecutor:
-    """Worker processes, each with its part of the cores; compiled programs and logs go to ``out``."""
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Make sure that what is on disk of some cells was made with their settings and measured on their split.
+
+    Raises:
+        ConfigError: naming the folder, and what differs.
+    """
+    for cell in cells:
+        check_run(cell.folder, cell.config)
+        if cell.measures.exists():
+            found = set(pd.read_parquet(cell.measures, columns=["split"])["split"])
+            if found != {cell.split}:
+                raise ConfigError(
+                    f"{cell.measures} was measured on {', '.join(sorted(found))}, now {cell.split} is asked for; "
+                    "choose another folder or remove it"
+                )
+
+
+@contextmanager
+def pool_of_workers(jobs: int, out: Path) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, each with its part of the cores; compiled programs and logs go to ``out``.
+
+    Where the body raises, nothing that waits is begun, and what workers are at is finished first.
+
+    Raises:
+        ConfigError: fewer than one worker.
+        FixateError: a worker process died.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: at least 1 is needed")
     context = multiprocessing.get_context("spawn")
+    stop, others = context.Event(), multiprocessing.active_children()
     cores: Queue[set[int]] = context.Queue()
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for part in np.array_split(there, jobs):
-        cores.put({int(core) for core in part})
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, stop, out))
+    for number, part in enumerate(np.array_split(there, jobs)):
+        cores.put({int(core) for core in part} or set(there[number % max(1, len(there)) :][:1]))
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, stop, out)) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            # Some wait for work that never comes, after a polite signal that tuning took for its own.
+            for worker in multiprocessing.active_children():
+                if worker not in others:
+                    worker.kill()
+            raise FixateError(
+                f"a worker process died, see {out}/worker-*.log; where memory ran out, fewer --jobs need less. What is "
+                "done is kept: give the same command again to go on"
+            ) from error
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
-def _start_worker(cores: "Queue[set[int]]", stop: Event | None, out: Path) -> None:
+def _start_worker(cores: "Queue[set[int]]", stop: Event, out: Path) -> None:
     """Take a part of the cores, keep compiled programs, and leave the terminal to the parent's bar."""
     global _stop, _opened
     _stop, _opened = stop, {}

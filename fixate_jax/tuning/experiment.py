@@ -74,7 +74,7 @@ def check_run(run: Path, config: RunConfig) -> None:
         differing = [f"{k}: {before.get(k)} there, {now.get(k)} now" for k in now if before.get(k) != now.get(k)]
         if differing and _begun(run):
             raise ConfigError(
-                f"{run} was made with other settings ({'; '.join(differing)}); choose another --run or remove it"
+                f"{run} was made with other settings ({'; '.join(differing)}); choose another folder or remove it"
             )
     elif run.exists() and any(not _ours(entry) for entry in run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no {CONFIG_FILE}; choose another --run")

@@ -1,5 +1,6 @@
 """Tables and pages of studies: who is compared with whom, corrected for how much, and where the text goes."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,32 @@ def test_where_it_ran_is_told() -> None:
     facts = provenance()
     assert facts["versions"]["jax"] and "logical processors" in machine()
     assert len(facts["commit"]) >= 7
+
+
+def test_where_this_machine_keeps_its_files_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/opt/bin/fixate", "sweep", "/home/me/configs/a.yaml", "--data.path=/home/me/gaze", "--out", "~/x y"]
+    monkeypatch.setattr(sys, "argv", [*words, "--over", "objective.gamma=0,1", "runs/one two"])
+    told = (
+        "fixate sweep configs/a.yaml --data.path=PATH/gaze --out PATH/'x y' --over objective.gamma=0,1 'runs/one two'"
+    )
+    assert provenance()["command"] == told
+
+
+def test_levels_beside_are_those_of_each_value(made: Study) -> None:
+    """What a predictor knows may depend on the value, as with sessions of each person."""
+    variants = (made.variants[0], Variant(name="worse", axis="data.train_sessions", changes={"data.train_sessions": 1}))
+    swept = Study(**{**vars(made), "variants": variants})
+    found = report.read(swept)
+    frame, spread = found["worse"]
+    found["worse"] = (frame.assign(kl=frame["kl"] + (frame["method"] == BACKBONE)), spread)
+    one, preset = report._points(swept, found, "data.train_sessions", "kl")
+    assert one.beside[BACKBONE] - preset.beside[BACKBONE] == pytest.approx(1.0, abs=0.05)
+
+
+def test_words_along_a_setting_stay_in_their_order(made: Study) -> None:
+    axis = "objective.alignment"
+    values = {"worse": "weighted_kl", "same": "coarse_kl"}
+    others = [Variant(name=name, axis=axis, changes={axis: value}) for name, value in values.items()]
+    swept = Study(**{**vars(made), "variants": (made.variants[0], *others)})
+    points = report._points(swept, report.read(swept), axis, "kl")
+    assert [p.value for p in points] == ["kl", "weighted_kl", "coarse_kl"]

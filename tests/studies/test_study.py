@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from fixate_jax.errors import ConfigError
 from fixate_jax.settings import dump_config
 from fixate_jax.studies import forecast, report
 from fixate_jax.studies.forecast import Work, makespan
 from fixate_jax.studies.matrix import Study
+from fixate_jax.studies.run import run_study
 from fixate_jax.studies.sweep import variants_of
 from fixate_jax.tuning import cells
 from tests.studies.small import preset, study
@@ -73,6 +76,18 @@ def test_killed_and_given_again_it_ends_with_the_same_tables(whole: Study, tmp_p
         pd.testing.assert_frame_equal(ours, expected, check_exact=True)
 
 
+def test_cells_of_other_settings_or_of_another_split_are_not_taken(whole: Study) -> None:
+    def run(made: Study) -> None:
+        run_study(made, title="T", jobs=1)
+
+    run(whole)  # All is done: tables alone.
+    other = replace(whole.base, objective=replace(whole.base.objective, ntp_weight=0.125))
+    with pytest.raises(ConfigError, match=r"cells.*was made with other settings \(objective.ntp_weight: .* 0.125 now"):
+        run(replace(whole, base=other))
+    with pytest.raises(ConfigError, match=r"seed-1.parquet was measured on validation, now test is asked for"):
+        run(replace(whole, measured="test"))
+
+
 def alive(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -101,7 +116,9 @@ def test_programs_that_differ_in_numbers_alone_are_tried_once(whole: Study) -> N
 
 
 def test_when_the_last_worker_is_done() -> None:
-    works = [Work(seconds=s, open=1.0, workspace=w) for s, w in ((5.0, "a"), (3.0, "a"), (3.0, "a"), (1.0, "b"))]
+    works = [Work(seconds=s, open=1.0, workspaces=(w,)) for s, w in ((5.0, "a"), (3.0, "a"), (3.0, "a"), (1.0, "b"))]
     assert makespan(works, 1) == 12 + 2  # "a" is opened once, then "b".
+    several = [Work(seconds=5.0, open=1.0, workspaces=tuple(w)) for w in ("abc", "cab", "a")]
+    assert makespan(several, 1) == 15 + 3 + 2 + 1, "the last of a group is held"
     assert makespan(works, 2) == 8  # 6, then b; 4, then a: 7, and b: 8 or 9.
     assert makespan([], 2) == 0

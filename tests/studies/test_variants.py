@@ -3,13 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fixate_jax.config import ObjectiveConfig, RunConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.settings import load_config
-from fixate_jax.studies import ablation, sweep
+from fixate_jax.studies import ablation, matrix, sweep
 from fixate_jax.studies.matrix import REFERENCE, Variant, changed
+from fixate_jax.tuning.cells import Cell
 from tests.studies.small import preset, study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,6 +37,16 @@ def test_a_variant_that_would_be_the_preset_is_left_out(tmp_path: Path) -> None:
     assert without == parts | {"kl", "coarse_kl"}, "with γ = 0 the weighted KL is the plain one"
     assert "coarse_kl" in names(with_loss(config, "kl", gamma=0.0))
     assert "weighted_kl" not in names(with_loss(config, "kl", gamma=0.0))
+
+
+def test_what_the_preset_lacks_is_not_left_out_again(tmp_path: Path) -> None:
+    config = preset(tmp_path)
+    shared = replace(config, prompt=replace(config.prompt, personal=False))
+    assert "no_personalisation" not in names(shared)
+    without = replace(config, objective=ObjectiveConfig(alignment="kl", attention_weight=0.0, warmup=0))
+    # Where L_attn is off it makes no difference which it would be.
+    assert names(without) == PARTS - {"no_alignment"} | {REFERENCE}
+    assert "no_next_token" not in names(replace(config, objective=replace(config.objective, ntp_weight=0.0)))
 
 
 def test_every_variant_changes_one_thing(tmp_path: Path) -> None:
@@ -81,6 +93,8 @@ def test_variants_are_chosen_by_name(tmp_path: Path) -> None:
 
 def test_axes_are_read_as_yaml(tmp_path: Path) -> None:
     axes = sweep.parse_axes(["optimizer.user_lr=1e-3,0.1", "data.train_sessions=1,null", "prompt.personal=true,false"])
+    lists = sweep.parse_axes(["operator.layer_weights=[0.5, 0.5],[1, 0]"])
+    assert lists["operator.layer_weights"] == ([0.5, 0.5], [1, 0])
     assert axes["optimizer.user_lr"] == (1e-3, 0.1) and axes["data.train_sessions"] == (1, None)
     assert axes["prompt.personal"] == (True, False)
 
@@ -92,6 +106,9 @@ def test_axes_are_read_as_yaml(tmp_path: Path) -> None:
         (["objective.gamma"], "--over objective.gamma: give a setting and its values"),
         (["objective.gamma="], "give a setting and its values"),
         (["a.b=1", "a.b=2"], "--over a.b: given twice"),
+        (["a.b=1,2,"], "--over a.b=1,2,: its values cannot be read"),
+        (["a.b=1,,2"], "--over a.b=1,,2: its values cannot be read"),
+        (["a.b=[1,2"], "its values cannot be read"),
     ],
 )
 def test_bad_axes_are_named(over: list[str], message: str) -> None:
@@ -105,6 +122,8 @@ def test_bad_axes_are_named(over: list[str], message: str) -> None:
         ({"objective.gama": (1,)}, r"--over: objective.gama: no such setting; did you mean 'gamma'"),
         ({"gamma": (1,)}, "--over: 'gamma' is no setting; name one as in objective.gamma"),
         ({"nothing.gamma": (1,)}, "--over: 'nothing.gamma' is no setting"),
+        ({"data.split_seed": (1,)}, "--over data.split_seed: give the splits with --splits"),
+        ({"data.gaze_temperature": (1.0,)}, "gaze of different temperatures would be measured against"),
         ({"prompt.basis": (0,)}, "prompt.basis = 0: at least 1 is needed"),
         ({"prompt.basis": ("two",)}, "--over: prompt.basis = 'two': should be a valid integer"),
     ],
@@ -126,12 +145,33 @@ def test_designs() -> None:
     assert some[0] == some[1] != some[2] and set(v.name for v in some[0]) <= set(v.name for v in grid)
     with pytest.raises(ConfigError, match="--draws 7: there are only 6 combinations"):
         sweep.variants_of(RunConfig(), axes, design="random", draws=7)
+    with pytest.raises(ConfigError, match="--draws 0, --draw-seed 0: at least one draw"):
+        sweep.variants_of(RunConfig(), axes, design="random", draws=0)
 
 
 def test_changed_settings_are_checked() -> None:
     assert changed(RunConfig(), {"data.train_sessions": 4}, source="x").data.train_sessions == 4
     with pytest.raises(ConfigError, match=r"x: objective\.gamma = -1"):
         changed(RunConfig(), {"objective.gamma": -1}, source="x")
+
+
+def test_the_preset_alone_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to compare the preset with"):
+        study(tmp_path, tmp_path, (Variant(name=REFERENCE),))
+
+
+def test_another_split_of_made_up_data_has_other_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(cells: list[Cell], *, signal: str) -> pd.DataFrame:
+        keys = {"session_id": "s", "split": "test", "method": "FixATE", "mode": "FR", "seed": 1}
+        kl = float(cells[0].config.data.split_seed)
+        return pd.DataFrame([keys | {"user_id": "u", "kl": kl, "csh@1": 0, "log_loss": 1, "accuracy": 0}])
+
+    monkeypatch.setattr(matrix, "read_cells", read)
+    made = replace(study(tmp_path, tmp_path), splits=(3, 4))
+    means, _ = made.measures(made.variants[0])
+    assert dict(zip(means["user_id"], means["kl"], strict=True)) == {"3:u": 3.0, "4:u": 4.0}
+    real = replace(made, base=replace(made.base, data=replace(made.base.data, name="human_choice", path=tmp_path)))
+    assert set(real.measures(real.variants[0])[0]["user_id"]) == {"u"}
 
 
 def test_two_variants_of_one_name_are_refused(tmp_path: Path) -> None:
