@@ -3,7 +3,7 @@
     python train/study_attn_lrp.py --backbones tiny-qwen3-vl tiny-internvl
 
 For every backbone and every way of dividing W = A ⊙ G by row (all other settings being those of
-configs/synthetic_carousel.yaml):
+configs/synthetic_carousel.yaml, with its former weight of alignment, 2):
 
 - rows: at the first prompt, how far the row sums D = ΣW cancel, and how much of all relevance comes from the rows that
   cancel most;
@@ -280,6 +280,7 @@ def main(
             preset,
             backbone=replace(preset.backbone, path=backbone),
             operator=replace(preset.operator, name="attn_lrp"),
+            objective=replace(preset.objective, attention_weight=2.0),
         )
         folder = out / Path(backbone).name
         folder.mkdir(parents=True, exist_ok=True)
