@@ -1,7 +1,7 @@
 """The subcommand `fixate compare`: what emulated users do with versions of the same pages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from fixate_jax.cli_emulation import Source, read_pages
+from fixate_jax.cli_emulation import Source, check_numbers, read_pages, with_assignment
 from fixate_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ class Compare:
 
         self._check()
         emulator = open_emulator(self.source, seed=self.seed, backbone=self.backbone)
-        if self.assignment is not None:
-            operator = replace(emulator.config.operator, assignment=self.assignment)
-            emulator = replace(emulator, config=replace(emulator.config, operator=operator))
+        emulator = with_assignment(emulator, self.assignment)
         versions = self._carousels(emulator) if self.carousels else self._folders(emulator)
         comparison = compare_versions(
             emulator,
@@ -101,8 +99,11 @@ class Compare:
             raise ConfigError(f"versions: {self.versions[0]} alone; give at least two folders to compare")
         if len(set(self.versions)) < len(self.versions) or len(set(self.carousels)) < len(self.carousels):
             raise ConfigError(f"versions: {' '.join(map(str, self.versions or self.carousels))}; name each once")
-        if not self.temperature > 0:
-            raise ConfigError(f"--temperature {self.temperature}: must be above 0")
+        check_numbers(self.temperature, self.page_width)
+        if self.page is not None:
+            from fixate_jax.studies.report import check_marks
+
+            check_marks(self.page, self.out.name)
 
     def _carousels(self, emulator: "UserEmulator") -> dict[str, list["Page"]]:
         from fixate_jax.data.synthetic.carousel import PROFILE
@@ -110,19 +111,26 @@ class Compare:
 
         slates = draw_slates(pages=self.pages, seed=self.page_seed)
         how: dict[str, Any] = {
-            "width": self.page_width or emulator.config.data.page_width,
+            "width": emulator.config.data.page_width if self.page_width is None else self.page_width,
             "profile": PROFILE if self.profile is None else self.profile,
         }
         return {AS_DRAWN: as_drawn(slates, **how)} | {name: VERSIONS[name](slates, **how) for name in self.carousels}
 
     def _folders(self, emulator: "UserEmulator") -> dict[str, list["Page"]]:
-        names = [path.name for path in self.versions]
         return {
-            name if names.count(name) == 1 else str(path): read_pages(
-                path, emulator, width=self.page_width, profile=self.profile
-            )
-            for path, name in zip(self.versions, names, strict=True)
+            name: read_pages(path, emulator, width=self.page_width, profile=self.profile)
+            for path, name in zip(self.versions, version_names(self.versions), strict=True)
         }
+
+
+def version_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of folders' paths, as many as it takes to tell them apart; where they lie is nobody's business."""
+    parts = [folder.absolute().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f"versions: {' '.join(map(str, folders))}; name each once")
 
 
 def write_comparison(comparison: "Comparison", out: Path, page: Path | None = None) -> Path:
@@ -141,10 +149,10 @@ def write_comparison(comparison: "Comparison", out: Path, page: Path | None = No
         ConfigError: the page has no such marks.
         DiskError: something cannot be written.
     """
-    from fixate_jax.durable import write_text, writing
+    from fixate_jax.durable import write_text
     from fixate_jax.report.comparison import page_versions, version_differences
     from fixate_jax.report.emulated import write_table
-    from fixate_jax.studies.report import fill
+    from fixate_jax.studies.report import publish
 
     items, slots = comparison.items(), comparison.slots()
     for name, table in {"items": items, "slots": slots, "summary": comparison.summary()}.items():
@@ -159,11 +167,8 @@ def write_comparison(comparison: "Comparison", out: Path, page: Path | None = No
     text = page_text(comparison, items, pictures=[figure.name for figure in figures])
     write_text(out / "comparison.md", text)
     if page is not None:
-        beside = {figure.name: f"{out.name}-{figure.name}" for figure in figures}
-        fill(page, out.name, page_text(comparison, items, pictures=list(beside.values())))
-        for figure in figures:
-            with writing(page.parent / beside[figure.name]):
-                (page.parent / beside[figure.name]).write_bytes(figure.read_bytes())
+        beside = {f"{out.name}-{figure.name}": figure for figure in figures}
+        publish(page, out.name, page_text(comparison, items, pictures=list(beside)), beside)
     return out / "comparison.md"
 
 
@@ -227,7 +232,7 @@ def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequen
     from fixate_jax.studies.report import provenance_lines
 
     first, *others = comparison.versions
-    shown = items[items["version"] != first]
+    shown = items[(items["version"] != first) & items["low"].notna()]  # One user alone has no interval.
     missed = int(((shown["low"] > 0) | (shown["high"] < 0)).sum())
     lines = [
         f"{len(comparison.users)} emulated users, {len(comparison.pages[0])} pages, {items['item'].nunique()} items; "
@@ -239,10 +244,10 @@ def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequen
         "that the model answers with any label:",
         "",
         to_markdown(moves(comparison.summary()), 1),
-        f"Of {len(shown)} intervals over users {missed} leave out 0. Were nothing changed at all, about "
-        f"{len(shown) / 20:.0f} would by chance.",
-        "",
     ]
+    if len(shown):
+        by_chance = f"Were nothing changed at all, about {len(shown) / 20:.0f} would by chance."
+        lines += [f"Of {len(shown)} intervals over users {missed} leave out 0. {by_chance}", ""]
     for version in others:
         lines += [f"{version}: the items that change most, in percent", ""]
         lines += [to_markdown(changes(items, version, SHOWN), 1)]

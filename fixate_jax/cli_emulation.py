@@ -1,6 +1,8 @@
 """The subcommands about emulated users: `fixate emulate` and `fixate export`."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +20,8 @@ CAUTION = (
     "nothing about people"
 )
 """Said of users that come with the library."""
+NARROWEST = 64
+"""Pixels that a page must be wide, at least."""
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|BUNDLE")]
 
 
@@ -46,6 +50,8 @@ class Emulate:
     """What the model is told about the task (None: a neutral sentence)."""
     page_width: int | None = None
     """Width of the pages that the model sees, in pixels (None: as when the prompts were tuned)."""
+    assignment: Literal["centre", "area"] | None = None
+    """How visual tokens count for slots (None: as when tuned); area is fair to slots smaller than a token."""
     heat_maps: Path | None = None
     """Folder for a picture of each user and page (None: no pictures)."""
     backbone: str | None = None
@@ -61,9 +67,9 @@ class Emulate:
 
         if self.out.suffix not in (".parquet", ".csv"):
             raise ConfigError(f"--out {self.out}: must end in .parquet or .csv")
-        if not self.temperature > 0:
-            raise ConfigError(f"--temperature {self.temperature}: must be above 0")
+        check_numbers(self.temperature, self.page_width)
         emulator = open_emulator(self.source, seed=self.seed, backbone=self.backbone)
+        emulator = with_assignment(emulator, self.assignment)
         pages = read_pages(self.pages, emulator, width=self.page_width, profile=self.profile)
         visits = emulator.emulate(
             pages,
@@ -83,6 +89,26 @@ class Emulate:
         if self.source in SHIPPED_USERS:
             console.print(f"{self.source} {CAUTION}", soft_wrap=True)
         return 0
+
+
+def check_numbers(temperature: float, page_width: int | None) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        ConfigError: a temperature or a width that there cannot be.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ConfigError(f"--temperature {temperature}: must be above 0, and finite")
+    if page_width is not None and page_width < NARROWEST:
+        raise ConfigError(f"--page-width {page_width}: at least {NARROWEST} pixels are needed")
+
+
+def with_assignment(emulator: "UserEmulator", assignment: Literal["centre", "area"] | None) -> "UserEmulator":
+    """The users with another way of counting visual tokens for slots (None: their own)."""
+    if assignment is None:
+        return emulator
+    operator = replace(emulator.config.operator, assignment=assignment)
+    return replace(emulator, config=replace(emulator.config, operator=operator))
 
 
 def read_pages(folder: Path, emulator: "UserEmulator", *, width: int | None, profile: str | None) -> list["Page"]:
@@ -110,7 +136,7 @@ def read_pages(folder: Path, emulator: "UserEmulator", *, width: int | None, pro
             items=page.items,
             profile=PROFILE if profile is None else profile,
         )
-        for page in read_page_set(folder, width=width or emulator.config.data.page_width)
+        for page in read_page_set(folder, width=emulator.config.data.page_width if width is None else width)
     ]
 
 
@@ -122,8 +148,9 @@ def _draw(folder: Path, visits: "Visits", temperature: float) -> int:
 
     assert visits.relevance is not None
     probabilities = visits.probabilities(temperature).astype(np.float64)
-    for i, (user, page) in enumerate(zip(visits.users, visits.pages, strict=True)):
-        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{user}_{Path(page.page_id).stem}")
+    pairs = list(zip(visits.users, visits.pages, strict=True))
+    names = picture_names([(user, page.page_id) for user, page in pairs])
+    for i, ((user, page), name) in enumerate(zip(pairs, names, strict=True)):
         visit_figure(
             folder / f"{name}.png",
             image=np.asarray(page.image.convert("RGB")),
@@ -135,6 +162,19 @@ def _draw(folder: Path, visits: "Visits", temperature: float) -> int:
             title=f"user {user}, {page.page_id}",
         )
     return len(visits)
+
+
+def picture_names(visits: Sequence[tuple[str, str]]) -> list[str]:
+    """A file name without ending for each user and page; where two would be the same the later ones are numbered."""
+    names: list[str] = []
+    for user, page_id in visits:
+        plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{user}_{Path(page_id).stem}")
+        name, number = plain, 1
+        while name in names:
+            number += 1
+            name = f"{plain}-{number}"
+        names.append(name)
+    return names
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

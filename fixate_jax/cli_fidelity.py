@@ -28,7 +28,7 @@ class Fidelity:
     split: Split = "test"
     """Which sessions; those that a run has no predictions of are evaluated first."""
     out: Path | None = None
-    """Folder for tables, figure and page (None: fidelity/ and the run's name)."""
+    """Folder for tables, figure and page (None: fidelity/ and the run's name, and the split unless it is test)."""
     seed: int = 0
     """Of the bootstrap, the simulated clicks and the permutations."""
     page: Path | None = None
@@ -38,9 +38,13 @@ class Fidelity:
         """Run the command."""
         from fixate_jax.emulation.fidelity import gather
         from fixate_jax.report.tables import print_table
+        from fixate_jax.studies.report import check_marks
 
-        frames, name = read_predictions(self.source, self.split)
-        out = self.out or Path("fidelity") / name
+        name = self.source.resolve().name
+        out = self.out or Path("fidelity") / (name if self.split == "test" else f"{name}-{self.split}")
+        if self.page is not None:
+            check_marks(self.page, out.name)
+        frames = read_predictions(self.source, self.split)
         humans, predicted = gather(frames)
         measures = write_fidelity(
             humans, predicted, out, seed=self.seed, page=self.page, what=f"{name}, {self.split} sessions"
@@ -54,24 +58,35 @@ class Fidelity:
         return 0
 
 
-def read_predictions(run: Path, split: Split) -> tuple[list[pd.DataFrame], str]:
-    """Predictions of each seed of a run, evaluated where there are none yet; and the run's name.
+def read_predictions(run: Path, split: Split) -> list[pd.DataFrame]:
+    """Predictions of each seed of a run, evaluated where there are none, or none of the prompts as they are now.
 
     Raises:
-        ConfigError: it is no run of `fixate train`.
+        ConfigError: it is no run of `fixate train`, or one is at work there.
     """
     from fixate_jax.errors import ConfigError
+    from fixate_jax.lock import locked
     from fixate_jax.settings import load_config
     from fixate_jax.tuning.experiment import CONFIG_FILE, evaluate_run, open_run, seed_directory
 
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"{run}: no {CONFIG_FILE} there; give the directory of a run made by `fixate train`")
     seeds = load_config(run / CONFIG_FILE).train.seeds
-    paths = [seed_directory(run, seed) / f"predictions-{split}.parquet" for seed in seeds]
-    if not all(path.is_file() for path in paths):
-        _, workspace = open_run(run)
-        evaluate_run(workspace, run, split=split)
-    return [pd.read_parquet(path) for path in paths], run.resolve().name
+    folders = [seed_directory(run, seed) for seed in seeds]
+    paths = [folder / f"predictions-{split}.parquet" for folder in folders]
+    if not all(map(_up_to_date, paths, folders)):
+        with locked(run):
+            _, workspace = open_run(run)
+            evaluate_run(workspace, run, split=split)
+    return [pd.read_parquet(path) for path in paths]
+
+
+def _up_to_date(predictions: Path, folder: Path) -> bool:
+    """Whether predictions are there and no prompts are newer."""
+    if not predictions.is_file():
+        return False
+    newest = max((path.stat().st_mtime_ns for path in (folder / "checkpoints").glob("*")), default=0)
+    return predictions.stat().st_mtime_ns >= newest
 
 
 def notes(humans: "Humans", seeds: int, split: str) -> list[str]:
@@ -81,7 +96,10 @@ def notes(humans: "Humans", seeds: int, split: str) -> list[str]:
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}; free-running."
     ]
     if humans.left_out:
-        told.append(f"{humans.left_out} sessions of pages with another number of slots are left out.")
+        told.append(
+            f"{humans.left_out} sessions are left out: their pages have another number of slots, or their person has "
+            "no second one."
+        )
     return told
 
 
@@ -127,11 +145,11 @@ def write_fidelity(
         ConfigError: the page has no such marks.
         DiskError: something cannot be written.
     """
-    from fixate_jax.durable import write_text, writing
+    from fixate_jax.durable import write_text
     from fixate_jax.emulation import fidelity
     from fixate_jax.report.emulated import write_table
     from fixate_jax.report.fidelity import fidelity_figure
-    from fixate_jax.studies.report import fill
+    from fixate_jax.studies.report import publish
 
     tables = {
         "measures": fidelity.measures_table(humans, predicted, seed=seed),
@@ -141,16 +159,15 @@ def write_fidelity(
     for name, table in tables.items():
         write_table(out / f"{name}.csv", table)
     figure = fidelity_figure(out / "figure.png", **tables, title=f"Fidelity: {what}")
-    lines = page_lines(humans, tables["measures"])
+    lines = page_lines(humans, tables["measures"], what)
     write_text(out / "fidelity.md", "\n".join([*lines, f"![{what}](figure.png)", ""]))
     if page is not None:
-        fill(page, out.name, "\n".join([*lines, f"![{what}]({out.name}.png)", ""]))
-        with writing(page.parent / f"{out.name}.png"):
-            (page.parent / f"{out.name}.png").write_bytes(figure.read_bytes())
+        picture = f"{out.name}.png"
+        publish(page, out.name, "\n".join([*lines, f"![{what}]({picture})", ""]), {picture: figure})
     return tables["measures"]
 
 
-def page_lines(humans: "Humans", measures: pd.DataFrame) -> Sequence[str]:
+def page_lines(humans: "Humans", measures: pd.DataFrame, what: str) -> Sequence[str]:
     """Markdown: what it rests on, every measure of the methods shown, and FixATE against them."""
     from fixate_jax.report.tables import to_markdown
     from fixate_jax.studies.provenance import provenance
@@ -180,7 +197,7 @@ def page_lines(humans: "Humans", measures: pd.DataFrame) -> Sequence[str]:
         }
     )
     return [
-        f"{len(humans.click)} sessions of {len(humans.users)} people, pages of {humans.gaze.shape[1]} slots.",
+        f"{what}: {len(humans.click)} sessions of {len(humans.users)} people, pages of {humans.gaze.shape[1]} slots.",
         "",
         *provenance_lines([provenance()]),
         "",

@@ -26,7 +26,7 @@ from fixate_jax.prompts import PromptParams, population_prompt, soft_prompt
 from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.evaluate import Track, silent
 from fixate_jax.tuning.placement import Placement, put_rows
-from fixate_jax.tuning.setup import Question, open_mesh, read_pages
+from fixate_jax.tuning.setup import Question, open_mesh, read_pages, warn_of_empty_slots
 from fixate_jax.tuning.step import Evaluation, Jitted, make_evaluate
 
 BACKBONE = "backbone"
@@ -179,6 +179,23 @@ class UserEmulator:
         found.take(*waiting)
         return found.visits()
 
+    @cached_property
+    def _by_batch(self) -> dict[int, "UserEmulator"]:
+        return {}
+
+    def with_batch(self, size: int) -> "UserEmulator":
+        """The same users, asked so many visits at a time; the same one for the same size, compiled once.
+
+        Args:
+            size: visits in a batch; devices that share it must divide it.
+        """
+        if size == self.config.train.eval_batch:
+            return self
+        if size not in self._by_batch:
+            train = replace(self.config.train, eval_batch=size)
+            self._by_batch[size] = replace(self, config=replace(self.config, train=train))
+        return self._by_batch[size]
+
     def with_prompt(self, prompt: PromptParams, users: Sequence[str]) -> "UserEmulator":
         """The same model with other users."""
         return replace(self, prompt=prompt, users=tuple(users))
@@ -208,7 +225,7 @@ class UserEmulator:
             known=self.encoded,
             bar=silent,
         )
-        return SessionData(
+        data = SessionData(
             sessions,
             encoded,
             {session.user_id: 0 for session in sessions},
@@ -221,6 +238,9 @@ class UserEmulator:
             page_keys=keys,
             multiple=MULTIPLE,
         )
+        if config.operator.assignment == "centre":
+            warn_of_empty_slots(data)
+        return data
 
     def _ask(
         self, data: SessionData, of_visit: Sequence[int], rows: Int[np.ndarray, " visits"], visits: list[int]

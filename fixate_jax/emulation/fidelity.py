@@ -128,7 +128,8 @@ class Found:
 def gather(frames: Sequence[pd.DataFrame]) -> tuple[Humans, dict[str, Predicted]]:
     """Held-out sessions and what each method predicts of them, from frames of predictions.
 
-    Sessions with the most common number of slots are kept, so that places can be compared. A method "uniform" is given
+    Sessions with the most common number of slots are kept, so that places can be compared, and of them those of people
+    with at least two. A method "uniform" is given
     uniform click probabilities too.
 
     Args:
@@ -144,13 +145,12 @@ def gather(frames: Sequence[pd.DataFrame]) -> tuple[Humans, dict[str, Predicted]
     first = free[0].drop_duplicates("session_id")
     slots = int(first["slots"].mode().iloc[0])
     kept = first[first["slots"] == slots]
+    kept = kept[kept.groupby("user_id")["session_id"].transform("size") >= 2]
     names = kept["session_id"].tolist()
     users = tuple(dict.fromkeys(kept["user_id"]))
-    counts = kept["user_id"].value_counts()
-    if len(users) < 2 or int(counts.min()) < 2:
+    if len(users) < 2:
         raise DataError(
-            f"{len(users)} users, {int(counts.min())} sessions of {counts.idxmin()!r}; fidelity needs two users, with "
-            "two sessions each"
+            f"{len(users)} users have two sessions or more on pages of {slots} slots; fidelity needs two such users"
         )
     humans = Humans(
         users=users,

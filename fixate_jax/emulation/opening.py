@@ -82,7 +82,7 @@ def _tuned_alone(path: Path) -> tuple[PromptParams, tuple[str, ...]]:
         with safe_open(path, framework="numpy") as tensors:
             users = tuple(json.loads(tensors.metadata()["users"]))
             found = {name: jnp.asarray(tensors.get_tensor(name)) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not the prompts of `fixate tune-users` ({error}); tune them again") from error
     if "prompts" in found:
         return private_prompts(found["prompts"]), users

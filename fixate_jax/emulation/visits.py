@@ -1,6 +1,7 @@
 """What emulated users do: where they look, what they would click, and clicks drawn from that."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,10 +49,10 @@ class Visits:
             temperature: divides the logarithms first: below 1 the likeliest slot gets more, above 1 less.
 
         Raises:
-            ConfigError: the temperature is not above 0.
+            ConfigError: the temperature is not above 0, or not finite.
         """
-        if not temperature > 0:
-            raise ConfigError(f"temperature = {temperature}: must be above 0")
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ConfigError(f"temperature = {temperature}: must be above 0, and finite")
         scaled = (self.log_probs - self.log_probs.max(axis=1, keepdims=True)) / temperature
         odds = np.exp(scaled)
         share: Float[np.ndarray, "visits slots"] = odds / odds.sum(axis=1, keepdims=True)

@@ -78,7 +78,9 @@ def write_report(
         sections.append(_section("training", "Training", charts))
     if figures:
         sections.append(_section("figures", "Figures", "\n".join(_figure(caption, path) for caption, path in figures)))
-    settings = pd.DataFrame(flatten(config).items(), columns=["setting", "value"])
+    settings = pd.DataFrame(
+        [(name, _without_folders(value)) for name, value in flatten(config).items()], columns=["setting", "value"]
+    )
     packages = pd.DataFrame(versions.items(), columns=["package", "version"])
     folded = (("Settings", settings), ("Versions", packages))
     how = "\n".join(f"<details><summary>{head}</summary>{_table(frame, head)}</details>" for head, frame in folded)
@@ -105,6 +107,11 @@ def _page(title: str, notes: Sequence[str], sections: Sequence[tuple[str, str, s
         sections="\n".join(text for *_, text in sections),
         data=_embedded(data),
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting as others may read it: of a path on this machine its last part alone."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _embedded(data: Mapping[str, Any]) -> str:

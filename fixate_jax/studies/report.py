@@ -1,13 +1,13 @@
 """Tables, a figure and a page of a study, from what is on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fixate_jax.durable import write_text
+from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import ConfigError
 from fixate_jax.metrics import LOWER_IS_BETTER, summarise, user_means
 from fixate_jax.report.studies import Point, axis_lines, differences
@@ -110,9 +110,29 @@ def write_report(study: Study, *, title: str, facts: Sequence[dict[str, Any]], p
     text = _page(study, measures, tests, facts)
     write_text(study.out / "page.md", f"{text}\n![{title}]({figure.name})\n")
     if page is not None:
-        fill(page, study.out.name, f"{text}\n![{title}]({study.out.name}.png)\n")
-        (page.parent / f"{study.out.name}.png").write_bytes(figure.read_bytes())
+        picture = f"{study.out.name}.png"
+        publish(page, study.out.name, f"{text}\n![{title}]({picture})\n", {picture: figure})
     return study.out / "page.md"
+
+
+def publish(page: Path, name: str, text: str, pictures: Mapping[str, Path]) -> None:
+    """Put pictures beside a page, each whole, and then the text that shows them between its marks.
+
+    Args:
+        page: Markdown file with the marks of that name.
+        name: of the marks.
+        text: to put there.
+        pictures: name beside the page → file.
+
+    Raises:
+        ConfigError: the page or its marks are not there.
+        DiskError: something cannot be written.
+    """
+    check_marks(page, name)
+    for beside, picture in pictures.items():
+        with replacing(page.parent / beside) as temporary:
+            temporary.write_bytes(picture.read_bytes())
+    fill(page, name, text)
 
 
 def fill(page: Path, name: str, text: str) -> None:

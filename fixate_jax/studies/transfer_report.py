@@ -1,6 +1,5 @@
 """Tables and figures of the study of new people, from the measures of every session."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from fixate_jax.metrics import metric_columns, user_means
 from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, method_differences, save_figure
 from fixate_jax.report.tables import arrow, to_markdown
 from fixate_jax.statistics import bootstrap_interval, compare_methods, holm
-from fixate_jax.studies.report import fill
+from fixate_jax.studies.report import publish
 from fixate_jax.tuning.experiment import BACKBONE
 
 COEFFICIENTS, POPULATION, TOGETHER, SWAPPED = "coefficients", "population_prompt", "together", "coefficients_swapped"
@@ -29,6 +28,7 @@ RIVALS = {"kl": ("user_mean", "user_mean_shrunk"), "accuracy": ("majority_click"
 OTHERS = (BACKBONE, POPULATION, SWAPPED, TOGETHER)
 """What the coefficients from all sessions are set against."""
 CURVES = {COEFFICIENTS: BLUE, "user_mean": ORANGE, "user_mean_shrunk": PURPLE, "majority_click": ORANGE}
+PICTURES = {"cold_start": "A new person from a few sessions", "transfer": "Coefficients on others' basis, by person"}
 LEVELS = {BACKBONE: (GREY, ":"), POPULATION: (GREEN, "--"), TOGETHER: ("black", "-."), "population_mean": (ORANGE, ":")}
 
 
@@ -71,19 +71,10 @@ def write_transfer(
     against = dict.fromkeys(TESTED, "the other")
     method_differences(run / "transfer.png", rows, reference=COEFFICIENTS, against=against)
     if page is not None:
-        fill(page, run.name, f"{about}\n\n{text}{_pictures(run, page)}")
+        pictures = {f"{run.name}-{stem}.png": run / f"{stem}.png" for stem in PICTURES}
+        shown = "".join(f"\n![{w}]({name})\n" for name, w in zip(pictures, PICTURES.values(), strict=True))
+        publish(page, run.name, f"{about}\n\n{text}{shown}", pictures)
     return measures, tests
-
-
-def _pictures(run: Path, page: Path) -> str:
-    """The figures as a page's lines, copied beside it."""
-    said = {"cold_start": "A new person from a few sessions", "transfer": "Coefficients on others' basis, by person"}
-    lines = []
-    for stem, words in said.items():
-        picture = f"{run.name}-{stem}.png"
-        shutil.copyfile(run / f"{stem}.png", page.parent / picture)
-        lines.append(f"\n![{words}]({picture})\n")
-    return "".join(lines)
 
 
 def label(method: str, k: int) -> str:

@@ -227,7 +227,7 @@ def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Res
     Args:
         workspace: from :func:`open_run`.
         run: the run directory; predictions, tables, figures and report are written there.
-        split: which sessions.
+        split: which sessions; where it is not test, the names of what is written tell it.
     """
     config, top_k = workspace.config, workspace.config.objective.top_k
     backbone = predict(workspace, None, split, BACKBONE, track=track)
@@ -295,9 +295,15 @@ def _write_results(
         config=config_to_dict(config),
         versions=versions(),
         notes=_notes(workspace, split),
-        name=REPORT,
+        name=_of_split(REPORT, split),
     )
-    return Results(results=results, comparison=comparison, metrics=metrics, report=run / REPORT)
+    return Results(results=results, comparison=comparison, metrics=metrics, report=run / _of_split(REPORT, split))
+
+
+def _of_split(name: str, split: str) -> str:
+    """A file or folder that is about a split: the test sessions' has the plain name."""
+    path = Path(name)
+    return name if split == "test" else f"{path.stem}-{split}{path.suffix}"
 
 
 def _notes(workspace: Workspace, split: str) -> list[str]:
@@ -342,7 +348,7 @@ def _figures(
     logs: Mapping[int, pd.DataFrame],
 ) -> None:
     """Curves, changes per user and a few pages as picture files, for papers and slides."""
-    folder = run / "figures"
+    folder = run / _of_split("figures", split)
     for seed, log in logs.items():
         hosts.by_first(training_curves, folder / f"training-seed-{seed}.png", log)
     gains = improvement(metrics, SHOWN)

@@ -66,6 +66,14 @@ def test_json_says_the_same_as_the_table(folder: Path) -> None:
         np.testing.assert_array_equal(found.boxes, own.boxes)
 
 
+def test_an_item_may_be_the_number_0(folder: Path) -> None:
+    slots = [{"x0": 0, "y0": 0, "x1": 50, "y1": 50, "item": 0}, {"x0": 60, "y0": 0, "x1": 90, "y1": 50, "item": 1}]
+    (folder / "slots.csv").unlink()
+    (folder / "slots.json").write_text(json.dumps({"shop.png": slots}), encoding="utf-8")
+    (page,) = read_page_set(folder, width=200)
+    assert page.items == ("0", "1")
+
+
 def test_more_slots_than_letters_are_numbered(folder: Path) -> None:
     write(folder, [f"shop.png,{i},0,{i + 1},10," for i in range(27)])
     (page,) = read_page_set(folder, width=200)

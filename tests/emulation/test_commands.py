@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from fixate_jax import cli
+from fixate_jax.cli_emulation import picture_names
 from fixate_jax.config import UsersConfig
 from fixate_jax.data import open_or_prepare
 from fixate_jax.emulation import Origin, UserEmulator, learn_users, open_emulator, pages_of_sessions, write_bundle
 from fixate_jax.emulation.emulator import BACKBONE
 from fixate_jax.errors import ConfigError
 from fixate_jax.prompts import PromptParams
+from fixate_jax.tuning.setup import SlotWarning
 from tests.tuning import test_users
 from tests.worlds import USERS, World
 
@@ -71,12 +73,32 @@ def test_screenshots_become_a_table_of_clicks(
     assert (pd.read_csv(again)["click"] == table["click"]).all()
 
 
+def test_pictures_do_not_overwrite_each_other() -> None:
+    visits = [("a b", "home.png"), ("a-b", "home.png"), ("a-b", "home.jpg"), ("c", "mobile/home.png")]
+    assert picture_names(visits) == ["a-b_home", "a-b_home-2", "a-b_home-3", "c_home"]
+
+
+def test_slots_without_a_token_are_told(bundle: Path, tmp_path: Path) -> None:
+    """They count with `area`."""
+    Image.new("RGB", (320, 200), "white").save(tmp_path / "one.png")
+    (tmp_path / "slots.csv").write_text("page,x0,y0,x1,y1\none.png,10,10,14,14\none.png,100,20,300,180\n")
+    narrow = ("--page-width", "192")
+    with pytest.warns(SlotWarning, match="1 of 2 slots hold no token's centre"):
+        assert run("emulate", str(bundle), str(tmp_path), "--out", str(tmp_path / "a.csv"), *narrow) == 0
+    area = ("--assignment", "area")
+    assert run("emulate", str(bundle), str(tmp_path), "--out", str(tmp_path / "b.csv"), *narrow, *area) == 0
+    centre, fair = (pd.read_csv(tmp_path / name).query("label == 'A'")["attention"] for name in ("a.csv", "b.csv"))
+    assert (centre == 0).all() and (fair > 0).all()
+
+
 def test_bad_wishes_end_before_any_work(
     bundle: Path, pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, message in (
         ((str(bundle), str(pages), "--out", "x.xlsx"), "must end in .parquet or .csv"),
         ((str(bundle), str(pages), "--temperature", "0"), "must be above 0"),
+        ((str(bundle), str(pages), "--temperature", "inf"), "--temperature inf: must be above 0, and finite"),
+        ((str(bundle), str(pages), "--page-width", "0"), "--page-width 0: at least 64 pixels"),
         ((str(bundle), str(tmp_path)), "neither is there"),
         ((str(bundle), str(pages), "--users", "nobody"), "nobody: not tuned here"),
         ((str(tmp_path), str(pages)), "give the directory of a run or a bundle"),

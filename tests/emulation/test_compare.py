@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fixate_jax import cli
+from fixate_jax.cli_compare import page_text, version_names
 from fixate_jax.emulation import (
     BACKBONE,
     Comparison,
@@ -268,6 +269,18 @@ def test_carousels_are_drawn_in_versions(bundle: Path, tmp_path: Path, monkeypat
     assert Image.open(out / "page.png").width > 1000
 
 
+def test_versions_of_one_name_are_told_apart_by_as_much_as_it_takes() -> None:
+    folders = [Path("/home/somebody/old/shop"), Path("/home/somebody/new/shop"), Path("other")]
+    assert version_names(folders[:2]) == ["old/shop", "new/shop"]
+    assert version_names([folders[0], folders[2]]) == ["shop", "other"]
+
+
+def test_one_user_alone_has_no_interval_to_count(compared: Comparison) -> None:
+    items = compared.items()
+    assert "leave out 0" in page_text(compared, items, pictures=[])
+    assert "leave out 0" not in page_text(compared, items.assign(low=np.nan, high=np.nan), pictures=[])
+
+
 def test_bad_wishes_end_with_one_message(
     bundle: Path, pages: list[Page], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +292,8 @@ def test_bad_wishes_end_with_one_message(
         ((old, new, old), "name each once"),
         (("--carousels", "rows", "rows"), "name each once"),
         ((old, new, "--temperature", 0), "--temperature 0.0: must be above 0"),
+        ((old, new, "--page-width", -5), "--page-width -5: at least 64 pixels"),
+        ((old, new, "--page", tmp_path / "none.md"), "none.md: needs one line '<!-- begin out -->'"),
         ((old, new), "version 'new', page 'page0.png': lacks item 'hat', which 'old' has there"),
         (("--carousels", "rows", "--pages", 0), "pages = 0: at least 1"),
         ((old, tmp_path / "none"), "none: no such folder"),

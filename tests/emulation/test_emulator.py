@@ -172,6 +172,13 @@ def test_few_programs_are_compiled_and_none_again(emulator: UserEmulator, pages:
     assert emulator.evaluate._cache_size() == before
 
 
+def test_one_size_of_batch_is_compiled_once(emulator: UserEmulator) -> None:
+    own = CONFIG.train.eval_batch
+    assert emulator.with_batch(own) is emulator
+    other = emulator.with_batch(own + 8)
+    assert other is emulator.with_batch(own + 8) and other.config.train.eval_batch == own + 8
+
+
 def test_batches_are_shared_among_the_devices(emulator: UserEmulator) -> None:
     assert emulator.placement.rows.spec == PartitionSpec(("data", "fsdp"))
 
@@ -196,6 +203,8 @@ def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page],
         emulator.visit(["u0", "u1"], pages[:1])
     with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be above 0"):
         visits.probabilities(0.0)
+    with pytest.raises(ConfigError, match=r"temperature = inf: must be above 0, and finite"):
+        visits.probabilities(float("inf"))
     with pytest.raises(ConfigError, match="draws = 0"):
         visits.clicks(seed=0, draws=0)
     with pytest.raises(ConfigError, match="relevance=True"):

@@ -1,5 +1,6 @@
 """Measures of fidelity find what was put into made-up predictions, and nothing where nothing is."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,14 @@ import pandas as pd
 import pytest
 
 from fixate_jax import cli
+from fixate_jax.cli_fidelity import read_predictions
 from fixate_jax.config import RunConfig
 from fixate_jax.emulation import fidelity as f
 from fixate_jax.emulation import fidelity_measures as m
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.lock import locked
 from fixate_jax.settings import dump_config
+from fixate_jax.tuning import experiment
 
 USERS, SESSIONS, SLOTS = 16, 30, 5
 
@@ -186,13 +190,42 @@ def test_pages_of_another_size_are_left_out() -> None:
     assert humans.gaze.shape == (USERS * SESSIONS, SLOTS)
 
 
+def test_who_has_one_session_alone_is_left_out() -> None:
+    made = frame({"fixate": laws(1.0)}, theirs=laws(1.0))
+    alone = made.iloc[:1].assign(session_id="alone", user_id="alone")
+    humans, predicted = f.gather([pd.concat([alone, made], ignore_index=True)])
+    assert humans.left_out == 1 and "alone" not in humans.users and len(humans.users) == USERS
+    assert f.measure(humans, predicted["fixate"])["log loss"].value > 0
+
+
+def test_predictions_older_than_prompts_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "mine"
+    kept = run / "seed-42" / "checkpoints" / "step_3"
+    kept.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(RunConfig()), encoding="utf-8")
+    told = run / "seed-42" / "predictions-test.parquet"
+    frame({"fixate": laws(1.0)}, theirs=laws(1.0)).to_parquet(told)
+    asked: list[str] = []
+    monkeypatch.setattr(experiment, "open_run", lambda run: (None, None))
+    monkeypatch.setattr(experiment, "evaluate_run", lambda workspace, run, split: asked.append(split))
+    os.utime(kept, (1, 1))
+    read_predictions(run, "test")
+    assert asked == []
+    later = told.stat().st_mtime + 5
+    os.utime(kept, (later, later))
+    read_predictions(run, "test")
+    assert asked == ["test"]
+    with locked(run), pytest.raises(ConfigError, match="another run"):
+        read_predictions(run, "test")
+
+
 def test_predictions_that_do_not_serve_are_named() -> None:
     made = frame({"fixate": laws(1.0), "backbone": laws(0.1)}, theirs=laws(1.0))
     with pytest.raises(DataError, match="no predictions of 'fixate'; there are backbone"):
         f.gather([made[made["method"] == "backbone"]])
     with pytest.raises(DataError, match="'backbone': no prediction of session '0/1'"):
         f.gather([made.drop(index=3)])
-    with pytest.raises(DataError, match="1 users, 30 sessions of '0'"):
+    with pytest.raises(DataError, match="1 users have two sessions or more on pages of 5 slots"):
         f.gather([made[made["user_id"] == "0"]])
     with pytest.raises(DataError, match="needs free-running predictions"):
         f.gather([made.assign(mode="TF")])
@@ -215,6 +248,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
 
     assert fidelity("--out", str(tmp_path / "first"), "--page", str(page)) == 0
     told = capsys.readouterr().out
+    assert "mine, test sessions: 480 sessions of 16 people" in page.read_text(encoding="utf-8")
     assert "480 test sessions of 16 people, pages of 5 slots, 1 seed" in told
     assert "gaze spread → 1" in told and "user mean" in told
     written = page.read_text(encoding="utf-8")

@@ -53,6 +53,12 @@ def report(folder, **changes):
     return write_report(folder, **(arguments | changes))
 
 
+def test_where_files_lie_is_not_told(tmp_path):
+    path = report(tmp_path, config={"data": {"path": "/home/somebody/gaze"}, "cache": {"directory": "runs/own"}})
+    text = path.read_text(encoding="utf-8")
+    assert "somebody" not in text and ">gaze<" in text and "runs/own" in text
+
+
 def test_the_report_holds_everything_and_is_well_formed(tmp_path):
     path = report(tmp_path)
     text = path.read_text(encoding="utf-8")

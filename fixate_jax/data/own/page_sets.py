@@ -139,7 +139,7 @@ def _slot(row: Mapping[str, Any], where: str) -> tuple[str, Slot]:
     for low, high in ((0, 2), (1, 3)):
         if box[high] <= box[low]:
             raise DataError(f"{where}, field {BOX[high]!r}: {box[high]:g} must be above {BOX[low]} = {box[low]:g}")
-    texts = {field: str(row.get(field) or "").strip() for field in ("label", "item")}
+    texts = {field: "" if row.get(field) is None else str(row[field]).strip() for field in ("label", "item")}
     return name, Slot(where=where, box=(box[0], box[1], box[2], box[3]), **texts)
 
 

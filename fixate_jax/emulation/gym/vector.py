@@ -67,7 +67,9 @@ class CarouselVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]
         Raises:
             ConfigError: a user is not known, or there are not as many seeds or users as environments.
         """
-        seeds = self._one_each("seed", [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed)
+        if isinstance(seed, int | np.integer):
+            seed = [int(seed) + i for i in range(self.num_envs)]
+        seeds = self._one_each("seed", seed)
         users = self._one_each("user", (options or {}).get("user"))
         old: list[np.random.Generator | None] = [*self.rngs] or [None] * self.num_envs
         self.rngs = [

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
@@ -95,7 +95,7 @@ class CarouselWorld:
         values: what each item is worth to each user, rows in the order of the emulator's; for reward "value" only.
         features: of each user, for observations to tell; None leaves them out.
         history: how many recent clicks observations tell.
-        page_width: of pages in pixels; prompts are best asked at the width they were tuned at.
+        page_width: of pages in pixels; `open_world` takes the width that the prompts were tuned at.
         temperature: of clicks, see :meth:`fixate_jax.emulation.Visits.probabilities`.
     """
 
@@ -120,7 +120,8 @@ class CarouselWorld:
         _require(not everything, "reward", self.reward, "would always be 1; leave slots to the house, or take value")
         _require(self.history >= 1, "history", self.history, "at least 1 is needed")
         _require(self.page_width >= 64, "page_width", self.page_width, "at least 64 pixels are needed")
-        _require(self.temperature > 0, "temperature", self.temperature, "must be above 0")
+        finite = self.temperature > 0 and math.isfinite(self.temperature)
+        _require(finite, "temperature", self.temperature, "must be above 0, and finite")
         if (self.values is not None) != (self.reward == "value"):
             needs = "needs them" if self.reward == "value" else "reads none"
             raise ConfigError(f"values: reward={self.reward!r} {needs}")
@@ -274,8 +275,8 @@ def open_world(emulator: Emulator | Path | str, *, envs: int, **options: Any) ->
     if isinstance(users, UserEmulator):
         # A batch that is filled up would be work for nothing, at every step.
         parts = math.prod(users.config.train.mesh[:2])
-        batch = replace(users.config.train, eval_batch=-(-envs // parts) * parts)
-        users = replace(users, config=replace(users.config, train=batch))
+        users = users.with_batch(-(-envs // parts) * parts)
+        options.setdefault("page_width", users.config.data.page_width)
     reward = options.get("reward", "click")
     _require(reward in get_args(Reward), "reward", reward, "choose click or value")
     if "slots" in options:
