@@ -10,6 +10,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
+from fixate_jax.config import NARROWEST_PAGE
 from fixate_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ CAUTION = (
     "nothing about people"
 )
 """Said of users that come with the library."""
-NARROWEST = 64
-"""Pixels that a page must be wide, at least."""
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|BUNDLE")]
 
 
@@ -99,8 +98,8 @@ def check_numbers(temperature: float, page_width: int | None) -> None:
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ConfigError(f"--temperature {temperature}: must be above 0, and finite")
-    if page_width is not None and page_width < NARROWEST:
-        raise ConfigError(f"--page-width {page_width}: at least {NARROWEST} pixels are needed")
+    if page_width is not None and page_width < NARROWEST_PAGE:
+        raise ConfigError(f"--page-width {page_width}: at least {NARROWEST_PAGE} pixels are needed")
 
 
 def with_assignment(emulator: "UserEmulator", assignment: Literal["centre", "area"] | None) -> "UserEmulator":
@@ -166,15 +165,15 @@ def _draw(folder: Path, visits: "Visits", temperature: float) -> int:
 
 def picture_names(visits: Sequence[tuple[str, str]]) -> list[str]:
     """A file name without ending for each user and page; where two would be the same the later ones are numbered."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for user, page_id in visits:
         plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{user}_{Path(page_id).stem}")
         name, number = plain, 1
         while name in names:
             number += 1
             name = f"{plain}-{number}"
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

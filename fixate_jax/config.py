@@ -12,6 +12,8 @@ from fixate_jax.errors import ConfigError
 
 Position = Literal["before", "after_image"]
 """Where a soft prompt can stand."""
+NARROWEST_PAGE = 64
+"""Pixels that a page is wide, at least."""
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
@@ -51,7 +53,8 @@ class DataConfig:
     """Learn from at most so many sessions of each user (None: all); those for fewer are among those for more."""
 
     def __post_init__(self) -> None:
-        _require(self.page_width >= 64, "data.page_width", self.page_width, "at least 64 pixels are needed")
+        wide = self.page_width >= NARROWEST_PAGE
+        _require(wide, "data.page_width", self.page_width, f"at least {NARROWEST_PAGE} pixels are needed")
         _require(self.gaze_temperature > 0, "data.gaze_temperature", self.gaze_temperature, "must be above 0")
         _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must not be negative")
         for name in ("max_users", "train_sessions"):

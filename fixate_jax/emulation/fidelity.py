@@ -129,8 +129,7 @@ def gather(frames: Sequence[pd.DataFrame]) -> tuple[Humans, dict[str, Predicted]
     """Held-out sessions and what each method predicts of them, from frames of predictions.
 
     Sessions with the most common number of slots are kept, so that places can be compared, and of them those of people
-    with at least two. A method "uniform" is given
-    uniform click probabilities too.
+    with at least two. A method "uniform" is given uniform click probabilities too.
 
     Args:
         frames: of each seed, as `fixate train` writes them (``seed-N/predictions-SPLIT.parquet``); of rows that are

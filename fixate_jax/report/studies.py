@@ -1,5 +1,6 @@
 """Figures of studies: what leaving something out changes, and measures along a setting."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +83,9 @@ def axis_lines(
             for place, point in zip(places, points, strict=True):
                 if point.preset:
                     axis.plot(place, point.mean, "o", color=ORANGE, markersize=9, fillstyle="none", markeredgewidth=1.8)
-            for name, line in zip(points[0].beside, ("--", ":", "-."), strict=False):
-                levels = [p.beside[name] for p in points]
+            beside = dict.fromkeys(name for p in points for name in p.beside)
+            for name, line in zip(beside, ("--", ":", "-."), strict=False):
+                levels = [p.beside.get(name, math.nan) for p in points]
                 axis.plot(places, levels, color=GREEN, linestyle=line, linewidth=1.2, label=name)
             without = "all" if setting.startswith("data.") else "null"
             axis.set_xticks(list(places), [without if p.value is None else str(p.value) for p in points], fontsize=8)

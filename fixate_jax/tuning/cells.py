@@ -125,7 +125,8 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, toge
 
 def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, together: bool | None) -> None:
     cells = [cell for group in groups for cell in group]
-    check_cells(cells)
+    for cell in cells:
+        check_measured(cell)
     for cell in cells:
         claim_run(cell.folder, cell.config)
     for data in {repr(cell.config.data): cell.config.data for cell in cells}.values():
@@ -153,13 +154,23 @@ def check_cells(cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         check_run(cell.folder, cell.config)
-        if cell.measures.exists():
-            found = set(pd.read_parquet(cell.measures, columns=["split"])["split"])
-            if found != {cell.split}:
-                raise ConfigError(
-                    f"{cell.measures} was measured on {', '.join(sorted(found))}, now {cell.split} is asked for; "
-                    "choose another folder or remove it"
-                )
+        check_measured(cell)
+
+
+def check_measured(cell: Cell) -> None:
+    """Make sure that a cell, if it is finished, was measured on its split.
+
+    Raises:
+        ConfigError: it was measured on another.
+    """
+    if not cell.measures.exists():
+        return
+    found = set(pd.read_parquet(cell.measures, columns=["split"])["split"])
+    if found != {cell.split}:
+        raise ConfigError(
+            f"{cell.measures} was measured on {', '.join(sorted(found))}, now {cell.split} is asked for; choose "
+            "another folder or remove it"
+        )
 
 
 @contextmanager

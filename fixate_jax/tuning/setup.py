@@ -245,7 +245,8 @@ def warn_of_empty_slots(data: SessionData) -> None:
     if empty:
         warnings.warn(
             f"{empty} of {slots} slots hold no token's centre: their slot attention is always 0; "
-            "use operator.assignment area or a larger page (data.page_width)",
+            "use operator.assignment area or a larger page (data.page_width); of emulated users, --assignment area or "
+            "--page-width",
             SlotWarning,
             stacklevel=3,
         )

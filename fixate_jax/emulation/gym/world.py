@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import ImageDraw
 
+from fixate_jax.config import NARROWEST_PAGE
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation.emulator import UserEmulator
@@ -119,7 +120,8 @@ class CarouselWorld:
         everything = self.reward == "click" and len(own) == PLACES
         _require(not everything, "reward", self.reward, "would always be 1; leave slots to the house, or take value")
         _require(self.history >= 1, "history", self.history, "at least 1 is needed")
-        _require(self.page_width >= 64, "page_width", self.page_width, "at least 64 pixels are needed")
+        wide = self.page_width >= NARROWEST_PAGE
+        _require(wide, "page_width", self.page_width, f"at least {NARROWEST_PAGE} pixels are needed")
         finite = self.temperature > 0 and math.isfinite(self.temperature)
         _require(finite, "temperature", self.temperature, "must be above 0, and finite")
         if (self.values is not None) != (self.reward == "value"):
