@@ -194,6 +194,12 @@ def coefficient_penalty(z_rows: Float[Array, "batch basis"], weight: Float[Array
     return session_mean(jnp.square(z_rows).sum(axis=-1), weight)
 
 
+def loss_parts(config: ObjectiveConfig) -> tuple[str, ...]:
+    """Names of the parts that `total_loss` returns."""
+    aligned = () if config.alignment == "none" else ("alignment", "attention_weight")
+    return ("loss", "next_token", "penalty", *aligned)
+
+
 def total_loss(
     config: ObjectiveConfig,
     *,
@@ -212,8 +218,7 @@ def total_loss(
         attention_weight: λ at this step, from `attention_weight_schedule`.
 
     Returns:
-        The loss, and its parts before weighting: "loss", "next_token", "penalty", and, where there is alignment,
-        "alignment" and "attention_weight".
+        The loss, and its parts before weighting, named as `loss_parts` says.
     """
     loss = config.ntp_weight * next_token + config.beta * penalty
     parts = {"next_token": next_token, "penalty": penalty}

@@ -198,6 +198,7 @@ def _run(config: RunConfig, run: Path) -> Results:
             store = open_or_prepare(config.data)
             claim_run(run, config)
         workspace = open_workspace(config, store, directory=run)
+    compiled = workspace.evaluate._cache_size()
     for seed in config.train.seeds:
         directory = seed_directory(run, seed)
         with _timed(durations, f"tune, seed {seed}"):
@@ -211,7 +212,7 @@ def _run(config: RunConfig, run: Path) -> Results:
     hosts.by_first(write_text, run / "versions.json", json.dumps(versions(), indent=1))
     with _timed(durations, "evaluate"):
         results = evaluate_run(workspace, run)
-    compilations["evaluation"] = workspace.evaluate._cache_size()
+    compilations["evaluation"] = workspace.evaluate._cache_size() - compiled
     hosts.by_first(
         write_text, run / "run.json", json.dumps({"seconds": durations, "compilations": compilations}, indent=1)
     )

@@ -45,7 +45,7 @@ class Tuned:
         best_epoch: which one that was, counted from 1.
         steps: optimizer steps taken.
         log: the metrics log.
-        compilations: how often the training step was compiled in this process.
+        compilations: how often the training step was compiled for it; 0 where an earlier run's program serves.
     """
 
     prompt: PromptParams
@@ -110,8 +110,9 @@ def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int
     """
     with hosts.locked_by_first(directory):
         run = Training(workspace, config, directory, seed)
+        compiled = run.train_step._cache_size()
         to_the_end(run, title)
-        return run.tuned(run.train_step._cache_size())
+        return run.tuned(run.train_step._cache_size() - compiled)
 
 
 @runtime_checkable
@@ -261,7 +262,7 @@ class Training:
         """What a finished run leaves.
 
         Args:
-            compilations: how often its step was compiled in this process.
+            compilations: how often the step was compiled for it.
         """
         self.log.write_csv()
         return Tuned(

@@ -5,6 +5,7 @@ Prompts are copied to every device, batches are shared by rows, frozen weights a
 """
 
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,20 @@ class Placement(NamedTuple):
     mesh: Mesh
     params: PyTree
     state: PyTree = None
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Placement) and self._parts() == other._parts()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def _parts(self) -> Hashable:
+        """What makes two placements the same, so that they can share one jitted step."""
+        shardings, structure = jax.tree.flatten((self.params, self.state))
+        return self.mesh, tuple(shardings), structure
 
     @property
     def whole(self) -> NamedSharding:

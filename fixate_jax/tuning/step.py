@@ -1,7 +1,8 @@
 """The jitted computations: one training step, one evaluation of a batch. Everything they use is an argument."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
 from fixate_jax.backbones.sharding import sharing_rows
-from fixate_jax.config import OperatorConfig, RunConfig
+from fixate_jax.config import OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.objective import (
     alignment_loss,
@@ -28,6 +29,8 @@ from fixate_jax.tuning.placement import Placement
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
+PROGRAMS = 32
+"""Jitted steps, and evaluations, that a process keeps; the one used longest ago goes first."""
 
 
 @runtime_checkable
@@ -207,20 +210,15 @@ def loss_and_gradient(
     """Loss parts and gradient over the micro-batches of an optimizer step, as one mean over their real sessions."""
     total = jnp.maximum(batch.weight.sum(), 1.0)
 
-    def one(carry: Any, micro: Batch) -> tuple[Any, None]:
+    def one(carry: PromptParams, micro: Batch) -> tuple[PromptParams, dict[str, Float[Array, ""]]]:
         (_, parts), gradient = jax.value_and_grad(session_losses, has_aux=True)(
             prompt, model, micro, config, attention_weight, end_token=end_token
         )
         share = micro.weight.sum() / total
-        return jax.tree.map(lambda c, x: c + share * x, carry, (parts, gradient)), None
+        return jax.tree.map(lambda c, x: c + share * x, carry, gradient), jax.tree.map(lambda x: share * x, parts)
 
-    first = jax.tree.map(lambda x: x[0], batch)
-    shapes = jax.eval_shape(
-        lambda p: session_losses(p, model, first, config, attention_weight, end_token=end_token)[1], prompt
-    )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, prompt))
-    (parts, gradient), _ = jax.lax.scan(one, zeros, batch)
-    return parts, gradient
+    gradient, parts = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, prompt), batch)
+    return jax.tree.map(lambda x: x.sum(), parts), gradient
 
 
 def train_step_of(
@@ -264,6 +262,8 @@ def make_train_step(
 ) -> Jitted[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The jitted optimizer step; the state is donated, the frozen weights are an argument.
 
+    Runs with the same backbone and settings in one process share it, so that it is compiled once for them all.
+
     Args:
         graph: the backbone's structure.
         config: the run's settings.
@@ -272,12 +272,26 @@ def make_train_step(
         end_token: of the tokenizer; needed where ``objective.relevance`` is "own" and a label begins another one.
         placement: where on which mesh the arguments are and results go (None: where the arguments happen to be).
     """
+    planned = 0 if config.optimizer.decay == "none" else steps
+    return _train_program(graph, _computed(config), users, planned, end_token, placement)
+
+
+def _computed(config: RunConfig) -> RunConfig:
+    """The settings that programs are made of, the others at their defaults: equal ones share a program."""
+    prompt = PromptConfig(personal=config.prompt.personal)
+    return RunConfig(operator=config.operator, objective=config.objective, optimizer=config.optimizer, prompt=prompt)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _train_program(
+    graph: nnx.GraphDef, config: RunConfig, users: int, steps: int, end_token: int, placement: Placement | None
+) -> Any:
     step = train_step_of(graph, config, users=users, steps=steps, end_token=end_token, placement=placement)
     if placement is None:
-        return cast(Any, jax.jit(step, donate_argnums=0))
+        return jax.jit(step, donate_argnums=0)
     places = (placement.state, placement.params, placement.micro_rows)
     results = (placement.state, placement.whole)
-    return cast(Any, jax.jit(step, donate_argnums=0, in_shardings=places, out_shardings=results))
+    return jax.jit(step, donate_argnums=0, in_shardings=places, out_shardings=results)
 
 
 def candidate_log_probs(
@@ -322,8 +336,15 @@ def evaluate_batch(
 def make_evaluate(
     graph: nnx.GraphDef, config: RunConfig, end_token: int, *, placement: Placement | None = None
 ) -> Jitted[[Float[Array, "batch tokens width"], bool, nnx.State, Batch], Evaluation]:
-    """The jitted evaluation of a batch under given soft prompts; one compilation with and without prompt."""
+    """The jitted evaluation of a batch under given soft prompts; one compilation with and without prompt.
 
+    Everything in one process that evaluates the same backbone with the same operator shares it.
+    """
+    return _evaluate_program(graph, RunConfig(operator=config.operator), end_token, placement)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _evaluate_program(graph: nnx.GraphDef, config: RunConfig, end_token: int, placement: Placement | None) -> Any:
     def evaluate(
         prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""], params: nnx.State, batch: Batch
     ) -> Evaluation:
@@ -331,6 +352,6 @@ def make_evaluate(
             return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
 
     if placement is None:
-        return cast(Any, jax.jit(evaluate))
+        return jax.jit(evaluate)
     places = (placement.rows, placement.whole, placement.params, placement.rows)
-    return cast(Any, jax.jit(evaluate, in_shardings=places, out_shardings=placement.whole))
+    return jax.jit(evaluate, in_shardings=places, out_shardings=placement.whole)

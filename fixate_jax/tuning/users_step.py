@@ -1,7 +1,7 @@
 """The jitted tuning of a chunk of users: each by themselves, side by side under vmap."""
 
 import functools
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.sharding import BATCH_AXES
 from fixate_jax.config import ObjectiveConfig, OptimizerConfig, RunConfig
-from fixate_jax.objective import attention_weight_schedule
+from fixate_jax.objective import attention_weight_schedule, loss_parts
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.optimizer import rate_factor
-from fixate_jax.tuning.step import Jitted, session_losses
+from fixate_jax.tuning.step import PROGRAMS, Jitted, session_losses
 from fixate_jax.tuning.users_data import PageTable, UserSessions, take_batch
 
 Mode = Literal["coefficients", "private"]
@@ -123,13 +123,12 @@ def fit_score(config: ObjectiveConfig, parts: dict[str, Float[Array, ""]]) -> Fl
     return score + config.attention_weight * parts["alignment"] if "alignment" in parts else score
 
 
-@functools.lru_cache(maxsize=8)
 def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Mesh, end_token: int = 0) -> Advance:
     """The jitted work between two validations, and the validation after it, for a chunk of users; the state is donated.
 
     It is called with the state, the users' sessions, what they share, the number of steps taken so far and of steps
     to take; with 0 steps to take it is the validation before the first one. The users have nothing to do with each
-    other: there is no sum over them anywhere. Several seeds share one jitted function.
+    other: there is no sum over them anywhere. Runs with the same backbone and settings share one jitted function.
 
     Args:
         graph: the backbone's structure.
@@ -142,7 +141,16 @@ def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Me
         The new state; and for every user the validation score and the means over the steps of loss, its parts and
         the gradient's norm (0 where no step was taken).
     """
-    rule, settings = user_rule(config.optimizer, mode), config.users
+    steps = 0 if config.optimizer.decay == "none" else config.users.steps
+    computed = RunConfig(operator=config.operator, objective=config.objective, optimizer=config.optimizer)
+    return _advance_program(graph, computed, mode, steps, config.users.patience, mesh, end_token)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _advance_program(
+    graph: nnx.GraphDef, config: RunConfig, mode: Mode, planned: int, patience: int, mesh: Mesh, end_token: int
+) -> Any:
+    rule = user_rule(config.optimizer, mode)
     full = jnp.float32(config.objective.attention_weight)
 
     def one_user(
@@ -160,7 +168,7 @@ def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Me
             weight = attention_weight_schedule(config.objective, at)
             (_, parts), gradient = jax.value_and_grad(losses, has_aux=True)(own, sessions.order[at], weight)
             updates, optimizer = rule.update(gradient, optimizer, own)
-            own = own + rate_factor(config.optimizer, at, settings.steps) * updates
+            own = own + rate_factor(config.optimizer, at, planned) * updates
             parts |= {"gradient": optax.global_norm(gradient)}
             return own, optimizer, {name: sums[name] + parts[name] for name in sums}
 
@@ -172,17 +180,16 @@ def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Me
             total, _ = jax.lax.scan(one, jnp.float32(0), sessions.validation)
             return total / jnp.maximum((sessions.validation >= 0).sum(), 1)
 
-        names = jax.eval_shape(losses, state.own, sessions.order[0], full)[1]
-        zeros = {name: jnp.float32(0) for name in (*names, "gradient")}
+        zeros = {name: jnp.float32(0) for name in (*loss_parts(config.objective), "gradient")}
         own, optimizer, sums = jax.lax.fori_loop(0, count, step, (state.own, state.optimizer, zeros))
         held = (sessions.validation >= 0).any()
         score = jnp.where(held, validate(own), jnp.inf)
-        new = _judge(state, own, optimizer, score, first + count, held=held, patience=settings.patience)
+        new = _judge(state, own, optimizer, score, first + count, held=held, patience=patience)
         kept: UserState = jax.tree.map(lambda old, now: jnp.where(state.stopped, old, now), state, new)
         return kept, {"score": score} | {name: x / jnp.maximum(count, 1) for name, x in sums.items()}
 
     side_by_side = jax.vmap(one_user, in_axes=(0, 0, None, None, None))
-    return cast(Any, jax.jit(side_by_side, donate_argnums=0, out_shardings=user_sharding(mesh)))
+    return jax.jit(side_by_side, donate_argnums=0, out_shardings=user_sharding(mesh))
 
 
 def _judge(
