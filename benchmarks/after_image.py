@@ -107,7 +107,7 @@ class Bench:
                 max_lengths=1,
                 **layout,
             )
-            return jax.tree.map(jnp.asarray, data.batch(range(BATCH)))
+            return jax.device_put(data.batch(range(BATCH)))
 
         self.default, self.after = batch(), batch(position="after_image")
         self.cached = batch(position="after_image", page_keys=self.keys)

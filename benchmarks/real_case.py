@@ -207,7 +207,7 @@ def make_real_case(name: str, directory: Path, *, tiny: bool) -> RealCase:
         shape=shape,
         graph=graph,
         params=abstract,
-        batch=jax.tree.map(jnp.asarray, _data(family, shape, config, pages).batch(range(BATCH))),
-        pages=jax.tree.map(jnp.asarray, stack_pages(pages)),
+        batch=jax.device_put(_data(family, shape, config, pages).batch(range(BATCH))),
+        pages=jax.device_put(stack_pages(pages)),
         units=family.page_units(pages[0].rows, pages[0].columns, shape),
     )

@@ -90,7 +90,7 @@ def make_case(directory: Path) -> Case:
         data = SessionData(
             sessions, encoded, rows_of, features=features, prompt_tokens=config.prompt.tokens, signal="fixation"
         )
-        return jax.tree.map(jnp.asarray, data.batch(range(BATCH)))
+        return jax.device_put(data.batch(range(BATCH)))
 
     prompt = init_prompt(jax.random.key(0), config=config.prompt, users=BATCH, width=backbone.width)
     noise = jax.random.normal(jax.random.key(1), prompt.coefficients.shape)

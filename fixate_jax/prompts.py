@@ -34,6 +34,7 @@ def init_prompt(key: PRNGKeyArray, *, config: PromptConfig, users: int, width: i
     return PromptParams(basis=basis, coefficients=jnp.zeros((users, config.basis), jnp.float32))
 
 
+@jax.jit
 def soft_prompt(params: PromptParams, user: Int[Array, " batch"]) -> Float[Array, "batch tokens width"]:
     """Prompt of each user, P_u = Σ_m softmax(z_u)_m B_m, in float32 (FixATE, prompt basis).
 
@@ -44,6 +45,7 @@ def soft_prompt(params: PromptParams, user: Int[Array, " batch"]) -> Float[Array
     return _mix(jax.nn.softmax(params.coefficients[user], axis=-1), params.basis)
 
 
+@jax.jit
 def population_prompt(params: PromptParams) -> Float[Array, "tokens width"]:
     """Mean of all users' prompts: the prompt for somebody who is not among them."""
     weights = jnp.mean(jax.nn.softmax(params.coefficients, axis=-1), axis=0, keepdims=True)

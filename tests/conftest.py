@@ -1,23 +1,13 @@
-"""Shared by all tests: the platform, compilation, and the data folder beside the repository."""
-
-import atexit
-import os
-import shutil
-import tempfile
-
-# Before jax is imported anywhere: numbers are compared to the bit, and only the CPU promises that everywhere.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling small programs; the lowest effort halves that and computes the same formulas.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
-# A program that several tests compile is compiled once; worker processes find the folder in their environment.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fixate-jax-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+"""Shared by all tests: how JAX compiles, what the suite costs, and the data folder next to the repository."""
 
 from pathlib import Path
 
 import pytest
+
+from tests import environment
+
+environment.set_up()
+pytest_plugins = ["tests.counting"]
 
 SHARED = Path(__file__).parents[1] / ".." / "shared"
 

@@ -1,7 +1,6 @@
 """What README and documentation say can be done, can be done."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from fixate_jax import cli
+from tests import environment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,11 +84,10 @@ def test_python_blocks_compile(page: Path) -> None:
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     (example,) = blocks(ROOT / "README.md", "python")
     assert len(example.splitlines()) <= 16
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", example],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment.of_child(),
         capture_output=True,
         text=True,
         timeout=EXAMPLE_SECONDS,

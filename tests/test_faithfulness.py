@@ -76,7 +76,7 @@ def test_a_masked_slot_shows_the_pages_mean_token(world: World) -> None:
     evaluate = make_evaluate(world.backbone.graph, world.config, world.backbone.encoder.end_token)
     for step in (0, 1, 3, 5):
         by_hand = mean_masked(data, host, [order[:step] for order in orders])
-        seen = evaluate(soft, True, params, jax.tree.map(jnp.asarray, by_hand)).log_probs
+        seen = evaluate(soft, True, params, jax.device_put(by_hand)).log_probs
         np.testing.assert_allclose(found[step], seen, atol=3e-5)
     assert np.abs(found[1, :, :3] - found[0, :, :3]).max() > 1e-3, "masking changes the answers"
     np.testing.assert_allclose(found[3, 0], found[5, 0], atol=1e-5, err_msg="a page of three slots is masked by then")

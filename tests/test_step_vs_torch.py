@@ -66,7 +66,7 @@ def _batch(backbone: Backbone, labels: tuple[tuple[str, ...], ...], *, seed: int
         stacked = stack_pages([pages[i] for i in page_ids])
         if not cached:
             return None, stacked
-        return np.asarray(backbone.merge(backbone.params).encode_pages(jax.tree.map(jnp.asarray, stacked))), None
+        return np.asarray(backbone.merge(backbone.params).encode_pages(jax.device_put(stacked))), None
 
     data = SessionData(
         sessions, encoded, {"0": 2, "1": 0}, features=features, prompt_tokens=K, signal="fixation", max_lengths=1
@@ -110,7 +110,7 @@ def test_same_loss_and_gradient(
         return jax.value_and_grad(loss, has_aux=True)(prompt)
 
     prompt = PromptParams(jnp.asarray(basis), jnp.asarray(coefficients))
-    (_, parts), gradient = ours(prompt, backbone.params, jax.tree.map(jnp.asarray, batch))
+    (_, parts), gradient = ours(prompt, backbone.params, jax.device_put(batch))
     trainer = reference.TorchTrainer(
         checkpoint,
         basis=basis,

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -106,4 +105,4 @@ class World:
     def batch(self, indices: Sequence[int] | None = None):
         """Sessions as a batch on the device."""
         indices = range(len(self.sessions)) if indices is None else indices
-        return jax.tree.map(jnp.asarray, self.data.batch(list(indices)))
+        return jax.device_put(self.data.batch(list(indices)))

@@ -75,10 +75,10 @@ def masked_log_probs(
         Log-probability of every slot's label as the answer, -inf at padding slots; N is that of the longest page.
     """
     prompt = soft_tokens(backbone, data, batch, soft)
-    masks = jax.tree.map(jnp.asarray, slot_masks(data, batch))
+    masks = jax.device_put(slot_masks(data, batch))
     found = _answers(
         params,
-        jax.tree.map(jnp.asarray, batch),
+        jax.device_put(batch),
         prompt,
         masks,
         jnp.asarray(rank),

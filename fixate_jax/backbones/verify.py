@@ -98,7 +98,7 @@ def _run_ours(backbone: Backbone, page: EncodedPage, encoded: EncodedSession) ->
 
     # An accelerator would otherwise multiply float32 in a shorter type.
     with jax.default_matmul_precision("highest"):
-        out = run(backbone.params, jax.tree.map(jnp.asarray, page.inputs))
+        out = run(backbone.params, jax.device_put(page.inputs))
     vision, features, decoder, logits, fast = (np.asarray(x, np.float32) for x in out)
     return {
         "positions": positions[0],

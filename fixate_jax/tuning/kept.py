@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fixate_jax import hosts
 from fixate_jax.backbones.sharding import sharing_rows
@@ -77,6 +76,11 @@ def _alone(function: Callable[[PyTree, Any], jax.Array], params: PyTree, batch: 
     return function(params, batch)
 
 
+@jax.jit
+def _take(rows: Float[Array, "every *row"], at: Int[Array, " chosen"]) -> Float[Array, "chosen *row"]:
+    return rows[at]
+
+
 class Kept:
     """An array of many rows, some of which are asked for at a time.
 
@@ -115,14 +119,14 @@ class Kept:
             fill(rows)
             # With several processes a batch is put together on the host, from each one's rows.
             on_device = self.tier == "device" and jax.process_count() == 1
-            self.rows = jnp.asarray(rows) if on_device else rows
+            self.rows = jax.device_put(rows) if on_device else rows
 
     def __call__(self, indices: Sequence[int] | Int[np.ndarray, " rows"]) -> Any:
         """Some rows, one for each index."""
         assert self.tier != "step", "nothing is kept"
         at = np.asarray(indices)
         if isinstance(self.rows, jax.Array):
-            return jnp.take(self.rows, at, axis=0)
+            return _take(self.rows, at)
         picked = np.asarray(self.rows[at])
         return picked.view(self.dtype) if picked.dtype != self.dtype else picked
 

@@ -212,7 +212,7 @@ def probe_data(
         wanted = np.array([(targets or {}).get(i, OWN) for i in rows], np.int32)
         looked = _look(
             params,
-            jax.tree.map(jnp.asarray, host),
+            jax.device_put(host),
             soft_tokens(backbone, data, host, soft),
             wanted,
             graph=backbone.graph,

@@ -1,6 +1,5 @@
 """The platforms' attention kernels, behind our wrapping, compute what row blocks do."""
 
-import os
 import subprocess
 import sys
 from functools import partial
@@ -19,6 +18,7 @@ from fixate_jax.backbones.decoder import Decoder
 from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.flash import prefill_attention, splash_attention
 from fixate_jax.backbones.inputs import SequenceInputs
+from tests import environment
 
 INTERPRETED = partial(splash_attention, interpret=True)
 BLOCKED = partial(blocked_attention, valid=None, causal=True, block=64)
@@ -227,12 +227,7 @@ print("same on", jax.device_count())
 
 def test_devices_share_the_batch(tmp_path: Path) -> None:
     """The kernel alone gives the same numbers; a whole train step lowers with it."""
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    out = subprocess.run(
-        [sys.executable, "-c", DEVICES, str(tmp_path)], env=env, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", DEVICES, str(tmp_path)]
+    out = subprocess.run(command, env=environment.of_child(devices=2), capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr[-2000:]
     assert out.stdout.splitlines()[-1] == "same on 2"

@@ -74,7 +74,7 @@ def make_case(directory: Path, **checkpoint: Any) -> Case:
         attention_mask=mask,
         position_ids=positions,
     )
-    pages = jax.tree.map(jnp.asarray, stack_pages(encoded))
+    pages = jax.device_put(stack_pages(encoded))
     see = seeing(backbone.graph)
     features, _ = see(backbone.params, pages)
     inputs = plain_inputs(ids, mask, np.repeat(positions[..., None], 3, -1), backbone.config.image_token, features)

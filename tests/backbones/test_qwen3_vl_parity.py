@@ -56,7 +56,7 @@ def make_case(directory: Path, **checkpoint: Any) -> Case:
         attention_mask=mask,
         model=model,
     )
-    pages = jax.tree.map(jnp.asarray, stack_pages(encoded))
+    pages = jax.device_put(stack_pages(encoded))
     features = backbone.merge(backbone.params).encode_pages(pages)
     positions = np.moveaxis(torch["position_ids"], 0, -1)
     inputs = plain_inputs(ids, mask, positions, backbone.config.image_token, features)

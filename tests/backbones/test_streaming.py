@@ -1,7 +1,6 @@
 """Loading tensor by tensor: only what is wanted is read, nothing is held twice, every device gets its own part."""
 
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from fixate_jax.backbones.sharding import shardings
 from fixate_jax.backbones.streaming import StackedSource
 from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.errors import CheckpointError
+from tests import environment
 
 ROOT = Path(__file__).parents[2]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -211,11 +211,9 @@ print(json.dumps(found))
 
 def test_eight_devices_hold_an_eighth_each(tmp_path: Path) -> None:
     directory = write_tiny_random(tmp_path / "model", sizes=TinySizes(vocab=1024))
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", EIGHT, str(directory)],
-        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=environment.of_child(devices=8),
         capture_output=True,
         text=True,
     )

@@ -196,7 +196,7 @@ def test_deepstack(qwen_directory: Path, deepstack: bool, levels: int, value: li
     model = backbone.merge(backbone.params)
     prefix = jax.jit(model.prefill)(one_page_token(levels), jnp.zeros((1, 0, WIDTH)))
     np.testing.assert_allclose(prefix.value[0, 0, 1].reshape(-1)[:4], value, atol=1e-4)
-    page = jax.tree.map(jnp.asarray, backbone.page_processor(Image.new("RGB", (64, 64), (200, 100, 50))).inputs)
+    page = jax.device_put(backbone.page_processor(Image.new("RGB", (64, 64), (200, 100, 50))).inputs)
     assert model.encode_pages(page).shape == (1, 4, levels, WIDTH)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -52,7 +51,7 @@ def test_an_exported_prompt_gives_our_logits(positions: Any, tmp_path: Path, mon
     theirs = found["logits"].numpy()
 
     data = emulator._data([page.session()], {page.page_id: page.image})
-    batch = jax.tree.map(jnp.asarray, data.batch([0]))
+    batch = jax.device_put(data.batch([0]))
     model: Any = nnx.merge(backbone.graph, backbone.params)
     prefix = model.prefill(batch.inputs, emulator.soft_prompts[1:2], True)
     ours = np.asarray(model.tail(prefix).logits)[0, 0, -1]

@@ -181,7 +181,7 @@ def test_labels_are_as_probable_as_when_the_library_asks(
     ours = packed_log_probs(backbone, packed)[:, 0]
     config = RunConfig(operator=OperatorConfig(name="attention"), prompt=PromptConfig(tokens=1))
     evaluate = make_evaluate(backbone.graph, config, backbone.encoder.end_token)
-    batch = jax.tree.map(jnp.asarray, data.batch(range(len(examples))))
+    batch = jax.device_put(data.batch(range(len(examples))))
     nothing = jnp.zeros((len(examples), 1, backbone.width))
     theirs = np.asarray(evaluate(nothing, False, backbone.params, batch).log_probs)
     worst = 0.0

@@ -72,7 +72,7 @@ def in_layout(world: World, encoded: Sequence[EncodedSession], **settings: Any) 
 def batches(data: SessionData) -> list[Batch]:
     """All sessions, a batch for each bucket, on the device."""
     members = [[i for i, b in enumerate(data.bucket_of) if b == bucket] for bucket in range(len(data.buckets))]
-    return [jax.tree.map(jnp.asarray, data.batch(rows)) for rows in members if rows]
+    return [jax.device_put(data.batch(rows)) for rows in members if rows]
 
 
 @cache
@@ -290,7 +290,7 @@ def test_every_operator_takes_the_layout(qwen: World) -> None:
     together = batches(in_layout(qwen, qwen.data.encoded, max_lengths=1))[0]
     index, function = 1, partial(relevance_of, names, qwen)
     by_itself = in_layout(qwen, qwen.data.encoded, max_lengths=len(SIZES))
-    alone = jax.tree.map(jnp.asarray, by_itself.batch([index]))
+    alone = jax.device_put(by_itself.batch([index]))
     padding = [(~np.asarray(b.inputs.page_valid)[i]).sum() for b, i in ((alone, 0), (together, index))]
     assert padding[0] == 0 < padding[1]
     found, expected = (run(qwen, function, soft_prompt(qwen.prompt(), b.user), b) for b in (together, alone))

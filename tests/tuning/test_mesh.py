@@ -1,7 +1,6 @@
 """Sharded training: any mesh computes what one device does, no weights are sent around whole, processes are one."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -26,24 +25,24 @@ from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.experiment import seed_directory
 from fixate_jax.tuning.loop import start_state
 from fixate_jax.tuning.placement import Placement
+from tests import environment
 from tests.tuning.test_loop import SEED, settings
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
 
 
-def environment(devices: int, **more: str) -> dict[str, str]:
-    """Of a process with simulated devices."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    # A device that waits for another one occupies a thread of XLA's; with fewer threads than waits, all wait for ever.
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "NPROC": "32"} | more
+# A device that waits for another one occupies a thread of XLA's; with fewer threads than waits, all wait for ever.
+THREADS = {"NPROC": "32"}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("mesh")
     command = [sys.executable, "-m", "tests.tuning.mesh_worker", str(folder)]
-    done = subprocess.run(command, env=environment(8), capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        command, env=environment.of_child(devices=8, **THREADS), capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["devices"] == 8
@@ -96,7 +95,7 @@ def start(preset: Path, run: Path, *, processes: int) -> list[subprocess.Popen[s
     started = []
     for process in range(processes):
         numbers = {hosts.COORDINATOR: address, hosts.PROCESSES: str(processes), hosts.PROCESS: str(process)}
-        env = environment(8 // processes, **(numbers if processes > 1 else {}))
+        env = environment.of_child(devices=8 // processes, **THREADS, **(numbers if processes > 1 else {}))
         log = run.with_name(f"{run.name}-{process}.log").open("w")
         started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=run.parent, text=True))
     return started

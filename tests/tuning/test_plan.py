@@ -7,7 +7,6 @@ tower's weights, are no part of the compiled program.
 
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +24,7 @@ from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.memory import StepShape, temporaries
 from fixate_jax.tuning.abstract import AbstractBackbone, open_abstract
 from fixate_jax.tuning.plan import Plan, Workload, largest_batch, make_plan
+from tests import environment
 from tests.abstract_steps import compiled_bytes, compiled_step, settings, write_small
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +83,7 @@ def test_memory_is_what_a_published_size_compiles_to(model: str, batch: int, pag
 def test_memory_is_what_a_step_on_a_mesh_compiles_to(mesh: tuple[int, int, int]) -> None:
     """On eight simulated devices, in a process of their own."""
     arguments = [sys.executable, "-m", "tests.tuning.plan_worker", "internvl3.5-1b", "16", *map(str, mesh)]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        arguments, cwd=ROOT, env={**os.environ, **flags, "PYTHONPATH": path}, capture_output=True, text=True
-    )
+    done = subprocess.run(arguments, cwd=ROOT, env=environment.of_child(devices=8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"\nmesh {mesh}: {found}")

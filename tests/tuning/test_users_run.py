@@ -1,7 +1,6 @@
 """`fixate tune-users` from a preset to its tables, and users shared among eight devices."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +22,7 @@ from fixate_jax.tuning.loop import start_state
 from fixate_jax.tuning.setup import open_workspace
 from fixate_jax.tuning.users import tune_users
 from fixate_jax.tuning.users_run import load_basis, run_users
+from tests import environment
 from tests.tuning import test_users
 
 ROOT = Path(__file__).parents[2]
@@ -162,10 +162,9 @@ def test_eight_devices_give_what_one_gives(store: Path, tmp_path: Path) -> None:
     opened = open_workspace(config, open_or_prepare(config.data), directory=tmp_path)
     alone = tune_users(test_users.few_sessions(opened), config, seed=3)
     assert alone.basis is None and alone.chunk == 5
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", ON_EIGHT_DEVICES, str(store), str(tmp_path / "own.npz")],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        env=environment.of_child(devices=8),
         capture_output=True,
         text=True,
     )
