@@ -69,7 +69,6 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.users
-	$(BIN)/python -m benchmarks.seeds
 	$(BIN)/python -m benchmarks.emulator
 
 # Wants an accelerator, and JAX for it: $(BIN)/pip install "jax[cuda12]"

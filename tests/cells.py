@@ -76,12 +76,12 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     def session_metrics(frame: pd.DataFrame, top_k: int) -> pd.DataFrame:
         return frame.assign(js=[gaze[0] for gaze in frame["gaze"]]).drop(columns="gaze")
 
-    def run_cells(groups: Any, *, out: Path, jobs: int, title: str, together: bool | None = None) -> None:
+    def run_cells(groups: Any, *, out: Path, jobs: int, title: str) -> None:
         for group in groups:
             cells.check_cells(group)
             for cell in group:
                 cells.claim_run(cell.folder, cell.config)
-            cells.run_group(group, out, together)
+            cells.run_group(group, out)
 
     rng = np.random.default_rng(0)
     for name, value in {

@@ -40,11 +40,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(200_000, 20, 100)
     from jax import monitoring
 
-    def compiled(event: str, seconds: float, **about: Any) -> None:
+    def compiled(event: str, duration_secs: float, **about: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             counted["compilations"] += 1
 
-    def found(event: str, **about: Any) -> None:
+    def found(event: str, **about: str | int) -> None:
         if event == "/jax/compilation_cache/cache_hits":
             counted["compilations"] -= 1
 

@@ -32,7 +32,6 @@ from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, check_run, c
 from fixate_jax.tuning.loop import train
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.side_by_side import can_go_together, train_seeds
 from fixate_jax.tuning.users import tune_users
 
 OPERATORS: dict[str, dict[str, Any]] = {
@@ -103,7 +102,7 @@ def with_operator(config: RunConfig, name: str) -> RunConfig:
     )
 
 
-def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, together: bool | None = None) -> None:
+def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> None:
     """Tune and measure every cell that is not on disk yet.
 
     Args:
@@ -111,7 +110,6 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, toge
         out: where the workers' logs, compiled programs and page features go.
         jobs: worker processes; each gets its part of the cores.
         title: of the progress bar.
-        together: see `run_group`.
 
     Raises:
         ConfigError: when a folder was made with other settings, or another process is at it.
@@ -120,10 +118,10 @@ def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, toge
     with ExitStack() as locks:
         for folder in dict.fromkeys(cell.folder for group in groups for cell in group):
             locks.enter_context(locked(folder))
-        _run_cells(groups, out=out, jobs=jobs, title=title, together=together)
+        _run_cells(groups, out=out, jobs=jobs, title=title)
 
 
-def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, together: bool | None) -> None:
+def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> None:
     cells = [cell for group in groups for cell in group]
     for cell in cells:
         check_measured(cell)
@@ -136,7 +134,7 @@ def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str, tog
         return
     done = sum(cell.measures.exists() for cell in cells)
     with pool_of_workers(jobs, out) as pool, bar(title, len(cells), done=done) as (progress, task):
-        waiting: set[Future[None]] = {pool.submit(run_group, group, out, together) for group in waiting_groups}
+        waiting: set[Future[None]] = {pool.submit(run_group, group, out) for group in waiting_groups}
         while waiting:
             finished, waiting = wait(waiting, timeout=5.0, return_when="FIRST_COMPLETED")
             progress.update(task, completed=sum(cell.measures.exists() for cell in cells))
@@ -245,18 +243,13 @@ def without_seeds(config: RunConfig) -> RunConfig:
     return replace(config, train=replace(config.train, seeds=(0,)))
 
 
-def run_group(group: Group, out: Path, together: bool | None = None) -> None:
+def run_group(group: Group, out: Path) -> None:
     """Tune and measure the cells of a group that are not on disk yet; a backbone is loaded once for its cells.
 
     Args:
         group: the cells.
         out: where page features go.
-        together: tune those that differ in their seed alone side by side, where shapes allow (None: on an accelerator;
-            a CPU is quicker with one after the other).
     """
-    if together is None:
-        together = jax.default_backend() != "cpu"
-    shares: dict[str, float] = {}
     shared: Workspace | None = None
     workspace: Workspace | None = None
     beside: dict[str, pd.DataFrame] = {}  # The same for every seed.
@@ -269,25 +262,8 @@ def run_group(group: Group, out: Path, together: bool | None = None) -> None:
             shared = workspace = open_cell(cell, out)
             beside = {}
         if without_seeds(cell.config) != without_seeds(workspace.config):
-            # What was compiled for the same settings serves every seed.
             workspace = replace(shared, config=cell.config)
-        same = [other for other in group if _differ_in_seed(cell, other) and not other.measures.exists()]
-        settings = repr((without_seeds(cell.config), cell.alone))
-        if together and len(same) > 1 and settings not in shares and can_go_together(workspace):
-            shares[settings] = _tune_together(workspace, same)
-        run_cell(workspace, cell, beside, before=shares.get(settings, 0.0))
-
-
-def _differ_in_seed(cell: Cell, other: Cell) -> bool:
-    """Whether two cells, which may be the same one, can be tuned side by side as far as their settings go."""
-    return not (cell.alone or other.alone) and without_seeds(cell.config) == without_seeds(other.config)
-
-
-def _tune_together(workspace: Workspace, cells: Sequence[Cell]) -> float:
-    """Tune cells side by side; returns each one's share of the seconds."""
-    begin = time.perf_counter()
-    train_seeds(workspace, cells[0].config, {cell.seed: seed_directory(cell.folder, cell.seed) for cell in cells})
-    return (time.perf_counter() - begin) / len(cells)
+        run_cell(workspace, cell, beside)
 
 
 def open_cell(cell: Cell, out: Path) -> Workspace:
@@ -310,18 +286,15 @@ def forget_opened() -> None:
         _opened.clear()
 
 
-def run_cell(
-    workspace: Workspace, cell: Cell, beside: dict[str, pd.DataFrame] | None = None, *, before: float = 0.0
-) -> None:
+def run_cell(workspace: Workspace, cell: Cell, beside: dict[str, pd.DataFrame] | None = None) -> None:
     """Tune with one seed, measure, and write the measures of every session in one go.
 
     Args:
         workspace: of the cell's settings.
         cell: the cell.
         beside: measures of what every cell on this workspace stands beside; what is missing is added.
-        before: seconds that it was tuned for already, side by side with others.
     """
-    config, begin = cell.config, time.perf_counter() - before
+    config, begin = cell.config, time.perf_counter()
     directory = seed_directory(cell.folder, cell.seed)
     prompt = tuned_prompt(workspace, cell, directory)
     tuned = time.perf_counter()

@@ -77,7 +77,7 @@ def _alone(function: Callable[[PyTree, Any], jax.Array], params: PyTree, batch: 
 
 
 @jax.jit
-def _take(rows: Float[Array, "every *row"], at: Int[Array, " chosen"]) -> Float[Array, "chosen *row"]:
+def _take(rows: Float[Array, "every ..."], at: Int[Array, " chosen"]) -> Float[Array, "chosen ..."]:
     return rows[at]
 
 

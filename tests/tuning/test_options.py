@@ -20,44 +20,47 @@ from tests.tuning.test_loop import SEED, settings
 from tests.worlds import World
 
 CONFIG = RunConfig(
-    backbone=BackboneConfig(tapped_layers=2, attention_block=48),
+    backbone=BackboneConfig(tapped_layers=2, attention_block=32),
     prompt=PromptConfig(basis=3, tokens=4),
     operator=OperatorConfig(normalise="abs"),
     objective=ObjectiveConfig(warmup=0),
 )
+Found = tuple[float, np.ndarray]
 
 
-def loss_and_gradient(directory: Path, backbone: BackboneConfig) -> tuple[float, np.ndarray]:
-    world = World(directory, sizes=((3, 320, 192), (4, 256, 256)), config=replace(CONFIG, backbone=backbone))
+def loss_and_gradient(directory: Path, backbone: BackboneConfig) -> Found:
+    """Of a batch with padding and of several attention blocks."""
+    world = World(directory, sizes=((3, 192, 128), (5, 192, 128)), config=replace(CONFIG, backbone=backbone))
     batch = world.batch()
+    assert batch.inputs.start.max() > 0 and batch.inputs.token_ids.shape[1] > 2 * CONFIG.backbone.attention_block
 
     @jax.jit
-    def derived(prompt: Any, params: Any) -> Any:
+    def derived(prompt: Any, params: Any, batch: Any) -> Any:
         losses = lambda p: session_losses(p, world.backbone.merge(params), batch, world.config, jnp.float32(0.5))[0]  # noqa: E731
         return jax.value_and_grad(losses)(prompt)
 
-    loss, gradient = derived(world.prompt(), world.backbone.params)
+    loss, gradient = derived(world.prompt(), world.backbone.params, batch)
     return float(loss), np.asarray(gradient.basis, np.float32)
 
 
-def test_rematerialisation_blocks_and_place_of_padding_change_nothing_but_speed_and_memory(tmp_path: Path) -> None:
-    ways: tuple[tuple[Remat, int, Attention], ...] = (
-        ("dots", 48, "auto"),
-        ("full", 48, "auto"),
-        ("none", 512, "auto"),
-        ("dots", 48, "blocked"),
-    )
-    results = [
-        loss_and_gradient(tmp_path, replace(CONFIG.backbone, remat=remat, attention_block=block, attention=attention))
-        for remat, block, attention in ways
-    ]
-    for loss, gradient in results[1:]:
-        assert loss == pytest.approx(results[0][0], rel=1e-5)
-        np.testing.assert_allclose(gradient, results[0][1], rtol=1e-3, atol=1e-5)
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return loss_and_gradient(tmp_path_factory.mktemp("exact"), CONFIG.backbone)
 
 
-def test_bfloat16_weights_give_nearly_the_same(tmp_path: Path) -> None:
-    exact = loss_and_gradient(tmp_path, CONFIG.backbone)
+@pytest.mark.parametrize(
+    ("remat", "block", "attention"), [("full", 32, "blocked"), ("none", 512, "auto")], ids=["full", "none"]
+)
+def test_rematerialisation_blocks_and_place_of_padding_change_nothing_but_speed_and_memory(
+    exact: Found, tmp_path: Path, remat: Remat, block: int, attention: Attention
+) -> None:
+    how = replace(CONFIG.backbone, remat=remat, attention_block=block, attention=attention)
+    loss, gradient = loss_and_gradient(tmp_path, how)
+    assert loss == pytest.approx(exact[0], rel=1e-5)
+    np.testing.assert_allclose(gradient, exact[1], rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_weights_give_nearly_the_same(exact: Found, tmp_path: Path) -> None:
     rough = loss_and_gradient(tmp_path, replace(CONFIG.backbone, dtype="bfloat16"))
     assert rough[0] == pytest.approx(exact[0], rel=0.03)
     cosine = (rough[1] * exact[1]).sum() / np.linalg.norm(rough[1]) / np.linalg.norm(exact[1])
