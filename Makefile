@@ -1,5 +1,5 @@
-# make demo | test | test-faults | lint | bench | bench-gpu | results | results-operators | results-recgaze | results-analysis
-# make results-scale | docs | clean
+# make demo | test | test-faults | test-versions | lint | bench | bench-gpu | results | results-operators | results-recgaze
+# make results-analysis | results-scale | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 ifndef PYTHON
@@ -24,7 +24,7 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test test-faults lint bench bench-gpu docs results results-operators results-recgaze results-analysis results-scale clean
+.PHONY: demo test test-faults test-versions test-lowest test-newest lint bench bench-gpu docs results results-operators results-recgaze results-analysis results-scale clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -49,8 +49,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# With --quiet mkdocs would count no warnings, and a broken link would pass.
 docs: $(VENV)/.installed-test
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -58,6 +59,43 @@ test: lint docs
 # Kills a short run at 20 random points and compares what it ends with; runs it on a disk that is too small.
 test-faults: $(VENV)/.installed-test
 	FAULTS_POINTS=20 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -s $(PYTEST_ARGS) tests/faults
+
+# The lowest and the newest releases of all dependencies. Other interpreters, as a path or a version that uv may download:
+# make test-versions LOWEST=/path/to/python3.11 NEWEST=3.14
+UV ?= .venv-uv/bin/uv
+LOWEST ?= 3.11
+NEWEST ?= $(shell for p in python3.15 python3.14 python3.13 python3.12 \
+  $$(ls -d "$$(pyenv root 2>/dev/null)"/versions/3.*/bin/python 2>/dev/null | sort -rV); do \
+  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; then echo $$p; break; fi; done)
+# What meets other packages first: settings, readers, both tiny backbones, look, training, checkpoints, figures, environments.
+VERSIONS_TESTS ?= tests/test_packaging.py::test_every_module_is_imported tests/tuning/test_loop.py tests/tuning/test_probe.py \
+  tests/test_shipped.py::test_it_is_small_and_says_how_it_was_made tests/test_shipped.py::test_its_vision_tower_does_not_attend \
+  tests/test_settings.py tests/test_cli.py tests/test_checkpoint.py tests/backbones/test_processing.py tests/backbones/test_internvl_pages.py \
+  tests/data/test_store.py tests/data/test_human_choice.py tests/data/own tests/data/recgaze/test_reader.py tests/data/adserp/test_reader.py \
+  tests/data/synthetic/test_carousel.py tests/emulation/test_gym.py tests/report/test_figures.py
+VERSIONS_SHOWN := jax|jaxlib|flax|optax|orbax-checkpoint|grain|transformers|pydantic|numpy|pandas|jaxtyping|beartype|gymnasium|pytest
+
+test-versions: test-lowest test-newest
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip --quiet --disable-pip-version-check install uv
+
+# $(1): environment, $(2): interpreter, $(3): options of the resolver. Made anew each time, which takes uv seconds.
+define test-with
+$(if $(strip $(2)),,$(error No Python >= 3.12 found: name one, as in make test-versions NEWEST=/path/to/python))
+$(UV) venv --quiet --clear --python $(2) $(1)
+$(UV) pip install --quiet --python $(1) $(3) -e ".[test]"
+$(1)/bin/python --version
+@$(UV) pip freeze --quiet --python $(1) | grep -E "^($(VERSIONS_SHOWN))=" | paste -s -d " " -
+JAX_PLATFORMS=cpu $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(PYTEST_ARGS) $(VERSIONS_TESTS)
+endef
+
+test-lowest: $(filter .venv-uv/bin/uv,$(UV))
+	$(call test-with,.venv-lowest,$(LOWEST),--resolution lowest-direct)
+
+test-newest: $(filter .venv-uv/bin/uv,$(UV))
+	$(call test-with,.venv-newest,$(NEWEST),--upgrade)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks

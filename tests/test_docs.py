@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,10 +69,51 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in PAGES:
-        for line in re.findall(r"(?:\$ |`)make ([a-z]+)", page.read_text(encoding="utf-8")):
+        for line in re.findall(r"(?:\$ |`)make ([a-z-]+)", page.read_text(encoding="utf-8")):
             assert line in targets, f"{page.name} names make {line}"
+
+
+def build_docs(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Build a copy of the documentation, with this text behind its first page, by the command of `make docs`.
+
+    The settings are those of mkdocs.yml, but API pages are left as they are written: they take most of the time.
+    """
+    pytest.importorskip("mkdocs")
+    (recipe,) = re.findall(r"^\t.*\$\(BIN\)/mkdocs (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    with (folder / "docs" / "index.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n{text}\n")
+    settings = {"INHERIT": str(ROOT / "mkdocs.yml"), "plugins": {"mkdocstrings": {"enabled": False}}}
+    (folder / "mkdocs.yml").write_text(json.dumps(settings), encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", *shlex.split(recipe)],
+        cwd=folder,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=EXAMPLE_SECONDS,
+    )
+
+
+def test_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
+    # The README is no page of it. Its links into docs/, sections too, are looked at as links of the first page.
+    links = re.findall(r"\]\(docs/([^)\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert any("#" in link for link in links)
+    done = build_docs(tmp_path, " ".join(f"[{link}]({link})" for link in links))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert (tmp_path / "site" / "howto" / "own_data" / "index.html").is_file()
+
+
+def test_a_broken_link_fails_the_documentation(tmp_path: Path) -> None:
+    broken = ("nowhere.md", "concepts.md#nowhere", "#nowhere", "nowhere.png", "/concepts.md")
+    done = build_docs(tmp_path, " ".join(f"[a link]({link})" for link in broken))
+    assert done.returncode == 1
+    assert f"Aborted with {len(broken)} warnings" in done.stdout
+    for link in broken:
+        assert f"'{link}'" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,5 +1,6 @@
 """The wheel, as a user gets it: installed alone, with its real dependencies and nothing else."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -72,6 +73,16 @@ def test_the_repository_holds_no_data_and_no_runs() -> None:
     tracked = run("git", "ls-files", cwd=ROOT).split()
     strangers = {name for name in tracked if name.split("/")[0] not in TOP.split()}
     assert not strangers, sorted(strangers)[:5]
+
+
+def test_every_module_is_imported() -> None:
+    """With the packages that are installed, whatever their versions, and with shapes and types checked."""
+    # Their own names show that nothing is left out: a package that fails to import hides what is in it.
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "fixate_jax").rglob("*.py")]
+    names = {".".join(path.parts).removesuffix(".__init__") for path in files if path.name != "__main__"}
+    assert len(names) > 150
+    for name in sorted(names):
+        importlib.import_module(name)
 
 
 @pytest.mark.slow

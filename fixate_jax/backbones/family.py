@@ -121,7 +121,8 @@ class Family(Protocol):
         """Rotary positions (time, height, width) of all page tokens of a page, and the position after them.
 
         Args:
-            rows, columns: cells of the page.
+            rows: of the page's cells.
+            columns: of the page's cells.
             start: position of the first page token.
             config: from :meth:`read_config`.
         """

@@ -134,7 +134,8 @@ def image_positions(
     """Positions of all page tokens, counted like words, and the position after them.
 
     Args:
-        rows, columns: cells of the page.
+        rows: of the page's cells.
+        columns: of the page's cells.
         start: position of the first page token.
         config: of the checkpoint.
     """

@@ -201,7 +201,8 @@ def image_positions(
     """M-RoPE positions of a page's tokens (time, height, width), and the position after them.
 
     Args:
-        rows, columns: cells of the page.
+        rows: of the page's cells.
+        columns: of the page's cells.
         start: position of the first.
         config: with ``flat_positions`` the page's tokens are counted like words.
     """

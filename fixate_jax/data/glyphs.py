@@ -73,7 +73,8 @@ def draw_glyph(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: 
     Args:
         draw: where to.
         shape: one of ``GLYPHS``.
-        x, y: centre, in pixels.
+        x: of the centre, in pixels.
+        y: of the centre, in pixels.
         size: half of its width, in pixels.
         fill: its colour.
     """

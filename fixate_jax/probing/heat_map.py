@@ -18,7 +18,8 @@ def heat_map(
 
     Args:
         relevance: of each token in its place on the page, with sign or without.
-        width, height: of the page in pixels.
+        width: of the page in pixels.
+        height: likewise.
 
     Raises:
         DataError: a page without pixels.

@@ -28,7 +28,8 @@ def assign_slots(
 
     Args:
         boxes: (x0, y0, x1, y1) of each slot, relative to the page.
-        rows, columns: the grid of visual tokens.
+        rows: of the grid of visual tokens.
+        columns: of that grid.
         how: which of the two.
     """
     if how == "area":

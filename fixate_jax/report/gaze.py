@@ -85,7 +85,13 @@ def draw_slot_maps(
 
     Args:
         figure: where to draw; pages are best about `MAP_WIDTH` inches wide.
-        boxes, labels, users, gaze, sessions, aspect, most: as there.
+        boxes: (x0, y0, x1, y1) of each slot in relative page coordinates.
+        labels: of the slots.
+        users: the people.
+        gaze: mean share of the dwell time on each slot of each person.
+        sessions: of each person.
+        aspect: height of the page over its width.
+        most: people drawn; of more, those with the most sessions.
         columns: of maps.
         title: above the maps.
     """

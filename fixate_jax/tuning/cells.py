@@ -207,7 +207,7 @@ def pool_of_workers(jobs: int, out: Path) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _start_worker(cores: "Queue[set[int]]", stop: Event, out: Path) -> None:
+def _start_worker(cores: Queue, stop: Event, out: Path) -> None:
     """Take a part of the cores, keep compiled programs, and leave the terminal to the parent's bar."""
     global _stop, _opened
     _stop, _opened = stop, {}

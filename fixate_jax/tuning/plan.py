@@ -262,8 +262,10 @@ def largest_batch(backbone: AbstractBackbone, config: RunConfig, work: Workload,
     """Sessions of the largest micro-batch that fits, in steps of what the mesh asks for; 0 if none does.
 
     Args:
-        backbone, config, work: as in :func:`make_plan`; the settings' own batch does not count.
-        how: `device` and `kernels`, as there.
+        backbone: the model, without weights.
+        config: the run's settings; their own batch does not count.
+        work: sizes of pages and texts.
+        how: `device` and `kernels`, as in :func:`make_plan`.
     """
     share = config.train.mesh[0] * config.train.mesh[1]
 

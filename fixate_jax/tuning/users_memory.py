@@ -78,7 +78,8 @@ def measure(lower: Callable[[int], Any], *, page: float, pages: int, pages_per_u
     Args:
         lower: the lowered program for so many users a device, with a table of `PROBE_PAGES` pages.
         page: bytes of a page in the table.
-        pages, pages_per_user: see `Memory`.
+        pages: of all users together.
+        pages_per_user: pages of the user who has most.
     """
     small, large = (program_bytes(lower(users)) for users in PROBES)
     per_user = (large - small) / (PROBES[1] - PROBES[0])

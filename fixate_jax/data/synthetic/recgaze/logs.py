@@ -69,8 +69,12 @@ def task_lines(
     """Lines of a task in the public and in the non-public table, ordered by time.
 
     Args:
-        walk, cursor: what happened.
-        person, subject, task, screen: who saw what.
+        walk: fixations and clicks of the task.
+        cursor: where the cursor was.
+        person: who looked.
+        subject: number of the person in the tables.
+        task: number of the task.
+        screen: what was seen.
         samples: gaze samples of each fixation that the tracker did not lose.
         rng: for the samples.
     """
