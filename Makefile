@@ -1,5 +1,5 @@
-# make demo | test | test-faults | test-versions | lint | bench | bench-gpu | results | results-operators | results-recgaze
-# make results-analysis | results-scale | docs | clean
+# make demo | test | test-faults | test-versions | mutants | lint | bench | bench-gpu | results | results-operators
+# make results-recgaze | results-analysis | results-scale | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 ifndef PYTHON
@@ -15,6 +15,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
+# For example: make mutants MUTANTS_ARGS="holm auc"
+MUTANTS_ARGS ?=
 DATA ?= ../shared/data/human_choice
 # make demo BACKBONE=tiny-internvl, likewise make results
 BACKBONE ?= tiny-qwen3-vl
@@ -24,7 +26,7 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test test-faults test-versions test-lowest test-newest lint bench bench-gpu docs results results-operators results-recgaze results-analysis results-scale clean
+.PHONY: demo test test-faults test-versions test-lowest test-newest mutants lint bench bench-gpu docs results results-operators results-recgaze results-analysis results-scale clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -96,6 +98,10 @@ test-lowest: $(filter .venv-uv/bin/uv,$(UV))
 
 test-newest: $(filter .venv-uv/bin/uv,$(UV))
 	$(call test-with,.venv-newest,$(NEWEST),--upgrade)
+
+# Do the tests notice small mistakes? Applies those of tests/mutants.toml, one at a time, to copies of the package.
+mutants: $(VENV)/.installed-test
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.run_mutants --jobs 2 $(MUTANTS_ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks

@@ -89,7 +89,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
         "predict": predict,
         "session_metrics": session_metrics,
         "swapped_metrics": lambda workspace, prompt, split, method, top_k: metrics((method,), rng, ("TF", "FR"), split),
-        "trivial_predictions": lambda train, asked, **_: metrics(PREDICTORS + CLICKS, rng, ("FR",), asked[0].split),
+        "predict_without_model": lambda workspace, split: metrics(PREDICTORS + CLICKS, rng, ("FR",), split),
         "open_or_prepare": lambda data: SimpleNamespace(slot_feature_names=()),
         "open_workspace": lambda config, store, directory: FakeWorkspace(config=config, store=store),
         "run_cells": run_cells,

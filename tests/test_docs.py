@@ -81,7 +81,8 @@ def build_docs(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     The settings are those of mkdocs.yml, but API pages are left as they are written: they take most of the time.
     """
     pytest.importorskip("mkdocs")
-    (recipe,) = re.findall(r"^\t.*\$\(BIN\)/mkdocs (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^\t.*\$\(BIN\)/mkdocs (.*)$", makefile, re.MULTILINE)
     shutil.copytree(ROOT / "docs", folder / "docs")
     with (folder / "docs" / "index.md").open("a", encoding="utf-8") as page:
         page.write(f"\n{text}\n")
@@ -90,7 +91,7 @@ def build_docs(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mkdocs", *shlex.split(recipe)],
         cwd=folder,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        env=environment.of_child(NO_MKDOCS_2_WARNING="1"),
         capture_output=True,
         text=True,
         timeout=EXAMPLE_SECONDS,

@@ -1,13 +1,19 @@
 """The model-free predictors: exact means, recovery of known coefficients, fallbacks, and the real data."""
 
+from dataclasses import replace
+from unittest.mock import Mock
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from fixate_jax.config import RunConfig
 from fixate_jax.data.session import Session
 from fixate_jax.errors import DataError
 from fixate_jax.metrics import session_metrics, summarise
+from fixate_jax.tuning.evaluate import predict_without_model
 from fixate_jax.tuning.predictors import trivial_predictions
+from fixate_jax.tuning.setup import Workspace
 
 GAZE = {
     "uniform": "FR",
@@ -238,3 +244,70 @@ def test_known_figures_on_human_choice(human_sessions):
     assert means.loc["personal_content_regression", "kl"] < 0.0505
     assert means.loc["population_mean_given_click", "csh@1"] == pytest.approx(1.0, abs=0.01)
     assert means.loc["personal_content_click", "accuracy"] > means.loc["content_click", "accuracy"] + 0.1
+
+
+WEIGHTS = {"u0": np.array([1.0, -0.5]), "u1": np.array([-0.5, 1.0])}
+NAMES = ("value", "expected_value")
+
+
+def wider(session: Session) -> Session:
+    """The same session with features that differ three times as much."""
+    return replace(session, slot_features=3 * session.slot_features)
+
+
+def same_predictions(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
+    """The frames say the same of gaze and clicks, whatever people did."""
+    assert found["method"].tolist() == wanted["method"].tolist()
+    assert found["answer"].tolist() == wanted["answer"].tolist()
+    for column in ("attention", "log_probs"):
+        for one, other in zip(found[column], wanted[column], strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def test_a_session_is_predicted_the_same_in_any_company():
+    """Nothing is fitted to the sessions to be predicted, not even the scale of the features."""
+    train = drawn(40, weights=WEIGHTS, seed=0)
+    asked = [wider(one) for one in drawn(5, weights=WEIGHTS, seed=1)]
+    together = trivial_predictions(train, asked, slot_feature_names=NAMES)
+    for one in asked:
+        alone = trivial_predictions(train, [one], slot_feature_names=NAMES)
+        same_predictions(together[together["session_id"] == one.session_id], alone)
+
+
+def test_what_people_did_does_not_change_what_is_predicted():
+    train, asked = drawn(40, weights=WEIGHTS, seed=0), drawn(5, weights=WEIGHTS, seed=1)
+    done = [
+        replace(one, click=(one.click + 1) % 4, dwell_ms={"fixation": one.dwell_ms["fixation"][::-1]}) for one in asked
+    ]
+    found, other = (trivial_predictions(train, some, slot_feature_names=NAMES) for some in (asked, done))
+    assert found["gaze"].tolist() != other["gaze"].tolist()
+    told = found["mode"] == "TF"  # These are told the click.
+    same_predictions(found[~told], other[~told])
+
+
+def test_features_have_the_scale_of_training():
+    """With features three times as wide as in training, gaze follows the law that was learnt there."""
+    shared = dict.fromkeys(("u0", "u1"), np.array([1.0, -0.5]))
+    train = drawn(400, weights=shared, seed=0)
+    asked = [wider(one) for one in drawn(20, weights=shared, seed=1)]
+    frame = trivial_predictions(train, asked, slot_feature_names=NAMES)
+    found = frame[frame["method"] == "content_regression"]
+    for one, attention in zip(asked, found["attention"], strict=True):
+        odds = np.exp(one.slot_features / [2, 0.1] @ shared["u0"])
+        np.testing.assert_allclose(attention, odds / odds.sum(), atol=0.08)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_workspaces_predictors_learn_from_its_training_sessions(split):
+    weights = {"train": [0.5, 1], "validation": [1, -1], "test": [-1, 0]}
+    sessions = {
+        name: drawn(12, weights={user: np.array(w, float) for user in ("u0", "u1")}, seed=i)
+        for i, (name, w) in enumerate(weights.items())
+    }
+    store = Mock(slot_feature_names=NAMES)
+    workspace = Mock(spec=Workspace, config=RunConfig(), store=store, sessions=sessions.__getitem__)
+    found = predict_without_model(workspace, split)
+    wanted = trivial_predictions(sessions["train"], sessions[split], slot_feature_names=NAMES)
+    pd.testing.assert_frame_equal(found, wanted)

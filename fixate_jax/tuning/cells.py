@@ -27,10 +27,9 @@ from fixate_jax.lock import locked
 from fixate_jax.metrics import session_metrics
 from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams
-from fixate_jax.tuning.evaluate import predict, swapped_metrics
+from fixate_jax.tuning.evaluate import predict, predict_without_model, swapped_metrics
 from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, check_run, claim_run, seed_directory
 from fixate_jax.tuning.loop import train
-from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace
 from fixate_jax.tuning.users import tune_users
 
@@ -331,14 +330,7 @@ def _beside(workspace: Workspace, cell: Cell, known: dict[str, pd.DataFrame]) ->
 
 def beside_of(workspace: Workspace, cell: Cell) -> pd.DataFrame:
     """Measures of the backbone alone and of the predictors without a model."""
-    config = cell.config
-    trivial = trivial_predictions(
-        workspace.sessions("train"),
-        workspace.sessions(cell.split),
-        slot_feature_names=workspace.store.slot_feature_names,
-        signal=config.data.signal,
-        gaze_temperature=config.data.gaze_temperature,
-    )
+    trivial = predict_without_model(workspace, cell.split)
     both = pd.concat([predict(workspace, None, cell.split, BACKBONE), trivial], ignore_index=True)
     return _measures(workspace, cell, both)
 

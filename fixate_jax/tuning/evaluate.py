@@ -13,6 +13,7 @@ from fixate_jax import hosts
 from fixate_jax.metrics import metric_columns, session_metrics
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch, evaluation_batches
+from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace
 from fixate_jax.tuning.step import Evaluation
 
@@ -55,6 +56,22 @@ def predict(
         batch = workspace.data.batch(indices, workspace.own_rows())
         rows += _rows(workspace, indices, evaluate_batch(workspace, prompt, batch, shift=shift), method)
     return pd.DataFrame(rows)
+
+
+def predict_without_model(workspace: Workspace, split: str) -> pd.DataFrame:
+    """Predictions without a model for all sessions of a split; the predictors are fitted on the training sessions.
+
+    Args:
+        workspace: the data; the signal and the temperature of the gaze are those of its settings.
+        split: which sessions to predict.
+    """
+    return trivial_predictions(
+        workspace.sessions("train"),
+        workspace.sessions(split),
+        slot_feature_names=workspace.store.slot_feature_names,
+        signal=workspace.config.data.signal,
+        gaze_temperature=workspace.config.data.gaze_temperature,
+    )
 
 
 def evaluate_batch(workspace: Workspace, prompt: PromptParams | None, batch: Batch, *, shift: int = 0) -> Evaluation:

@@ -30,10 +30,9 @@ from fixate_jax.report.tables import COMPARED, comparison_table, flatten, result
 from fixate_jax.settings import config_to_dict, dump_config, load_config
 from fixate_jax.statistics import over_seeds
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.evaluate import evaluate_batch, predict, swapped_metrics
+from fixate_jax.tuning.evaluate import evaluate_batch, predict, predict_without_model, swapped_metrics
 from fixate_jax.tuning.looks import session_viewer
 from fixate_jax.tuning.loop import ntp_only, start_state, train
-from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace, versions
 
 CONFIG_FILE, REPORT = "config.yaml", "report.html"
@@ -232,13 +231,7 @@ def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Res
     """
     config, top_k = workspace.config, workspace.config.objective.top_k
     backbone = predict(workspace, None, split, BACKBONE, track=track)
-    trivial = trivial_predictions(
-        workspace.sessions("train"),
-        workspace.sessions(split),
-        slot_feature_names=workspace.store.slot_feature_names,
-        signal=config.data.signal,
-        gaze_temperature=config.data.gaze_temperature,
-    )
+    trivial = predict_without_model(workspace, split)
     shared = session_metrics(pd.concat([backbone, trivial], ignore_index=True), top_k=top_k)
     per_seed, prompts = [], {}
     for seed in config.train.seeds:

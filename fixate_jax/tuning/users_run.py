@@ -25,7 +25,7 @@ from fixate_jax.report.tables import comparison_table, results_table
 from fixate_jax.settings import config_to_dict, load_config
 from fixate_jax.statistics import over_seeds
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.evaluate import predict
+from fixate_jax.tuning.evaluate import predict, predict_without_model
 from fixate_jax.tuning.experiment import (
     BACKBONE,
     CONFIG_FILE,
@@ -40,7 +40,6 @@ from fixate_jax.tuning.experiment import (
     seed_directory,
 )
 from fixate_jax.tuning.looks import session_viewer
-from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace, open_workspace, versions
 from fixate_jax.tuning.users import UserPrompts, tune_users
 
@@ -167,15 +166,9 @@ def _evaluate(
     workspace: Workspace, run: Path, tuned: dict[int, UserPrompts], bases: dict[int, PromptParams]
 ) -> Results:
     """Everybody under their own prompt, under the population prompt, the backbone alone, predictors without a model."""
-    config, top_k = workspace.config, workspace.config.objective.top_k
+    top_k = workspace.config.objective.top_k
     backbone = predict(workspace, None, SPLIT, BACKBONE, track=track)
-    trivial = trivial_predictions(
-        workspace.sessions("train"),
-        workspace.sessions(SPLIT),
-        slot_feature_names=workspace.store.slot_feature_names,
-        signal=config.data.signal,
-        gaze_temperature=config.data.gaze_temperature,
-    )
+    trivial = predict_without_model(workspace, SPLIT)
     per_seed = []
     for seed, prompts in tuned.items():
         frames = [predict(workspace, prompts.prompt_params(workspace.users), SPLIT, FIXATE, track=track)]

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fixate_jax.config import BackboneConfig, DataConfig, RunConfig
 from fixate_jax.data import SessionStore, open_or_prepare
 from fixate_jax.data.few import few_sessions
+from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
 from fixate_jax.tuning.setup import open_workspace
 
@@ -46,3 +48,21 @@ def test_a_workspace_learns_from_no_more(store: SessionStore, tmp_path: Path) ->
 def test_none_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.train_sessions = 0: must be above 0"):
         DataConfig(train_sessions=0)
+
+
+def test_the_draw_is_the_same_in_every_process() -> None:
+    """Names decide, and not Python's hashes, which another process draws anew."""
+    sessions = [
+        Session(
+            session_id=f"s{i}",
+            user_id=f"u{i % 2}",
+            page_id="page",
+            boxes=np.array([[0.0, 0.0, 1.0, 1.0]]),
+            labels=("A",),
+            dwell_ms={"fixation": np.ones(1)},
+            click=0,
+        )
+        for i in range(40)
+    ]
+    assert few_sessions(sessions, range(40), 3, seed=0) == [7, 17, 28, 30, 37, 38]
+    assert few_sessions(sessions, range(40), 3, seed=1) == [7, 17, 20, 21, 26, 34]

@@ -260,3 +260,54 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     with pytest.raises(ConfigError, match=r"elsewhere: no config.yaml there"):
         cli.parse(["fidelity", str(tmp_path / "elsewhere")]).run()
+
+
+def unequal() -> tuple[f.Humans, np.ndarray]:
+    """Three people with 2, 3 and 9 sessions, and what a method says of each."""
+    rng = np.random.default_rng(5)
+    owner = np.repeat([0, 1, 2], [2, 3, 9])
+    gaze, says = (rng.dirichlet(np.ones(4), len(owner)) for _ in range(2))
+    return f.Humans(users=("a", "b", "c"), owner=owner, click=rng.integers(4, size=len(owner)), gaze=gaze), says
+
+
+def test_people_count_alike_whatever_their_sessions() -> None:
+    humans, says = unequal()
+    found = f.measure(humans, f.Predicted(attention=says[None], clicks=says[None]))
+    clicked = np.eye(4)[humans.click]
+
+    def over_people(values: np.ndarray) -> float:
+        return float(np.mean([values[humans.owner == user].mean(axis=0) for user in range(3)]))
+
+    assert found["log loss"].value == pytest.approx(over_people(-np.log((clicked * says).sum(axis=1))))
+    assert found["brier"].value == pytest.approx(over_people(((says - clicked) ** 2).sum(axis=1)))
+    cosine = (humans.gaze * says).sum(1) / np.linalg.norm(humans.gaze, axis=1) / np.linalg.norm(says, axis=1)
+    assert found["cosine"].value == pytest.approx(over_people(cosine), rel=1e-5)
+    for name, theirs in (("click", clicked), ("gaze", humans.gaze)):
+        means, ours = (np.stack([x[humans.owner == user].mean(axis=0) for user in range(3)]) for x in (theirs, says))
+        assert found[f"user {name} share js"].value == pytest.approx(m.jensen_shannon(means, ours).mean())
+        everybody = np.ones((1, 3), int)
+        assert found[f"{name} likeness"].value == pytest.approx(m.likeness(means, ours, everybody)[0])
+    for one in found.values():
+        if one.per_user is not None:
+            assert one.value == pytest.approx(one.per_user.mean())
+    # A sample counts a person as often as they were drawn.
+    each = np.array([found["log loss"].per_user]).ravel()
+    counts = np.array([[3, 0, 0], [0, 1, 2]])
+    values = -np.log((clicked * says).sum(axis=1))
+    np.testing.assert_allclose(f._by_user(values, humans.owner, counts)[0], [each[0], (each[1] + 2 * each[2]) / 3])
+
+
+def test_an_interval_lies_about_the_value() -> None:
+    """Samples that are larger than the value throughout, as those of a distance are, are moved to it."""
+    sampled = 5 + np.linspace(-1, 1, 401)
+    assert f._interval(2.0, sampled) == (pytest.approx(2 - 0.95), pytest.approx(2 + 0.95))
+    assert f._interval(2.0, np.append(sampled, np.nan)) == (pytest.approx(2 - 0.95), pytest.approx(2 + 0.95))
+    assert np.isnan(f._interval(np.nan, sampled)).all()
+    humans, says = unequal()
+    table = f.measures_table(humans, {"fixate": f.Predicted(attention=None, clicks=says[None])})
+    row = table.set_index("measure").loc["user click share js"]
+    counts = f._counts(humans, 0)
+    sampled = f.measure(humans, f.Predicted(attention=None, clicks=says[None]))["user click share js"].sampled
+    assert len(sampled) == len(counts) - 1
+    low, high = np.quantile(sampled, [0.025, 0.975]) - sampled.mean() + row["value"]
+    assert (row["low"], row["high"]) == (pytest.approx(max(low, 0)), pytest.approx(high))

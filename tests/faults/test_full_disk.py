@@ -137,7 +137,7 @@ def test_tuning(workspace: Workspace, undisturbed: Path, tmp_path: Path) -> None
 
 def test_evaluation(workspace: Workspace, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is computed is computed once: this is about what is written.
-    for name in ("predict", "trivial_predictions", "comparison_table"):
+    for name in ("predict", "predict_without_model", "comparison_table"):
         monkeypatch.setattr(experiment, name, remembered(getattr(experiment, name)))
     for name in ("training_curves", "user_improvement"):
         monkeypatch.setattr(experiment, name, lambda path, *_, **__: save_figure(Figure(figsize=(1, 1)), path))

@@ -71,6 +71,13 @@ def test_a_token_under_two_slots() -> None:
     np.testing.assert_allclose(assign_slots(twice, 1, 2, how="area"), [[0.4, 0], [0.4, 0]], rtol=1e-6)
 
 
+def test_where_slots_overlap_a_token_is_the_first_ones() -> None:
+    boxes = np.array([[0.0, 0.0, 0.5, 1.0], [0.2, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    # Four tokens with centres at 1/8, 3/8, 5/8 and 7/8: the first slot holds two, the second three, the third all.
+    np.testing.assert_array_equal(assign_slots(boxes, 1, 4), [[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(assign_slots(boxes[::-1].copy(), 1, 4), [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
 def test_where_slots_end_between_tokens_both_ways_agree() -> None:
     boxes = np.array([[0.2, 0.0, 0.6, 1 / 3], [0.6, 1 / 3, 1.0, 1.0]])
     np.testing.assert_allclose(assign_slots(boxes, *GRID, how="area"), assign_slots(boxes, *GRID), atol=1e-6)

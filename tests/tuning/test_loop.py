@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,12 +29,14 @@ from fixate_jax.config import (
 )
 from fixate_jax.data import open_or_prepare
 from fixate_jax.errors import ConfigError
+from fixate_jax.metrics import session_metrics
 from fixate_jax.settings import dump_config
-from fixate_jax.tuning import loop
+from fixate_jax.tuning import evaluate, loop
 from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
 from fixate_jax.tuning.experiment import claim_run, evaluate_run, open_run, run_experiment, seed_directory
-from fixate_jax.tuning.loop import Interrupted, start_state, train
+from fixate_jax.tuning.loop import Interrupted, start_state, train, validate
 from fixate_jax.tuning.setup import Workspace, open_workspace
+from fixate_jax.tuning.step import Evaluation, TrainState
 
 SEED = 7
 
@@ -196,3 +199,78 @@ def test_a_folder_with_something_else_in_it_is_refused(config: RunConfig, tmp_pa
     with pytest.raises(ConfigError, match=r"is not empty and holds no config\.yaml; choose another --run"):
         run_experiment(config, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def looks_right(batch: Any) -> Evaluation:
+    """What a model would say that looks where people do and clicks what they do."""
+    clicked = jax.nn.one_hot(batch.click, batch.gaze.shape[1])
+    return Evaluation(
+        log_probs=jnp.log(clicked + 0.1),
+        answer=batch.click,
+        teacher_forced=batch.gaze,
+        free_running=batch.gaze,
+        tokens_forced=batch.gaze,
+        tokens_free=batch.gaze,
+    )
+
+
+@pytest.mark.parametrize("selection", ["FR", "TF"])
+def test_epochs_are_scored_on_the_validation_sessions(
+    workspace: Workspace, config: RunConfig, monkeypatch: pytest.MonkeyPatch, selection: str
+) -> None:
+    seen: list[pd.DataFrame] = []
+
+    def measured(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
+        seen.append(frame)
+        return session_metrics(frame, **settings)
+
+    monkeypatch.setattr(evaluate, "evaluate_batch", lambda workspace, prompt, batch, shift: looks_right(batch))
+    monkeypatch.setattr(loop, "session_metrics", measured)
+    prompt = start_state(config, users=2, width=workspace.backbone.width, seed=SEED).prompt
+    score, means = validate(workspace, replace(config, train=replace(config.train, selection=selection)), prompt)
+    (frame,) = seen
+    assert set(frame["split"]) == {"validation"} and set(frame["mode"]) == {selection}
+    held = {s.session_id for s in workspace.store.sessions if s.split == "validation"}
+    assert sorted(frame["session_id"]) == sorted(held)
+    assert means["kl"] == pytest.approx(0, abs=1e-6) and means["accuracy"] == 1
+    # cos, CSH@3 and TGO@3 are 1 where all three slots are in the top, and CSH@1 where people click what they look at.
+    assert score == pytest.approx(0.55 + 0.2 * means["csh@1"] + 0.25 * (selection == "FR"), abs=1e-6)
+
+
+def counting(state: TrainState, params: Any, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+    """A step that adds 1 to the prompt, so that a prompt says how many steps it has taken."""
+    prompt = jax.tree.map(lambda x: x + 1, state.prompt)
+    return TrainState(prompt, state.optimizer, state.step + 1), {"loss": jnp.float32(1)}
+
+
+@pytest.mark.parametrize(("scores", "best", "epochs"), [((0.1, 0.5, 0.4, 0.5), 2, 4), ((0.1, 0.2, 0.3, 0.4), 4, 4)])
+def test_the_best_epochs_prompt_is_kept(
+    workspace: Workspace,
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: tuple[float, ...],
+    best: int,
+    epochs: int,
+) -> None:
+    """Not the last one's, nor that of the last of two that are as good; also on disk, and after an interruption."""
+    longer = replace(config, train=replace(config.train, epochs=6 if best == 2 else 4, patience=2))
+    left = iter(scores)
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: counting)
+    monkeypatch.setattr(loop, "validate", lambda *_: (next(left), {}))
+    start = start_state(longer, users=2, width=workspace.backbone.width, seed=SEED).prompt
+
+    def kept(prompt: Any) -> list[int]:
+        """Steps that the prompt has taken."""
+        return sorted({round(float(d)) for a, b in zip(prompt, start, strict=True) for d in np.ravel(a - b)})
+
+    for stop in (3, 6):
+        run = loop.Training(workspace, longer, tmp_path, SEED)
+        per_epoch = run.plan.steps_per_epoch
+        with run.saving():
+            while not run.finished and run.step < stop * per_epoch:
+                run.advance()
+    tuned = run.tuned(0)
+    assert (tuned.best_epoch, tuned.steps) == (best, epochs * per_epoch)
+    assert kept(tuned.prompt) == [best * per_epoch]
+    assert kept(final_state(workspace, tmp_path).state["best"]) == [best * per_epoch]

@@ -36,6 +36,7 @@ from fixate_jax.tuning.step import loss_and_gradient
 from fixate_jax.tuning.users import UserPrompts, append_users, start_of, tune_users
 from fixate_jax.tuning.users_data import session_order, user_number
 from fixate_jax.tuning.users_memory import Memory, even_chunk, program_bytes
+from fixate_jax.tuning.users_step import UserState, _judge
 
 SEED = 3
 COUNTS = {"0": (9, 4), "1": (1, 0), "2": (7, 0), "3": (2, 1), "4": (14, 7)}
@@ -179,6 +180,67 @@ def test_everybody_stops_by_their_own_validation(together: UserPrompts) -> None:
         assert row["best_step"] == 2 * int(scores.argmin())
         assert row["stopped_early"] == (row["steps"] == row["best_step"] + 2)
         assert row["stopped_early"] or row["steps"] == 8
+
+
+def test_the_prompt_that_scored_best_is_kept(workspace: Workspace, basis: PromptParams, together: UserPrompts) -> None:
+    """Scored again, what was kept scores what the table says."""
+    run = module._UserTuning(workspace, workspace.config, None, basis, SEED, None)
+    state, sessions, frozen = run._arguments(run.data.members)
+    _, parts = run.advance(state._replace(own=together.own), sessions, frozen, jnp.int32(0), jnp.int32(0))
+    held = together.table["validation"] > 0
+    assert (together.table["best_step"] < together.table["steps"])[held].any()
+    np.testing.assert_allclose(np.asarray(parts["score"])[held], together.table["score_after"][held], rtol=1e-5)
+
+
+def test_users_are_scored_on_their_validation_sessions(
+    workspace: Workspace, basis: PromptParams, together: UserPrompts
+) -> None:
+    run = module._UserTuning(workspace, workspace.config, None, basis, SEED, None)
+    _, sessions, _ = run._arguments(run.data.members)
+    places = {"order": sessions.order, "validation": sessions.validation}
+    for row, member in enumerate(run.data.members):
+        shown = {name: sessions.rows.session[row][np.unique(at[row][at[row] >= 0])] for name, at in places.items()}
+        assert sorted(shown["validation"].tolist()) == sorted(member.validation)
+        assert set(shown["order"].tolist()) <= set(member.train)
+
+    def scores(**changed: Any) -> np.ndarray:
+        state, sessions, frozen = run._arguments(run.data.members)
+        sessions = sessions._replace(**changed)
+        return np.asarray(run.advance(state, sessions, frozen, jnp.int32(0), jnp.int32(0))[1]["score"])
+
+    before, held = scores(), np.array([len(m.validation) > 0 for m in run.data.members])
+    np.testing.assert_allclose(before[held], together.table["score_before"][held], rtol=1e-5)
+    np.testing.assert_array_equal(scores(order=jnp.zeros_like(sessions.order)), before)
+    other = jnp.where(sessions.validation >= 0, 0, -1)
+    assert (np.abs(scores(validation=other) - before)[held] > 1e-3).all()
+
+
+def judged(scores: list[float], *, held: bool = True, patience: int = 2) -> UserState:
+    """The state after validations with these scores; the parameters say after how many steps they were so."""
+    infinity, none = jnp.float32(jnp.inf), jnp.int32(0)
+    state = UserState(jnp.zeros(2), (), jnp.zeros(2), infinity, infinity, none, none, none, jnp.asarray(False))
+    for steps, score in enumerate(scores):
+        own, taken = jnp.full(2, steps, jnp.float32), jnp.int32(steps)
+        state = _judge(state, own, (), jnp.float32(score), taken, held=jnp.asarray(held), patience=patience)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "stopped"),
+    [
+        ([3.0, 1.0, 2.0], 1, False),
+        ([3.0, 1.0, 2.0, 1.5], 1, True),
+        ([3.0, 1.0, 1.0, 0.5], 3, False),
+        ([1.0, np.nan, np.nan], 0, True),
+        ([1.0, 2.0, 3.0], 0, True),
+    ],
+)
+def test_the_best_step_is_kept_and_not_the_last(scores: list[float], best: int, stopped: bool) -> None:
+    state = judged(scores)
+    assert (int(state.best_step), float(state.best[0]), bool(state.stopped)) == (best, best, stopped)
+    assert float(state.best_score) == scores[best] and float(state.start_score) == scores[0]
+    last = judged([np.inf] * len(scores), held=False)
+    assert (int(last.best_step), float(last.best[0]), bool(last.stopped)) == (len(scores) - 1, len(scores) - 1, False)
 
 
 def test_the_order_of_sessions_is_the_users_own() -> None:
