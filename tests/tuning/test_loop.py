@@ -93,9 +93,11 @@ def assert_same_run(workspace: Workspace, first: Path, second: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(workspace: Workspace, config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("whole")
+    compiled = workspace.evaluate._cache_size()
     tuned = train(workspace, config, directory, seed=SEED)
-    assert tuned.compilations == len(workspace.data.buckets) == 1
-    assert workspace.evaluate._cache_size() <= len(workspace.data.buckets)
+    # None where an earlier test of this process had the same programs compiled.
+    assert tuned.compilations <= len(workspace.data.buckets) == 1
+    assert workspace.evaluate._cache_size() - compiled <= len(workspace.data.buckets)
     assert tuned.steps == 2 * 11 and tuned.best_epoch in (1, 2)
     losses = tuned.log["next_token"].dropna()
     assert len(losses) == tuned.steps and losses.tail(5).mean() < losses.iloc[0]

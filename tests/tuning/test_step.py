@@ -78,12 +78,13 @@ def test_free_running_takes_the_models_own_answer(world: World) -> None:
 def test_without_prompt_is_the_backbone_alone(world: World) -> None:
     batch = world.batch()
     evaluate = make_evaluate(world.backbone.graph, world.config, world.backbone.encoder.end_token)
+    compiled = evaluate._cache_size()
     results = [
         evaluate(soft_prompt(world.prompt(seed), batch.user), False, world.backbone.params, batch) for seed in (0, 1)
     ]
     np.testing.assert_array_equal(results[0].log_probs, results[1].log_probs)
     with_prompt = evaluate(soft_prompt(world.prompt(), batch.user), True, world.backbone.params, batch)
-    assert evaluate._cache_size() == 1, "with and without prompt must share one compilation"
+    assert evaluate._cache_size() - compiled <= 1, "with and without prompt must share one compilation"
     finite = np.isfinite(np.asarray(with_prompt.log_probs))
     assert np.abs(np.asarray(with_prompt.log_probs - results[0].log_probs)[finite]).max() > 0.01
 
@@ -172,10 +173,10 @@ def test_only_the_prompt_moves_and_absent_users_do_not(world: World) -> None:
     step = make_train_step(world.backbone.graph, world.config, users=users, steps=10)
     state = start_state(world.config, users=users, width=world.backbone.width, seed=0)
     before = jax.device_get(state.prompt)
-    batch = jax.tree.map(lambda x: x[None], world.batch([0, -1]))
+    batch, compiled = jax.tree.map(lambda x: x[None], world.batch([0, -1])), step._cache_size()
     for _ in range(3):
         state, parts = step(state, world.backbone.params, batch)
-    assert step._cache_size() == 1
+    assert step._cache_size() - compiled <= 1
     after = jax.device_get(state.prompt)
     assert np.abs(after.basis - before.basis).max() > 1e-4
     present = int(batch.user[0, 0])

@@ -79,7 +79,7 @@ def test_a_short_run_tunes_with_it(tmp_path: Path) -> None:
     )
     workspace = open_workspace(config, open_or_prepare(config.data), directory=tmp_path)
     tuned = train(workspace, config, tmp_path / "run", seed=0)
-    assert tuned.best_epoch == 1 and tuned.compilations == 1
+    assert tuned.best_epoch == 1 and tuned.compilations <= 1
     assert {"alignment", "validation/kl"} <= set(tuned.log.columns)
     start = start_state(config, users=1, width=workspace.backbone.width, seed=0).prompt
     assert moved(start, tuned.prompt) > 1e-3

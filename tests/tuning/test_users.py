@@ -91,7 +91,7 @@ def tune(workspace: Workspace, basis: PromptParams | None, config: RunConfig | N
 def together(workspace: Workspace, basis: PromptParams) -> UserPrompts:
     """Everybody side by side."""
     tuned = tune(workspace, basis)
-    assert tuned.users == tuple(COUNTS) and tuned.chunk == len(COUNTS) and tuned.compilations == 1
+    assert tuned.users == tuple(COUNTS) and tuned.chunk == len(COUNTS) and tuned.compilations <= 1
     return tuned
 
 
@@ -121,7 +121,7 @@ def test_company_order_and_chunks_change_nothing(
 ) -> None:
     config = in_pairs(workspace.config)
     pairs = tune(workspace, basis, config, users=SHUFFLED)
-    assert (pairs.chunk, pairs.compilations) == (2, 1)  # Three chunks, the last one filled up.
+    assert pairs.chunk == 2 and pairs.compilations <= 1  # Three chunks, the last one filled up.
     assert_same(together, pairs, SHUFFLED)
     alone = tune(workspace, basis, config, users=["0"])
     assert alone.chunk == 1

@@ -88,7 +88,9 @@ def test_the_command_writes_everything_and_can_be_given_again(
     assert set(results["users"]) == {4}, "only these users are evaluated"
     against = pd.read_csv(run / "comparison-test.csv")["against"]
     assert {"population_prompt", "backbone"} <= set(against)
-    assert json.loads((run / "run.json").read_text())["users"]["seed 7"] == {"chunk": 2, "compilations": 1}
+    assert json.loads((run / "run.json").read_text())["users"]["seed 7"] in (
+        {"chunk": 2, "compilations": n} for n in (0, 1)
+    )
 
     assert tune(preset, *flags) == 0
     assert json.loads((run / "run.json").read_text())["users"]["seed 7"] == {"chunk": 2, "compilations": 0}
