@@ -39,4 +39,6 @@ def of_child(*, devices: int = 1, **more: str) -> dict[str, str]:
     """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | more
+    # A device that waits for another one occupies a thread of XLA's; with fewer threads than waits, all wait for ever.
+    threads = {"NPROC": "32"} if devices > 1 else {}
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | threads | more

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,92 +14,12 @@ from fixate_jax.backbones import decoder, take_branches
 from fixate_jax.backbones.after_page import attend_over_page, seen_rows, without_gap
 from fixate_jax.backbones.attention import blocked_attention
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.backbones.tiny_sizes import TinySizes
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.errors import ConfigError
-from fixate_jax.probing import OPERATORS, SOURCE_ROW, get_operator
+from fixate_jax.probing import get_operator
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning import step
-from fixate_jax.tuning.batches import Batch, SessionData
-from fixate_jax.tuning.step import evaluate_batch, look, loss_and_gradient
-from tests.probing.test_operators import relative
-from tests.worlds import USERS, World, letters, numbers
-
-SOFT = 5
-WORLDS: dict[str, tuple[TinySizes, int, Any]] = {
-    "qwen3_vl, two of three layers, letters": (TinySizes(layers=3), 2, letters),
-    "internvl, all layers, numbers (one and two tokens)": (TinySizes(family="internvl", layers=3), 3, numbers),
-}
-SIZES = ((3, 320, 192), (12, 192, 160), (5, 256, 256))
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
-    return {name: make_world(tmp_path_factory.mktemp("world"), *settings) for name, settings in WORLDS.items()}
-
-
-@pytest.fixture(params=WORLDS)
-def world(request: pytest.FixtureRequest, worlds: dict[str, World]) -> World:
-    return worlds[request.param]
-
-
-@pytest.fixture
-def qwen(worlds: dict[str, World]) -> World:
-    return next(iter(worlds.values()))
-
-
-def make_world(folder: Path, sizes: TinySizes, tapped: int, labels: Any) -> World:
-    config = RunConfig(
-        backbone=BackboneConfig(
-            path=str(write_tiny_random(folder / "model", sizes=sizes)), tapped_layers=tapped, attention_block=128
-        ),
-        prompt=PromptConfig(basis=3, tokens=SOFT, position="after_image"),
-        operator=OperatorConfig(name="attn_lrp", normalise="abs"),
-        objective=ObjectiveConfig(warmup=0),
-    )
-    return World(folder, sizes=SIZES, labels=labels, config=config, max_lengths=2)
-
-
-def in_layout(world: World, encoded: Sequence[EncodedSession], **settings: Any) -> SessionData:
-    """The world's sessions, put together in another way."""
-    how: dict[str, Any] = {"prompt_tokens": SOFT, "position": "after_image", **settings}
-    rows = {user: i for i, user in enumerate(USERS)}
-    return SessionData(world.sessions, encoded, rows, features=world.features, signal="fixation", **how)
-
-
-def batches(data: SessionData) -> list[Batch]:
-    """All sessions, a batch for each bucket, on the device."""
-    members = [[i for i, b in enumerate(data.bucket_of) if b == bucket] for bucket in range(len(data.buckets))]
-    return [jax.device_put(data.batch(rows)) for rows in members if rows]
-
-
-@cache
-def keys_of(world: World) -> Any:
-    return jax.jit(lambda params, inputs: world.backbone.merge(params).page_keys(inputs))
-
-
-def with_keys(world: World, batch: Batch) -> Batch:
-    """The same batch with the page's keys and values in place of its features."""
-    keys = keys_of(world)(world.backbone.params, batch.inputs)
-    return batch._replace(inputs=batch.inputs._replace(page_keys=keys, features=None))
-
-
-def whole(model: Any, prompt: Any, batch: Batch, use_prompt: Any = True) -> jax.Array:
-    """Log-probabilities at the tail by a plain forward pass."""
-    logits, _ = model.decoder.forward(batch.inputs, prompt, use_prompt)
-    return jax.nn.log_softmax(logits[:, -1])
-
-
-def by_tail(model: Any, prompt: Any, batch: Batch, use_prompt: Any = True) -> jax.Array:
-    """The same by prefill and tail."""
-    return jax.nn.log_softmax(model.tail(model.prefill(batch.inputs, prompt, use_prompt)).logits[:, 0, -1])
-
-
-def run(world: World, function: Any, *arguments: Any) -> Any:
-    """A function of the model, compiled with the weights as an argument."""
-    call = jax.jit(lambda params, *rest: function(world.backbone.merge(params), *rest))
-    return jax.device_get(call(world.backbone.params, *arguments))
+from fixate_jax.tuning.batches import Batch
+from fixate_jax.tuning.step import look
+from tests.tuning.after_page import SIZES, SOFT, batches, by_tail, in_layout, run, whole, with_keys
+from tests.worlds import World
 
 
 def with_words(encoded: EncodedSession, words: Any) -> EncodedSession:
@@ -144,15 +63,18 @@ def hidden_prompt(world: World, *, thorough: bool = True) -> float:
     return worst
 
 
-def test_the_layout(world: World) -> None:
+def test_the_layout(page_world: World) -> None:
     """Everything up to the token that closes the page, the soft prompt, the rest; the padding in between."""
-    data, image = world.data, world.backbone.config.image_token
+    data, image = page_world.data, page_world.backbone.config.image_token
     for shapes, batch in zip(data.buckets, batches(data), strict=True):
         for row, index in enumerate(np.asarray(batch.session)):
             encoded, inputs = data.encoded[index], jax.tree.map(lambda x, row=row: np.asarray(x[row]), batch.inputs)
             end = encoded.page_end
             assert encoded.token_ids[end - 2] == image and (encoded.token_ids[end - 1 :] != image).all()
-            assert world.backbone.encoder.tokenizer.decode(encoded.token_ids[end - 1]) in ("<|vision_end|>", "</img>")
+            assert page_world.backbone.encoder.tokenizer.decode(encoded.token_ids[end - 1]) in (
+                "<|vision_end|>",
+                "</img>",
+            )
             np.testing.assert_array_equal(inputs.page_valid, np.arange(shapes.page) < end)
             first = shapes.seq - (len(encoded.token_ids) - end)
             assert inputs.start == first - SOFT >= shapes.page
@@ -170,14 +92,14 @@ def test_the_layout(world: World) -> None:
         assert shapes.page == max(data.encoded[i].page_end for i in np.asarray(batch.session))
 
 
-def test_soft_tokens_count_like_words_behind_the_page(world: World) -> None:
-    difference = soft_tokens_that_are_words(world)
+def test_soft_tokens_count_like_words_behind_the_page(page_world: World) -> None:
+    difference = soft_tokens_that_are_words(page_world)
     print(f"\nwords as soft tokens and as text: {difference:.1e}")
     assert difference < 1e-5
 
 
-def test_a_hidden_prompt_leaves_no_gap(world: World) -> None:
-    difference = hidden_prompt(world)
+def test_a_hidden_prompt_leaves_no_gap(page_world: World) -> None:
+    difference = hidden_prompt(page_world)
     print(f"\nhidden prompt and none: {difference:.1e}")
     assert difference < 1e-5
 
@@ -205,75 +127,6 @@ def test_mistakes_are_noticed(qwen: World, name: str, monkeypatch: pytest.Monkey
     attribute, mistake, measure = MUTATIONS[name]
     monkeypatch.setattr(decoder, attribute, mistake)
     assert measure(qwen, thorough=False) > 1e-3
-
-
-OBJECTIVES = {
-    "attn_lrp, own answer": ("attn_lrp", "own"),
-    "attention": ("attention", "click"),
-    "attention_gradient": ("attention_gradient", "click"),
-}
-
-
-def steps(world: World, chosen: Sequence[str], model: Any, batch: Batch) -> dict[str, Any]:
-    """Loss parts and gradient by some operators that ask for row src alone."""
-    found, micro = {}, jax.tree.map(lambda x: x[None], batch)
-    for name in chosen:
-        operator, relevance = OBJECTIVES[name]
-        config = replace(
-            world.config,
-            operator=replace(world.config.operator, name=operator),
-            objective=replace(world.config.objective, relevance=relevance),  # type: ignore[arg-type]
-        )
-        end = world.backbone.encoder.end_token
-        found[name] = loss_and_gradient(world.prompt(), model, micro, config, jnp.float32(0.5), end_token=end)
-    return found
-
-
-def test_keys_known_beforehand_give_the_same_step(world: World) -> None:
-    """Loss and gradient: all rows computed together, which is the reference, and over the page's keys."""
-    assert {operator for operator, _ in OBJECTIVES.values()} == SOURCE_ROW
-    # One architecture takes all operators, the other the hardest.
-    chosen = list(OBJECTIVES)[: len(OBJECTIVES) if world.data.buckets[0].tail == 1 else 1]
-    batch = batches(world.data)[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "SOURCE_ROW", set())
-        reference = run(world, partial(steps, world, chosen), batch)
-    ours = run(world, partial(steps, world, chosen), with_keys(world, batch))
-    for name, (parts, gradient) in reference.items():
-        for part, value in parts.items():
-            assert ours[name][0][part] == pytest.approx(value, rel=1e-5, abs=1e-6), (name, part)
-        for field, expected in gradient._asdict().items():
-            difference = relative(getattr(ours[name][1], field), expected)
-            print(f"\n{name}: gradient in {field} {difference:.0e}", end="")
-            assert difference < 1e-4, (name, field)
-
-
-def test_keys_are_computed_in_the_step_where_none_are_cached(qwen: World) -> None:
-    batch, function = batches(qwen.data)[0], partial(steps, qwen, ["attention"])
-    cached, computed = (run(qwen, function, given) for given in (with_keys(qwen, batch), batch))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), computed, cached)
-
-
-def test_keys_known_beforehand_give_the_same_evaluation(world: World) -> None:
-    """All branches, with and without prompt, by one compiled program a bucket."""
-    end, merge = world.backbone.encoder.end_token, world.backbone.merge
-
-    def jitted() -> Any:
-        return jax.jit(lambda p, soft, use, batch: evaluate_batch(soft, use, merge(p), batch, world.config, end))
-
-    ours, reference = jitted(), jitted()
-    for batch in batches(world.data):
-        soft, found = soft_prompt(world.prompt(), batch.user), {}
-        cached = with_keys(world, batch)
-        for use in (True, False):
-            found[use] = jax.device_get(ours(world.backbone.params, soft, jnp.asarray(use), cached))
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(step, "SOURCE_ROW", set())
-                expected = jax.device_get(reference(world.backbone.params, soft, jnp.asarray(use), batch))
-            for field, value in expected._asdict().items():
-                np.testing.assert_allclose(getattr(found[use], field), value, rtol=1e-5, atol=1e-5, err_msg=field)
-        assert np.abs(found[True].teacher_forced - found[False].teacher_forced).max() > 1e-3
-    assert ours._cache_size() == len(world.data.buckets)
 
 
 def relevance_of(names: Sequence[str], world: World, model: Any, soft: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -319,12 +172,3 @@ def test_attention_over_a_page_is_the_last_rows_of_causal_attention(block: int) 
         for f in (over_page, whole)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
-
-
-@pytest.mark.parametrize("name", sorted(set(OPERATORS) - SOURCE_ROW))
-def test_operators_that_want_the_pages_rows_refuse_keys_alone(qwen: World, name: str) -> None:
-    config = replace(qwen.config, operator=replace(qwen.config.operator, name=name))
-    batch = batches(qwen.data)[0]
-    batch = batch._replace(inputs=batch.inputs._replace(page_keys=jnp.zeros((len(batch.click), 2, 3, 65, 1, 8))))
-    with pytest.raises(ConfigError, match=rf"operator.name = '{name}' looks at the page's own rows.*attention, "):
-        evaluate_batch(soft_prompt(qwen.prompt(), batch.user), True, None, batch, config, 0)
