@@ -33,13 +33,13 @@ def free_port() -> int:
 
 
 def start(preset: Path, run: Path, *, processes: int) -> list[subprocess.Popen[str]]:
-    """`fixate train` on eight devices of so many processes, with logs beside the run."""
+    """`fixate train` on four devices of so many processes, with logs next to the run."""
     command = [sys.executable, "-m", "fixate_jax.cli", "train", str(preset), "--run", str(run)]
     address = f"127.0.0.1:{free_port()}"
     started = []
     for process in range(processes):
         numbers = {hosts.COORDINATOR: address, hosts.PROCESSES: str(processes), hosts.PROCESS: str(process)}
-        env = environment.of_child(devices=8 // processes, **(numbers if processes > 1 else {}))
+        env = environment.of_child(devices=4 // processes, **(numbers if processes > 1 else {}))
         log = run.with_name(f"{run.name}-{process}.log").open("w")
         started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=run.parent, text=True))
     return started
@@ -65,10 +65,10 @@ def final_prompt(config: RunConfig, run: Path) -> Any:
 
 
 def test_two_processes_that_are_stopped_and_go_on_end_like_one(tmp_path: Path) -> None:
-    """2 processes × 4 devices on loopback, the second of which gets a SIGTERM, beside 1 process × 8 devices."""
+    """2 processes × 2 devices on loopback, the second of which gets a SIGTERM, next to 1 process × 4 devices."""
     config = settings(tmp_path / "store")
     config = replace(
-        config, operator=OperatorConfig(name="attention"), train=replace(config.train, epochs=1, mesh=(2, 2, 2))
+        config, operator=OperatorConfig(name="attention"), train=replace(config.train, epochs=1, mesh=(2, 2, 1))
     )
     preset = tmp_path / "preset.yaml"
     preset.write_text(dump_config(config))
