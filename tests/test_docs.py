@@ -81,7 +81,9 @@ def build_docs(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     The settings are those of mkdocs.yml, but API pages are left as they are written: they take most of the time.
     """
     pytest.importorskip("mkdocs")
-    (recipe,) = re.findall(r"^\t.*\$\(BIN\)/mkdocs (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    (recipe,) = re.findall(
+        r"^\t.*\$\(BIN\)/mkdocs (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     shutil.copytree(ROOT / "docs", folder / "docs")
     with (folder / "docs" / "index.md").open("a", encoding="utf-8") as page:
         page.write(f"\n{text}\n")
