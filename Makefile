@@ -1,5 +1,5 @@
-# make demo | test | test-faults | mutants | lint | bench | bench-gpu | results | results-operators | results-recgaze | results-analysis
-# make results-scale | docs | clean
+# make demo | test | test-faults | mutants | lint | bench | bench-gpu | results | results-operators | results-recgaze
+# make results-analysis | results-scale | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 ifndef PYTHON
