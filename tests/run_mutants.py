@@ -29,6 +29,7 @@ COPIED = (PACKAGE, "tests")
 """Copied for each mutant; all other files and folders of the repository are linked to."""
 Outcome = Literal["caught", "missed", "error"]
 
+GUARD_FILE = "mutant_guard.py"
 GUARD = '''\
 """Ends a run with status 70 where its outcome says nothing about the mutant."""
 
@@ -136,17 +137,24 @@ def _functions(path: Path) -> set[str]:
     return {node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
 
 
-def copy_tree(root: Path, to: Path) -> None:
-    """A copy of the repository in which package and tests are files of its own, and all else is linked to."""
+def copy_tree(root: Path, to: Path, *, compiled: bool = False) -> None:
+    """A copy of the repository in which package and tests are files of its own, and all else is linked to.
+
+    Args:
+        root: what to copy.
+        to: must not be there yet.
+        compiled: copy compiled modules too, which is quicker; safe where none of the files has changed since.
+    """
     to.mkdir(parents=True)
+    ignore = None if compiled else shutil.ignore_patterns("__pycache__")
     for path in root.iterdir():
         if path.name in COPIED:
-            shutil.copytree(path, to / path.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif not path.name.startswith("."):
+            shutil.copytree(path, to / path.name, ignore=ignore)
+        elif not path.name.startswith(".") and path.name != GUARD_FILE:
             (to / path.name).symlink_to(path.absolute())
     if (shared := root.absolute().parent / "shared").is_dir():  # The raw data sets lie next to the repository.
         (to.parent / "shared").symlink_to(shared)
-    (to / "mutant_guard.py").write_text(GUARD, encoding="utf-8")
+    (to / GUARD_FILE).write_text(GUARD, encoding="utf-8")
 
 
 def environment(tree: Path, cache: Path) -> dict[str, str]:
@@ -201,14 +209,16 @@ def outcome_of(status: int, output: str) -> tuple[Outcome, str]:
     return "error", next(iter(guard or raised[-1:] or lines[-1:]), "") or f"status {status}"
 
 
-def try_mutant(mutant: Mutant, *, root: Path, scratch: Path, timeout: float) -> Verdict:
-    """Apply a mutant to a copy and run its tests there."""
+def try_mutant(mutant: Mutant, *, unchanged: Path, scratch: Path, timeout: float) -> Verdict:
+    """Apply a mutant to a copy of the unchanged copy, and run its tests there."""
     begin, tree = time.perf_counter(), Path(tempfile.mkdtemp(dir=scratch)) / "tree"
-    copy_tree(root, tree)
+    copy_tree(unchanged, tree, compiled=True)
     path = tree / mutant.file
     text = path.read_text(encoding="utf-8")
     assert text.count(mutant.before) == 1
     path.write_text(text.replace(mutant.before, mutant.after), encoding="utf-8")
+    for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+        stale.unlink()  # Python tells changes by size and second alone.
     outcome, note = outcome_of(*run_tests(mutant.tests, tree, scratch / "compiled", first=True, timeout=timeout))
     shutil.rmtree(tree.parent)
     return Verdict(name=mutant.name, outcome=outcome, seconds=time.perf_counter() - begin, note=note)
@@ -228,11 +238,10 @@ def try_all(
     """
     with tempfile.TemporaryDirectory(prefix="fixate-mutants-") as folder:
         scratch, begin = Path(folder), time.perf_counter()
-        copy_tree(root, scratch / "unchanged" / "tree")
+        tree = scratch / "unchanged" / "tree"
+        copy_tree(root, tree)
         tests = sorted({test for mutant in mutants for test in mutant.tests})
-        status, output = run_tests(
-            tests, scratch / "unchanged" / "tree", scratch / "compiled", first=False, timeout=timeout * len(tests)
-        )
+        status, output = run_tests(tests, tree, scratch / "compiled", first=False, timeout=timeout * len(tests))
         note = f"{len(tests)} tests pass on the unchanged package" if status == 0 else output[-2000:]
         seconds = time.perf_counter() - begin
         first = Verdict(name="unchanged", outcome="missed" if status == 0 else "error", seconds=seconds, note=note)
@@ -242,7 +251,7 @@ def try_all(
             return [first]
 
         def one(mutant: Mutant) -> Verdict:
-            verdict = try_mutant(mutant, root=root, scratch=scratch, timeout=timeout)
+            verdict = try_mutant(mutant, unchanged=tree, scratch=scratch, timeout=timeout)
             if say:
                 print(f"{verdict.outcome:6}  {verdict.seconds:4.0f} s  {verdict.name}: {verdict.note}", flush=True)
             return verdict

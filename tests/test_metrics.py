@@ -81,6 +81,11 @@ def test_rankings_without_ties():
     assert metrics.session_metrics(frame)["tgo@3"].iloc[0] == pytest.approx(2 / 3)
 
 
+def test_a_page_with_fewer_slots_than_k():
+    small = {"slots": 2, "gaze": [0.7, 0.3], "attention": [0.4, 0.6], "log_probs": [-1.0, -2.0]}
+    assert one("tgo@3", **small) == 1 and one("csh@3", **small) == 1 and one("tgo@1", **small) == 0
+
+
 def test_ties_count_by_their_chance():
     """Every way to break the ties, averaged: a method that says nothing gains nothing from the order of the slots."""
     gaze, attention = np.array([0.5, 0.5, 0.0, 0.0]), np.array([0.4, 0.2, 0.2, 0.2])

@@ -4,13 +4,14 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixate_jax.errors import DataError
-from fixate_jax.probing import assign_slots, heat_map
+from fixate_jax.probing import assign_slots, heat_map, take_visual
 from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.setup import SlotWarning, warn_of_empty_slots
 from tests.worlds import World
@@ -76,6 +77,14 @@ def test_where_slots_overlap_a_token_is_the_first_ones() -> None:
     # Four tokens with centres at 1/8, 3/8, 5/8 and 7/8: the first slot holds two, the second three, the third all.
     np.testing.assert_array_equal(assign_slots(boxes, 1, 4), [[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
     np.testing.assert_array_equal(assign_slots(boxes[::-1].copy(), 1, 4), [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def test_visual_tokens_are_found_where_the_prefix_was_moved_to() -> None:
+    relevance = jnp.arange(10.0)[None, None] * jnp.array([[[1.0]], [[-1.0]]])
+    position = jnp.array([[4, 6, 0], [5, 7, 8]])
+    np.testing.assert_array_equal(take_visual(relevance, position)[:, 0], [[4, 6, 0], [-5, -7, -8]])
+    moved = take_visual(relevance, position, jnp.array([3, 0]))
+    np.testing.assert_array_equal(moved[:, 0], [[1, 3, 0], [-5, -7, -8]])
 
 
 def test_where_slots_end_between_tokens_both_ways_agree() -> None:

@@ -239,12 +239,6 @@ def test_epochs_are_scored_on_the_validation_sessions(
     assert score == pytest.approx(0.55 + 0.2 * means["csh@1"] + 0.25 * (selection == "FR"), abs=1e-6)
 
 
-def counting(state: TrainState, params: Any, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-    """A step that adds 1 to the prompt, so that a prompt says how many steps it has taken."""
-    prompt = jax.tree.map(lambda x: x + 1, state.prompt)
-    return TrainState(prompt, state.optimizer, state.step + 1), {"loss": jnp.float32(1)}
-
-
 @pytest.mark.parametrize(("scores", "best", "epochs"), [((0.1, 0.5, 0.4, 0.5), 2, 4), ((0.1, 0.2, 0.3, 0.4), 4, 4)])
 def test_the_best_epochs_prompt_is_kept(
     workspace: Workspace,
@@ -257,7 +251,14 @@ def test_the_best_epochs_prompt_is_kept(
 ) -> None:
     """Not the last one's, nor that of the last of two that are as good; also on disk, and after an interruption."""
     longer = replace(config, train=replace(config.train, epochs=6 if best == 2 else 4, patience=2))
-    left = iter(scores)
+    left, seen = iter(scores), []
+
+    def counting(state: TrainState, params: Any, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        """A step that adds 1 to the prompt, so that a prompt says how many steps it has taken."""
+        seen.append(np.ravel(batch.session).tolist())
+        prompt = jax.tree.map(lambda x: x + 1, state.prompt)
+        return TrainState(prompt, state.optimizer, state.step + 1), {"loss": jnp.float32(1)}
+
     monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: counting)
     monkeypatch.setattr(loop, "validate", lambda *_: (next(left), {}))
     start = start_state(longer, users=2, width=workspace.backbone.width, seed=SEED).prompt
@@ -276,3 +277,4 @@ def test_the_best_epochs_prompt_is_kept(
     assert (tuned.best_epoch, tuned.steps) == (best, epochs * per_epoch)
     assert kept(tuned.prompt) == [best * per_epoch]
     assert kept(final_state(workspace, tmp_path).state["best"]) == [best * per_epoch]
+    assert seen == [run.plan[i].tolist() for i in range(run.step)], "it goes on where it was in the order of sessions"
