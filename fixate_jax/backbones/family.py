@@ -95,7 +95,7 @@ class Family(Protocol):
     """An architecture."""
 
     def read_config(self, directory: Path, settings: BackboneConfig) -> Any:
-        """Read ``config.json``; must raise a CheckpointError that names the field where something is not supported."""
+        """Read ``config.json`` into something hashable; a CheckpointError must name a field that is not supported."""
 
     def build(self, config: Any, rngs: nnx.Rngs) -> Model:
         """The model, with random weights; only ever traced, the checkpoint's weights take their place."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,12 @@ def family_of(directory: Path) -> Family:
     return FAMILIES[model_type]
 
 
+@lru_cache(maxsize=16)
+def abstract_model(family: Family, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model's structure, and its parameters as shapes and types, which nobody may change: one for each ``config``."""
+    return nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
+
+
 def load_backbone(
     settings: BackboneConfig,
     *,
@@ -171,7 +177,7 @@ def load_backbone(
         require_sound(directory, small=True)
     page_processor = family.page_processor(directory, settings, config)
     encoder = SessionEncoder(directory, family, config, instruction_role=settings.instruction_role)
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
+    graph, abstract = abstract_model(family, config)
     places = None if mesh is None else sharding(abstract, mesh)
     if is_cache(directory):
         params = read_cache(directory, abstract, shardings=places)

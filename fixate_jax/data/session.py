@@ -1,6 +1,7 @@
 """What one person saw, looked at and clicked: the unit of data everywhere in the library."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -69,16 +70,17 @@ class Session:
         return share
 
 
+def _fail(session: Session, field_name: str, problem: str) -> None:
+    raise DataError(f"session {session.session_id!r}, field {field_name!r}: {problem}")
+
+
 def validate_session(session: Session) -> None:
     """Check every field of a session against the schema.
 
     Raises:
         DataError: naming the session and the field.
     """
-
-    def fail(field_name: str, problem: str) -> None:
-        raise DataError(f"session {session.session_id!r}, field {field_name!r}: {problem}")
-
+    fail = partial(_fail, session)
     for name in ("session_id", "user_id", "page_id"):
         if not isinstance(getattr(session, name), str) or not getattr(session, name):
             fail(name, f"must be a text that is not empty, got {getattr(session, name)!r}")

@@ -11,7 +11,7 @@ from flax import nnx
 
 from fixate_jax.backbones.family import Family, PageProcessor
 from fixate_jax.backbones.inputs import SequenceInputs
-from fixate_jax.backbones.loading import EMBEDDED, family_of
+from fixate_jax.backbones.loading import EMBEDDED, abstract_model, family_of
 from fixate_jax.backbones.published import PUBLISHED, write_published
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.errors import CheckpointError
@@ -54,7 +54,7 @@ def open_abstract(model: str, settings: BackboneConfig) -> AbstractBackbone:
         directory = _directory(model, Path(work))
         family = family_of(directory)
         config = family.read_config(directory, settings)
-        graph, params = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
+        graph, params = abstract_model(family, config)
         pages = family.page_processor(directory, settings, config)
     return AbstractBackbone(config=config, family=family, graph=graph, params=params, pages=pages)
 
