@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 from collections.abc import Hashable, Mapping
@@ -18,6 +19,7 @@ from fixate_jax.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
+@functools.cache
 def _document(kind: type) -> type[BaseModel]:
     """Puts the settings, and all dataclasses within, under pydantic's rules; they themselves know nothing of them."""
     return create_model("_Document", __config__=ConfigDict(extra="forbid", strict=True), settings=(kind, ...))
@@ -107,8 +109,14 @@ def settings_from_dict(values: Mapping[str, Any], kind: type[Settings], *, sourc
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
     """Nested dictionary of plain values that `config_from_dict` turns into an equal configuration."""
-    settings: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    settings: dict[str, Any] = _adapter().dump_python(config, mode="json")
     return settings
+
+
+@functools.cache
+def _adapter() -> Any:
+    """Made once: it takes longer than what it is made for."""
+    return TypeAdapter(RunConfig)
 
 
 def dump_config(config: RunConfig) -> str:
