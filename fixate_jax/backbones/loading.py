@@ -1,5 +1,6 @@
 """Opening a backbone: which family, its configuration, its weights, its tokenizer and image processor."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,6 +145,13 @@ def family_of(directory: Path) -> Family:
     return FAMILIES[model_type]
 
 
+@functools.lru_cache(maxsize=8)
+def _structure(family: Family, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model's structure, and its parameters as shapes and types; traced once for each configuration."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
+    return graph, abstract
+
+
 def load_backbone(
     settings: BackboneConfig,
     *,
@@ -171,7 +179,7 @@ def load_backbone(
         require_sound(directory, small=True)
     page_processor = family.page_processor(directory, settings, config)
     encoder = SessionEncoder(directory, family, config, instruction_role=settings.instruction_role)
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0))))
+    graph, abstract = _structure(family, config)
     places = None if mesh is None else sharding(abstract, mesh)
     if is_cache(directory):
         params = read_cache(directory, abstract, shardings=places)
