@@ -36,7 +36,7 @@ USERS = tuple("abcdefg")
 
 def settings(store: Path) -> RunConfig:
     return RunConfig(
-        data=DataConfig(name="synthetic_choice", store=store, page_width=64, max_users=4),
+        data=DataConfig(name="synthetic_choice", store=store, page_width=64, max_users=4, train_sessions=8),
         backbone=BackboneConfig(tapped_layers=2),
         prompt=PromptConfig(basis=3, tokens=2, init_scale=0.3),
         operator=OperatorConfig(name="attention", assignment="area"),
@@ -165,14 +165,13 @@ def test_a_missing_piece_alone_is_done_again_and_the_tables_stay(
         return whole(self, seed, k)
 
     monkeypatch.setattr(module._Direction, "fit", counted)
-    run_transfer(config, finished, WANTED)
-    assert calls == []
-    assert len(json.loads((finished / module.FACTS_FILE).read_text(encoding="utf-8"))) == facts
     page = tmp_path / "page.md"
     with pytest.raises(ConfigError, match=rf"page.md: needs one line '<!-- begin {finished.name} -->'"):
         run_transfer(config, finished, WANTED, page=page)
     page.write_text(f"<!-- begin {finished.name} -->\n<!-- end {finished.name} -->\n\nHow to read it.\n")
     run_transfer(config, finished, WANTED, page=page)
+    assert calls == []
+    assert len(json.loads((finished / module.FACTS_FILE).read_text(encoding="utf-8"))) == facts
     filled = page.read_text(encoding="utf-8")
     assert "commit" in filled and "together" in filled and filled.endswith("How to read it.\n")
     assert (tmp_path / f"{finished.name}-cold_start.png").stat().st_size > 5_000

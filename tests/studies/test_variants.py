@@ -18,6 +18,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 PARTS = {"random_prompt", "no_personalisation", "private_prompts", "no_alignment", "no_next_token"}
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The small preset; its data are drawn once."""
+    return preset(tmp_path_factory.mktemp("small"))
+
+
 def names(config: RunConfig) -> set[str]:
     return {variant.name for variant in ablation.variants_of(config)}
 
@@ -26,8 +32,7 @@ def with_loss(config: RunConfig, alignment: str, gamma: float = 2.0) -> RunConfi
     return replace(config, objective=ObjectiveConfig(alignment=alignment, gamma=gamma, warmup=0))  # type: ignore[arg-type]
 
 
-def test_a_variant_that_would_be_the_preset_is_left_out(tmp_path: Path) -> None:
-    config = preset(tmp_path)
+def test_a_variant_that_would_be_the_preset_is_left_out(config: RunConfig) -> None:
     parts = PARTS | {REFERENCE}
     assert names(with_loss(config, "kl")) == parts | {"weighted_kl", "coarse_kl", "i_divergence"}
     # Its plain form is the one without weights.
@@ -39,8 +44,7 @@ def test_a_variant_that_would_be_the_preset_is_left_out(tmp_path: Path) -> None:
     assert "weighted_kl" not in names(with_loss(config, "kl", gamma=0.0))
 
 
-def test_what_the_preset_lacks_is_not_left_out_again(tmp_path: Path) -> None:
-    config = preset(tmp_path)
+def test_what_the_preset_lacks_is_not_left_out_again(config: RunConfig) -> None:
     shared = replace(config, prompt=replace(config.prompt, personal=False))
     assert "no_personalisation" not in names(shared)
     without = replace(config, objective=ObjectiveConfig(alignment="kl", attention_weight=0.0, warmup=0))
@@ -49,8 +53,8 @@ def test_what_the_preset_lacks_is_not_left_out_again(tmp_path: Path) -> None:
     assert "no_next_token" not in names(replace(config, objective=replace(config.objective, ntp_weight=0.0)))
 
 
-def test_every_variant_changes_one_thing(tmp_path: Path) -> None:
-    made = study(tmp_path, tmp_path / "out", ablation.variants_of(preset(tmp_path)))
+def test_every_variant_changes_one_thing(config: RunConfig, tmp_path: Path) -> None:
+    made = replace(study(tmp_path, tmp_path / "out", ablation.variants_of(config)), base=config)
     settings = {v.name: made.cells(v)[0].config for v in made.variants}
     assert len({repr(config) for config in settings.values()}) == len(settings)
     still = settings["random_prompt"]
@@ -79,13 +83,12 @@ def test_the_cursor_is_tuned_to_where_there_is_one() -> None:
     assert (other.config.data.signal, other.also) == ("cursor", ("fixation",))
 
 
-def test_no_cursor_where_there_is_none(tmp_path: Path) -> None:
-    config = preset(tmp_path)
+def test_no_cursor_where_there_is_none(config: RunConfig) -> None:
     assert "cursor" not in names(config) and ablation.with_cursor(config) == config
 
 
-def test_variants_are_chosen_by_name(tmp_path: Path) -> None:
-    every = ablation.variants_of(preset(tmp_path))
+def test_variants_are_chosen_by_name(config: RunConfig) -> None:
+    every = ablation.variants_of(config)
     assert [v.name for v in ablation.chosen(every, ("no_next_token",))] == [REFERENCE, "no_next_token"]
     with pytest.raises(ConfigError, match="--variants nope: choose among preset, random_prompt"):
         ablation.chosen(every, ("nope",))
