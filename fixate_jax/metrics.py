@@ -24,6 +24,9 @@ KEYS = ("session_id", "user_id", "split", "method", "mode")
 LOWER_IS_BETTER = frozenset({"kl", "js", "top_k_js", "log_loss"})
 """Metrics where less is better; of all others, more is."""
 
+LEAST_ROWS = 256
+"""Predictions that are measured at once, at least."""
+
 
 def normalise(attention: Float[Array, "batch slots"], mask: Bool[Array, "batch slots"]) -> Float[Array, "batch slots"]:
     """Attention scaled to a sum of 1 over the slots of the page; a page without any attention stays at 0."""
@@ -120,9 +123,12 @@ def auc(
     return jnp.where(others, below, 0.0).sum(axis=-1) / others.sum(axis=-1)
 
 
-def accuracy(answer: Int[Array, " batch"], click: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """1 where the slot that the method would click is the one the person clicked."""
-    return (answer == click).astype(jnp.float32)
+def accuracy(answer: Int[np.ndarray, " batch"], click: Int[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
+    """1 where the slot that the method would click is the one the person clicked; on the host, for any number of them.
+
+    As a JAX function it would be compiled anew for each number of predictions.
+    """
+    return (answer == click).astype(np.float32)
 
 
 def _at(values: Float[Array, "batch slots"], index: Int[Array, " batch"]) -> Float[Array, " batch"]:
@@ -199,16 +205,17 @@ def session_metrics(frame: pd.DataFrame, *, ks: tuple[int, ...] = (1, 3), top_k:
             _require(frame[looks], name, good, "must be finite and not negative")
         _require(frame[looks], "gaze", gaze.sum(1) > 0, "must be above 0 on some slot")
         attention = np.where(attention.sum(1, keepdims=True) > 0, attention, mask[looks])
-        found = _attention_metrics(gaze, attention, click[looks], mask[looks], ks=ks, top_k=top_k)
+        rows = _filled_up(gaze, attention, click[looks], mask[looks])
+        found = _attention_metrics(*rows, ks=ks, top_k=top_k)
         columns |= {name: _spread(values, looks) for name, values in found.items()}
     clicks = frame["log_probs"].notna().to_numpy()
     if clicks.any():
         log_probs = _pad(frame[clicks], "log_probs", mask[clicks])
         _require(frame[clicks], "log_probs", np.isfinite(log_probs).all(1), "must be finite")
-        found = _click_metrics(log_probs, click[clicks], mask[clicks], ks=ks)
+        found = _click_metrics(*_filled_up(log_probs, click[clicks], mask[clicks]), ks=ks)
         columns |= {name: _spread(values, clicks) for name, values in found.items()}
     answer = frame["answer"].to_numpy(dtype=np.int32)
-    columns["accuracy"] = np.where(answer >= 0, np.asarray(accuracy(jnp.asarray(answer), jnp.asarray(click))), np.nan)
+    columns["accuracy"] = np.where(answer >= 0, accuracy(answer, click), np.nan)
     return pd.concat([frame[list(KEYS)].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
 
 
@@ -230,10 +237,17 @@ def _pad(frame: pd.DataFrame, name: str, mask: Bool[np.ndarray, "rows slots"]) -
     return padded
 
 
-def _spread(values: Float[Array, " found"], rows: Bool[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+def _spread(values: Float[Array, " filled"], rows: Bool[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
     spread = np.full(rows.shape, np.nan)
-    spread[rows] = np.asarray(values)
+    spread[rows] = np.asarray(values)[: rows.sum()]
     return spread
+
+
+def _filled_up(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Rows repeated up to a power of two, so that few numbers of predictions need a compilation of their own."""
+    rows = len(arrays[0])
+    size = max(LEAST_ROWS, 1 << (rows - 1).bit_length())
+    return [array[np.arange(size) % rows] for array in arrays]
 
 
 def metric_columns(metrics: pd.DataFrame) -> list[str]:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fixate_jax.backbones import load_backbone
 from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig
 from fixate_jax.emulation import BackboneWarning, Origin, UserEmulator, load_bundle, open_emulator, write_bundle
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.prompts import PromptParams, init_prompt
 from fixate_jax.settings import dump_config
 from fixate_jax.tuning.users import private_prompts
-from tests.worlds import USERS, World
+from tests.worlds import USERS
 
 CONFIG = RunConfig(backbone=BackboneConfig(tapped_layers=2), prompt=PromptConfig(basis=3, tokens=4))
 ORIGIN = Origin(data="made_up", seed=42, licence="CC0-1.0", note="Nobody: all of them are made up.")
@@ -25,8 +26,12 @@ ORIGIN = Origin(data="made_up", seed=42, licence="CC0-1.0", note="Nobody: all of
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> UserEmulator:
-    world = World(tmp_path_factory.mktemp("world"), config=CONFIG, sizes=((3, 192, 128),))
-    return UserEmulator(backbone=world.backbone, prompt=world.prompt(), users=USERS, config=CONFIG)
+    backbone = load_backbone(CONFIG.backbone, work=tmp_path_factory.mktemp("model"))
+    rng = np.random.default_rng(0)
+    arrays = (np.float32(0.5 * rng.normal(size=size)) for size in ((3, 4, backbone.width), (len(USERS), 3)))
+    return UserEmulator(
+        backbone=backbone, prompt=PromptParams(*map(jax.device_put, arrays)), users=USERS, config=CONFIG
+    )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from fixate_jax import cli
+from fixate_jax.backbones import load_backbone
 from fixate_jax.cli_emulation import picture_names
-from fixate_jax.config import UsersConfig
+from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig, UsersConfig
 from fixate_jax.data import open_or_prepare
 from fixate_jax.emulation import Origin, UserEmulator, learn_users, open_emulator, pages_of_sessions, write_bundle
 from fixate_jax.emulation.emulator import BACKBONE
@@ -19,19 +21,31 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.setup import SlotWarning
 from tests.tuning import test_users
-from tests.worlds import USERS, World
+from tests.worlds import USERS
+
+NARROW = ("--page-width", "192")
+"""The same in all tests, so that they share what is compiled."""
+
+
+def random_prompt(shape: tuple[int, int, int], *, users: int) -> PromptParams:
+    """Basis and coefficients of the size of real embeddings."""
+    rng = np.random.default_rng(0)
+    arrays = (np.float32(0.5 * rng.normal(size=size)) for size in (shape, (users, shape[0])))
+    return PromptParams(*map(jax.device_put, arrays))
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("emulate")
-    world = World(folder, sizes=((3, 192, 128),))
-    emulator = UserEmulator(
-        backbone=world.backbone,
-        prompt=world.prompt(),
-        users=USERS,
-        config=replace(world.config, operator=replace(world.config.operator, name="attention")),
+    config = RunConfig(
+        backbone=BackboneConfig(tapped_layers=2, attention_block=32),
+        prompt=PromptConfig(basis=3, tokens=4),
+        operator=OperatorConfig(name="attention"),
+        train=TrainConfig(eval_batch=4),
     )
+    backbone = load_backbone(config.backbone, work=folder)
+    prompt = random_prompt((3, 4, backbone.width), users=len(USERS))
+    emulator = UserEmulator(backbone=backbone, prompt=prompt, users=USERS, config=config)
     return write_bundle(emulator, folder / "bundle", Origin(data="noise", seed=0))
 
 
@@ -57,7 +71,7 @@ def test_screenshots_become_a_table_of_clicks(
     bundle: Path, pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, drawn = tmp_path / "clicks.parquet", tmp_path / "drawn"
-    wanted = ("--users", "u2", "backbone", "--click-seed", "5", "--heat-maps", str(drawn))
+    wanted = (*NARROW, "--users", "u2", "backbone", "--click-seed", "5", "--heat-maps", str(drawn))
     assert run("emulate", str(bundle), str(pages), "--out", str(out), *wanted) == 0
     table = pd.read_parquet(out)
     assert len(table) == 2 * 3 * 2
@@ -69,7 +83,7 @@ def test_screenshots_become_a_table_of_clicks(
     assert "12 rows" in capsys.readouterr().out
 
     again = tmp_path / "again.csv"
-    assert run("emulate", str(bundle), str(pages), "--out", str(again), *wanted[:5]) == 0
+    assert run("emulate", str(bundle), str(pages), "--out", str(again), *wanted[:7]) == 0
     assert (pd.read_csv(again)["click"] == table["click"]).all()
 
 
@@ -82,11 +96,10 @@ def test_slots_without_a_token_are_told(bundle: Path, tmp_path: Path) -> None:
     """They count with `area`."""
     Image.new("RGB", (320, 200), "white").save(tmp_path / "one.png")
     (tmp_path / "slots.csv").write_text("page,x0,y0,x1,y1\none.png,10,10,14,14\none.png,100,20,300,180\n")
-    narrow = ("--page-width", "192")
     with pytest.warns(SlotWarning, match="1 of 2 slots hold no token's centre"):
-        assert run("emulate", str(bundle), str(tmp_path), "--out", str(tmp_path / "a.csv"), *narrow) == 0
+        assert run("emulate", str(bundle), str(tmp_path), "--out", str(tmp_path / "a.csv"), *NARROW) == 0
     area = ("--assignment", "area")
-    assert run("emulate", str(bundle), str(tmp_path), "--out", str(tmp_path / "b.csv"), *narrow, *area) == 0
+    assert run("emulate", str(bundle), str(tmp_path), "--out", str(tmp_path / "b.csv"), *NARROW, *area) == 0
     centre, fair = (pd.read_csv(tmp_path / name).query("label == 'A'")["attention"] for name in ("a.csv", "b.csv"))
     assert (centre == 0).all() and (fair > 0).all()
 
@@ -109,15 +122,14 @@ def test_bad_wishes_end_before_any_work(
 
 def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
     config = test_users.settings(tmp_path / "store")
-    config = replace(config, users=UsersConfig(steps=3, validate_every=3, chunk=2))
+    config = replace(
+        config,
+        data=replace(config.data, max_users=3),
+        users=UsersConfig(steps=3, validate_every=3, chunk=2),
+    )
     store = open_or_prepare(config.data)
-    from fixate_jax.backbones import load_backbone
-    from tests.tuning.test_users_run import WIDTH
-
     backbone = load_backbone(config.backbone, work=tmp_path)
-    rng = np.random.default_rng(0)
-    shape = config.prompt.basis, config.prompt.tokens, WIDTH
-    prompt = PromptParams(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in (shape, (1, shape[0]))))
+    prompt = random_prompt((config.prompt.basis, config.prompt.tokens, backbone.width), users=1)
     known = UserEmulator(backbone=backbone, prompt=prompt, users=(store.users[0],), config=config)
     grown = learn_users(known, store, sessions=2, users=store.users[1:3])
     assert grown.users == store.users[:3]
@@ -128,7 +140,7 @@ def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
     np.testing.assert_allclose(both[0], both[1], atol=1e-5)
     with pytest.raises(ConfigError, match="emulated already"):
         learn_users(grown, store, users=store.users[2:3])
-    everybody = PromptParams(prompt.basis, jnp.zeros((len(store.users), shape[0])))
+    everybody = PromptParams(prompt.basis, jnp.zeros((len(store.users), config.prompt.basis)))
     with pytest.raises(ConfigError, match="nobody in the store is new"):
         learn_users(known.with_prompt(everybody, store.users), store)
 

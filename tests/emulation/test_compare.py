@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fixate_jax.emulation import (
 )
 from fixate_jax.emulation.compare import match_pages
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.statistics import resamples
 from tests.emulation.test_emulator import CONFIG, SIZES, pages_of
 from tests.worlds import USERS, World, numbers
 
@@ -33,6 +35,11 @@ ITEMS = (
     ("belt", "hat", "coat", "tie"),
     ("tie", "coat", "hat", "boots", "cap"),
 )
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fixate_jax.emulation.compare.resamples", partial(resamples, samples=1000))
 
 
 @pytest.fixture(scope="module")

@@ -231,7 +231,11 @@ def test_predictions_that_do_not_serve_are_named() -> None:
         f.gather([made.assign(mode="TF")])
 
 
-def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(f, "SAMPLES", 100)
+    monkeypatch.setattr(f, "SIMULATIONS", 5)
     run = tmp_path / "runs" / "mine"
     (run / "seed-42").mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(RunConfig()), encoding="utf-8")

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import SyncVectorEnv
 
-from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig, TrainConfig
+from fixate_jax.backbones import load_backbone
+from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig
 from fixate_jax.data.carousel import GENRES
 from fixate_jax.emulation import Page, UserEmulator
 from fixate_jax.emulation.gym import (
@@ -35,9 +37,10 @@ from fixate_jax.emulation.gym import (
 )
 from fixate_jax.emulation.gym.comparison import MakePolicy
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.prompts import PromptParams
 from fixate_jax.report.policies import policy_curves
 from tests.test_docs import ROOT, blocks
-from tests.worlds import USERS, World
+from tests.worlds import USERS
 
 PEOPLE = MadeUpPeople()
 SMALL: dict[str, Any] = {"page_width": 64, "steps": 3}
@@ -49,10 +52,15 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> UserEmulator:
     config = RunConfig(
         backbone=BackboneConfig(tapped_layers=2, attention_block=32),
         prompt=PromptConfig(basis=3, tokens=4),
+        operator=OperatorConfig(name="attention"),
         train=TrainConfig(eval_batch=16, max_lengths=1),
     )
-    world = World(tmp_path_factory.mktemp("world"), config=config, sizes=((3, 192, 128),))
-    return UserEmulator(backbone=world.backbone, prompt=world.prompt(), users=USERS, config=config)
+    backbone = load_backbone(config.backbone, work=tmp_path_factory.mktemp("model"))
+    rng = np.random.default_rng(0)
+    arrays = (np.float32(0.5 * rng.normal(size=size)) for size in ((3, 4, backbone.width), (len(USERS), 3)))
+    return UserEmulator(
+        backbone=backbone, prompt=PromptParams(*map(jax.device_put, arrays)), users=USERS, config=config
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig
 from fixate_jax.data.carousel import Poster, draw_carousels, poster_boxes
 from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation import BACKBONE, Origin, Page, UserEmulator, write_bundle
@@ -31,6 +31,7 @@ def test_an_exported_prompt_gives_our_logits(positions: Any, tmp_path: Path, mon
         backbone=BackboneConfig(path="tiny-qwen3-vl", tapped_layers=2, positions=positions),
         prompt=PromptConfig(basis=2, tokens=4, init_scale=2.0),
         operator=OperatorConfig(name="attention"),
+        train=TrainConfig(eval_batch=1),
     )
     from fixate_jax.backbones import load_backbone
 
@@ -52,9 +53,13 @@ def test_an_exported_prompt_gives_our_logits(positions: Any, tmp_path: Path, mon
 
     data = emulator._data([page.session()], {page.page_id: page.image})
     batch = jax.device_put(data.batch([0]))
-    model: Any = nnx.merge(backbone.graph, backbone.params)
-    prefix = model.prefill(batch.inputs, emulator.soft_prompts[1:2], True)
-    ours = np.asarray(model.tail(prefix).logits)[0, 0, -1]
+
+    @jax.jit
+    def logits(params: Any, inputs: Any, soft: Any) -> Any:
+        model: Any = nnx.merge(backbone.graph, params)
+        return model.tail(model.prefill(inputs, soft, True)).logits
+
+    ours = np.asarray(logits(backbone.params, batch.inputs, emulator.soft_prompts[1:2]))[0, 0, -1]
     np.testing.assert_allclose(theirs, ours, atol=2e-4)
     visits = emulator.emulate([page], ["bob", BACKBONE])
     np.testing.assert_allclose(found["probabilities"].numpy(), visits.probabilities()[0], atol=1e-4)
