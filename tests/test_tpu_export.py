@@ -63,9 +63,7 @@ def test_prefill_holds_the_kernel_and_the_tail_none(case: RealCase) -> None:
 def test_train_step_holds_the_kernel_and_its_gradient(case: RealCase) -> None:
     state = start_state(case.config, users=BATCH, width=case.shape.decoder.width, seed=0)
     batch = jax.tree.map(lambda x: x[None], case.batch)
-    steps = {how: make_train_step(with_attention(case, how), case.config, users=BATCH, steps=10) for how in HOWS}
-    found = {how: exported(step, state, case.params, batch) for how, step in steps.items()}
+    step = make_train_step(with_attention(case, "auto"), case.config, users=BATCH, steps=10)
     # Forward pass with what the way back needs, gradient of queries, gradient of keys and values.
     phases = ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals")
-    assert kernels(found["auto"]) == {f"splash_mha_{phase}" for phase in phases}
-    assert KERNEL not in found["blocked"]
+    assert kernels(exported(step, state, case.params, batch)) == {f"splash_mha_{phase}" for phase in phases}

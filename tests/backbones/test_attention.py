@@ -51,7 +51,8 @@ def test_any_block_size_gives_the_same(causal: bool, kv: int) -> None:
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
 
     theirs = results(lambda *a, causal: whole_matrix(*a, causal=causal)[0])
-    for block in (2, 4, 5, SEQ):
+    # Neither heads nor causality change where blocks are cut.
+    for block in (2, 4, 5, SEQ) if causal and kv == KV else (4,):
         close(results(blocked_attention, block=block), theirs)
 
 

@@ -27,7 +27,6 @@ TILINGS = {"1×1": (1, 1), "2×1": (2, 1), "1×3": (1, 3), "3×2": (3, 2)}
 TOWERS = {
     "layer norm": {},
     "layer norm, q/k norm": {"use_qk_norm": True},
-    "RMS norm, no qkv bias": {"norm_type": "rms_norm", "attention_bias": False},
     "RMS norm, q/k norm, no qkv bias": VISION_6B,
 }
 See = Callable[[nnx.State, Any], tuple[jax.Array, jax.Array]]
@@ -132,11 +131,10 @@ def test_every_layer_agrees(case: Case) -> None:
 @pytest.mark.parametrize(
     "checkpoint",
     [
-        {"vision": TOWERS["layer norm"], "tie": False},
-        {"vision": TOWERS["RMS norm, no qkv bias"], "text": {"attention_bias": True}, "max_shard_size": 100_000},
+        {"vision": TOWERS["layer norm"], "text": {"attention_bias": True}, "tie": False, "max_shard_size": 100_000},
         {"vision": TOWERS["RMS norm, q/k norm, no qkv bias"], "save_original_format": False},
     ],
-    ids=["layer norm, untied", "RMS norm, sharded", "RMS norm, q/k norm, names as in memory"],
+    ids=["layer norm, untied, sharded", "RMS norm, q/k norm, names as in memory"],
 )
 def test_other_checkpoints_agree(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
     case = make_case(tmp_path / "model", seed=2, **checkpoint)
@@ -148,11 +146,14 @@ def test_other_checkpoints_agree(tmp_path: Path, checkpoint: dict[str, Any]) -> 
 Mutation = Callable[[Case], dict[str, float]]
 
 
-def change(params: nnx.State, path: str, how: Callable[[jax.Array], jax.Array]) -> nnx.State:
+def change(params: nnx.State, path: str, how: Callable[[np.ndarray], np.ndarray]) -> nnx.State:
     """The parameters with one of them changed."""
     flat = nnx.to_flat_state(params)
     assert path in {".".join(map(str, p)) for p, _ in flat}
-    changed = [(p, leaf.replace(how(leaf[...])) if ".".join(map(str, p)) == path else leaf) for p, leaf in flat]
+    changed = [
+        (p, leaf.replace(jax.device_put(how(np.asarray(leaf[...])))) if ".".join(map(str, p)) == path else leaf)
+        for p, leaf in flat
+    ]
     return nnx.from_flat_state(changed)
 
 
@@ -202,35 +203,37 @@ def mutations() -> dict[str, Mutation]:
     def vision(how: Callable[[nnx.State], nnx.State]) -> Mutation:
         return lambda c: vision_differences(c, how(c.backbone.params), c.pages)
 
-    def pixels(how: Callable[[jax.Array], jax.Array]) -> Mutation:
-        return lambda c: vision_differences(c, c.backbone.params, c.pages._replace(pixels=how(c.pages.pixels)))
+    def pixels(how: Callable[[np.ndarray], np.ndarray]) -> Mutation:
+        other = lambda pages: jax.device_put(pages._replace(pixels=how(np.asarray(pages.pixels))))  # noqa: E731
+        return lambda c: vision_differences(c, c.backbone.params, other(c.pages))
 
     def decoder(first: str, second: str) -> Mutation:
         return lambda c: decoder_differences(c, swap(c.backbone.params, first, second), c.inputs)
 
     def sequence(how: Callable[[SequenceInputs], SequenceInputs]) -> Mutation:
-        return lambda c: decoder_differences(c, c.backbone.params, how(c.inputs))
+        other = lambda inputs: jax.device_put(how(jax.device_get(inputs)))  # noqa: E731
+        return lambda c: decoder_differences(c, c.backbone.params, other(c.inputs))
 
     layers = "vision.layers."
-    roll = lambda n, axis: lambda x: jnp.roll(x, n, axis)  # noqa: E731
+    roll = lambda n, axis: lambda x: np.roll(x, n, axis)  # noqa: E731
     return {
         "vision norms swapped": vision(lambda p: swap(p, "attention_norm.scale", "mlp_norm.scale")),
         "vision norm biases swapped": vision(lambda p: swap(p, "attention_norm.bias", "mlp_norm.bias")),
         "layer scales swapped": vision(lambda p: swap(p, layers + "attention_scale", layers + "mlp_scale")),
-        "layer scales off": vision(lambda p: change(p, layers + "attention_scale", jnp.ones_like)),
+        "layer scales off": vision(lambda p: change(p, layers + "attention_scale", np.ones_like)),
         # Swapping the two changes nothing: without rotary positions only the product of their scales counts.
-        "scale of vision k norm off": vision(lambda p: change(p, layers + "k_norm.scale", jnp.ones_like)),
+        "scale of vision k norm off": vision(lambda p: change(p, layers + "k_norm.scale", np.ones_like)),
         "vision q and k norm off": without_vision_qk_norm,
         "vision q and k norm head by head": vision_qk_norm_by_head,
         "queries, keys, values exchanged": vision(lambda p: change(p, layers + "qkv.kernel", roll(32, -1))),
         "qkv biases exchanged": vision(lambda p: change(p, layers + "qkv.bias", roll(32, -1))),
-        "class token off": vision(lambda p: change(p, "vision.class_token", jnp.zeros_like)),
+        "class token off": vision(lambda p: change(p, "vision.class_token", np.zeros_like)),
         "class token's position last": vision(lambda p: change(p, "vision.positions", roll(-1, 0))),
         "positions of rows and columns swapped": vision(
             lambda p: change(
                 p,
                 "vision.positions",
-                lambda x: x.at[1:].set(x[1:].reshape(8, 8, -1).swapaxes(0, 1).reshape(64, -1)),
+                lambda x: np.concatenate([x[:1], x[1:].reshape(8, 8, -1).swapaxes(0, 1).reshape(64, -1)]),
             )
         ),
         "rows and columns of pixels swapped": pixels(lambda x: x.swapaxes(-1, -2)),
@@ -240,15 +243,15 @@ def mutations() -> dict[str, Mutation]:
         "pixel shuffle, columns before rows in a cell": other_pixel_shuffle((0, 1, 3, 4, 2, 5)),
         "pixel shuffle, version 1 (transposed)": other_pixel_shuffle((0, 3, 1, 2, 4, 5)),
         "pixel shuffle, width before place": other_pixel_shuffle((0, 1, 3, 5, 2, 4)),
-        "projector's norm off": vision(lambda p: change(p, "vision.projector.norm.scale", jnp.ones_like)),
+        "projector's norm off": vision(lambda p: change(p, "vision.projector.norm.scale", np.ones_like)),
         "decoder's q and k norm swapped": decoder("q_norm.scale", "k_norm.scale"),
         "decoder's layer norms swapped": decoder("input_norm.scale", "post_attention_norm.scale"),
         "gate and up swapped": decoder("gate_proj.kernel", "up_proj.kernel"),
         "positions stand still on the page": sequence(
-            lambda i: i._replace(positions=jnp.where(i.visual_index[..., None] >= 0, 9, i.positions))
+            lambda i: i._replace(positions=np.where(i.visual_index[..., None] >= 0, 9, i.positions))
         ),
         "page tokens reversed": sequence(lambda i: i._replace(features=i.features[:, ::-1])),
-        "padding seen": sequence(lambda i: i._replace(start=jnp.zeros_like(i.start))),
+        "padding seen": sequence(lambda i: i._replace(start=np.zeros_like(i.start))),
     }
 
 
@@ -260,10 +263,12 @@ def test_every_mutation_is_noticed(case: Case) -> None:
 
 def test_padding_tiles_change_nothing(case: Case) -> None:
     params, pages = case.backbone.params, case.pages
-    other = pages._replace(pixels=jnp.where(pages.valid[..., None, None, None], pages.pixels, 7.0))
+    host = jax.device_get(pages)
+    pixels = np.where(host.valid[..., None, None, None], host.pixels, np.float32(7))
+    found, others = (np.asarray(case.see(params, p)[0]) for p in (pages, jax.device_put(host._replace(pixels=pixels))))
     for page, tiles in enumerate(np.asarray(pages.valid).sum(1)):
         real = np.s_[page, : tiles * CELLS**2]
-        np.testing.assert_array_equal(case.see(params, pages)[0][real], case.see(params, other)[0][real])
+        np.testing.assert_array_equal(found[real], others[real])
 
 
 def test_a_tower_without_attention_is_one_whose_projection_is_zero(case: Case) -> None:
@@ -271,7 +276,7 @@ def test_a_tower_without_attention_is_one_whose_projection_is_zero(case: Case) -
     graph, _ = nnx.split(nnx.eval_shape(lambda: internvl.build(config, nnx.Rngs(0))))
     params = case.backbone.params
     for name in ("kernel", "bias"):
-        params = change(params, f"vision.layers.proj.{name}", jnp.zeros_like)
+        params = change(params, f"vision.layers.proj.{name}", np.zeros_like)
     with_zeros, without = case.see(params, case.pages)[0], seeing(graph)(params, case.pages)[0]
     assert largest_difference(with_zeros, without) <= 1e-5
     assert largest_difference(without, case.see(case.backbone.params, case.pages)[0]) > 100 * TOLERANCE

@@ -42,7 +42,7 @@ def compiled(low: Case) -> Any:
 
 def test_loss_and_gradient_are_those_of_float32(wide: Case, low: Case, compiled: Any) -> None:
     """Of weights rounded to bfloat16 likewise; the prompt's gradient stays float32."""
-    rounded = jax.tree.map(lambda w: w.astype("float32"), low.backbone.params)
+    rounded = jax.tree.map(lambda w: np.asarray(w).astype("float32"), low.backbone.params)
     expected = functions(wide)[STEP](wide.prompt, rounded, wide.cached)
     found = compiled(low.prompt, low.backbone.params, low.cached)
     loss, cosine = agreement(expected, found)

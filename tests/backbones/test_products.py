@@ -1,6 +1,7 @@
 """Products of bfloat16 arrays: values, gradients of both orders, what is compiled of them, and float32 left alone."""
 
 import re
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +20,10 @@ SCORES = "bqhgd,bkhd->bhgqk"
 def _arrays(*shapes: tuple[int, ...], dtype: Any = LOW) -> list[jax.Array]:
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def _wide(array: jax.Array) -> np.ndarray:
+    return np.asarray(array, np.float32)
 
 
 def _cosine(a: Any, b: Any) -> float:
@@ -42,14 +47,17 @@ def test_first_and_second_order_are_those_of_the_wide_product() -> None:
     w = w / 4
     ours = lambda x, w: linear_product(x, w, (((2,), (0,)), ((), ())))  # noqa: E731
     wide = (x.astype(jnp.float32), w.astype(jnp.float32))
-    assert ours(x, w).dtype == LOW
-    np.testing.assert_allclose(ours(x, w).astype(jnp.float32), wide[0] @ wide[1], rtol=0.01, atol=0.01)
+    found = jax.jit(ours)(x, w)
+    assert found.dtype == LOW
+    np.testing.assert_allclose(_wide(found), np.matmul(*map(np.asarray, wide)), rtol=0.01, atol=0.01)
     for function in (_score, _of_gradient):
-        gradient = jax.grad(function, argnums=1)(ours, x, w)
-        expected = jax.grad(function, argnums=1)(jnp.matmul, *wide)
+        gradient, expected = (
+            jax.jit(jax.grad(partial(function, multiplied)))(*arrays)
+            for multiplied, arrays in ((ours, (x, w)), (jnp.matmul, wide))
+        )
         assert gradient.dtype == LOW
         assert _cosine(gradient, expected) > 0.999
-        np.testing.assert_allclose(np.linalg.norm(gradient.astype(jnp.float32)), np.linalg.norm(expected), rtol=0.02)
+        np.testing.assert_allclose(np.linalg.norm(_wide(gradient)), np.linalg.norm(expected), rtol=0.02)
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -66,9 +74,9 @@ def test_attention_product_has_both_gradients_twice(which: int) -> None:
 
     assert multiply(SCORES, *arrays).dtype == jnp.float32
     for function in (once, twice):
-        gradient = jax.grad(function, argnums=which)(*arrays)
+        gradient, expected = (jax.jit(jax.grad(function, argnums=which))(*given) for given in (arrays, wide))
         assert gradient.dtype == LOW
-        assert _cosine(gradient, jax.grad(function, argnums=which)(*wide)) > 0.999
+        assert _cosine(gradient, expected) > 0.999
 
 
 def test_known_values() -> None:
@@ -76,9 +84,9 @@ def test_known_values() -> None:
     x, w = jnp.array([[1, 2]], LOW), jnp.array([[1, 0, 2], [3, 1, 0]], LOW)
     square = lambda x: jnp.square(frozen_product("ai,io->ao", x, w, jnp.float32)).sum()  # noqa: E731
     gram = np.array([[5.0, 3.0], [3.0, 10.0]])
-    np.testing.assert_array_equal(jax.grad(square)(x).astype(jnp.float32), 2 * np.array([[1, 2]]) @ gram)
-    again = jax.grad(lambda x: jnp.square(jax.grad(square)(x).astype(jnp.float32)).sum())(x)
-    np.testing.assert_allclose(again.astype(jnp.float32), 8 * np.array([[1, 2]]) @ gram @ gram, rtol=0.01)
+    np.testing.assert_array_equal(_wide(jax.jit(jax.grad(square))(x)), 2 * np.array([[1, 2]]) @ gram)
+    again = jax.jit(jax.grad(lambda x: jnp.square(jax.grad(square)(x).astype(jnp.float32)).sum()))(x)
+    np.testing.assert_allclose(_wide(again), 8 * np.array([[1, 2]]) @ gram @ gram, rtol=0.01)
 
 
 def test_vmap_is_a_loop() -> None:
@@ -87,12 +95,11 @@ def test_vmap_is_a_loop() -> None:
     ours = lambda x, w: frozen_product("abi,io->abo", x, w, LOW)  # noqa: E731
     for function in (_score, _of_gradient):
         step = jax.grad(lambda x, f=function: f(ours, x, w))
-        np.testing.assert_allclose(
-            jax.vmap(step)(x).astype(jnp.float32), jnp.stack([step(v) for v in x]).astype(jnp.float32), rtol=0.02
-        )
-    stacked = jnp.stack([w, 2 * w])
-    both = jax.vmap(lambda w: ours(x[0], w))(stacked)
-    np.testing.assert_array_equal(both[1].astype(jnp.float32), ours(x[0], 2 * w).astype(jnp.float32))
+        together, one = jax.jit(jax.vmap(step))(x), jax.jit(step)
+        np.testing.assert_allclose(_wide(together), np.stack([_wide(one(v)) for v in np.asarray(x)]), rtol=0.02)
+    first, twice = np.asarray(x)[0], np.asarray(2 * w)
+    both = jax.jit(jax.vmap(lambda w: ours(first, w)))(np.stack([np.asarray(w), twice]))
+    np.testing.assert_array_equal(_wide(both)[1], _wide(jax.jit(ours)(first, twice)))
 
 
 def test_frozen_weights_have_no_gradient_product() -> None:
@@ -128,10 +135,10 @@ def test_gradients_through_a_scan_are_those_of_float32(function: Any) -> None:
     x, stack = _arrays((2, 5, 16), (3, 16, 16))
     x, stack = x / 4, stack / 4
     gradient = jax.jit(jax.grad(function))(x, stack)
-    expected = jax.grad(function)(x.astype(jnp.float32), stack.astype(jnp.float32))
+    expected = jax.jit(jax.grad(function))(_wide(x), _wide(stack))
     assert gradient.dtype == LOW
     assert _cosine(gradient, expected) > 0.999
-    np.testing.assert_allclose(np.linalg.norm(gradient.astype(jnp.float32)), np.linalg.norm(expected), rtol=0.03)
+    np.testing.assert_allclose(np.linalg.norm(_wide(gradient)), np.linalg.norm(expected), rtol=0.03)
 
 
 @pytest.mark.parametrize("function", SCANNED)

@@ -39,7 +39,7 @@ def world(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     config = RunConfig(
         backbone=BackboneConfig(path=str(directory), tapped_layers=2, attention_block=32),
         prompt=PromptConfig(basis=3, tokens=4),
-        operator=OperatorConfig(name="attn_lrp", normalise="abs"),
+        operator=OperatorConfig(name="attention"),
         objective=ObjectiveConfig(warmup=0, alignment="kl"),
     )
     return World(tmp_path_factory.mktemp("world"), sizes=((3, 320, 192), (4, 192, 160)), config=config)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fixate_jax.backbones import load_backbone
@@ -39,7 +38,8 @@ def test_unrolled_layers_give_the_same_logits_and_the_same_gradient(tmp_path: Pa
         found.append([logits, gradient.basis, gradient.coefficients])
     assert loops[1] < loops[0], "only stacks of one layer are loops still"
     for scanned, unrolled in zip(*found, strict=True):
-        difference = jnp.linalg.norm(unrolled - scanned) / jnp.linalg.norm(scanned)
+        scanned, unrolled = np.asarray(scanned), np.asarray(unrolled)
+        difference = np.linalg.norm(unrolled - scanned) / np.linalg.norm(scanned)
         print(f"\nrelative difference: {float(difference):.1e}")
         assert float(difference) < 1e-6
-        assert np.asarray(scanned).any()
+        assert scanned.any()

@@ -95,9 +95,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"transformers": directory, "original": rewrite_as_original(directory, directory.parent / "original")}
 
 
-@pytest.mark.parametrize(
-    ("layout", "dtype"), [("transformers", "float32"), ("original", "float32"), ("original", "bfloat16")]
-)
+@pytest.mark.parametrize(("layout", "dtype"), [("transformers", "bfloat16"), ("original", "float32")])
 def test_internvl_passes_in_either_layout(tiles: dict[str, Path], layout: str, dtype: str) -> None:
     table = verify.verify(tiles[layout], settings=SETTINGS[dtype], image=PAGE)
     assert failed(table) == set()

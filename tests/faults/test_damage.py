@@ -10,9 +10,10 @@ import pytest
 from fixate_jax.errors import CheckpointError
 from fixate_jax.tuning import loop
 from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
-from fixate_jax.tuning.loop import train
+from fixate_jax.tuning.loop import start_state, train
 from fixate_jax.tuning.setup import Workspace
 from tests.faults.harness import SEED
+from tests.test_checkpoint import same
 from tests.tuning.test_loop import assert_same_run
 
 
@@ -51,19 +52,45 @@ def garbage(path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 4)
 
 
-@pytest.mark.parametrize("damage", [emptied, cut, flipped, garbage, Path.unlink])
-@pytest.mark.parametrize("name", ["meta.json", "checksums.json", "largest array file"])
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(
-    workspace: Workspace, undisturbed: Path, stopped: Path, tmp_path: Path, damage: Callable[[Path], object], name: str
-) -> None:
-    run = tmp_path / "run"
+DAMAGES = (emptied, cut, flipped, garbage, Path.unlink)
+NAMES = ("meta.json", "checksums.json", "largest array file")
+
+
+def damaged_copy(stopped: Path, run: Path, damage: Callable[[Path], object], name: str) -> Path:
+    """The stopped run at another place, with its newest checkpoint damaged; returns that checkpoint."""
     shutil.copytree(stopped, run)
     newest = run / "checkpoints" / "step_00000018"
     files = [path for path in (newest / "state").rglob("*") if path.is_file()]
     damage(newest / name if name.endswith("json") else max(files, key=lambda path: path.stat().st_size))
+    return newest
+
+
+@pytest.mark.parametrize(("damage", "name"), [(emptied, NAMES[0]), (Path.unlink, NAMES[1]), (flipped, NAMES[2])])
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(
+    workspace: Workspace, undisturbed: Path, stopped: Path, tmp_path: Path, damage: Callable[[Path], object], name: str
+) -> None:
+    run = tmp_path / "run"
+    newest = damaged_copy(stopped, run, damage, name)
     with pytest.warns(CheckpointWarning, match=f"{newest.name} left aside"):
         train(workspace, workspace.config, run, seed=SEED)
     assert_same_run(workspace, undisturbed, run)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_the_damage_the_checkpoint_before_is_taken(
+    workspace: Workspace, stopped: Path, tmp_path: Path, damage: Callable[[Path], object], name: str
+) -> None:
+    newest = damaged_copy(stopped, tmp_path / "run", damage, name)
+    state = start_state(workspace.config, users=len(workspace.users), width=workspace.backbone.width, seed=SEED)
+    like = {"state": state, "best": state.prompt}
+    with pytest.warns(CheckpointWarning, match=f"{newest.name} left aside"):
+        found = CheckpointStore(newest.parent).restore(like)
+    shutil.copytree(stopped, tmp_path / "before")
+    shutil.rmtree(tmp_path / "before" / "checkpoints" / newest.name)
+    expected = CheckpointStore(tmp_path / "before" / "checkpoints").restore(like)
+    assert found is not None and expected is not None and found.step == expected.step == 16
+    assert found.meta == expected.meta and same(found.state, expected.state)
 
 
 def test_a_missing_log_is_named(workspace: Workspace, stopped: Path, tmp_path: Path) -> None:
