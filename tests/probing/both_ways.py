@@ -2,13 +2,19 @@
 
 The library computes a batch of padded sequences with two answers each; the definition one sequence at a time, without
 padding and without company. Where both agree, neither padding nor company matters.
+
+Both architectures have the same decoder, and compiling its second derivatives is what takes the time here. So both
+worlds have the same shapes: what comes before the decoder is each architecture's own program, the rest is compiled
+once.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,73 +23,46 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.backbones import Backbone, load_backbone
+from fixate_jax.backbones import Backbone
+from fixate_jax.backbones.decoder import Decoder
+from fixate_jax.backbones.decoder_layer import DecoderConfig
+from fixate_jax.backbones.inputs import Stream
 from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.probing import OPERATORS, Trace, slot_attention, tail_gradient
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.step import target_logit
-from tests.worlds import World, letters, numbers
+from tests.worlds import World, numbers
 
 QWEN, INTERN = "qwen3_vl", "internvl"
 ARCHITECTURES = (QWEN, INTERN)
+LAYERS, TAPPED = 3, 2
+LEVELS = 2
+"""DeepStack levels of the decoder; InternVL's are zero."""
+SEQ = 120
+"""Positions of the prefix, some of them padding in every sequence."""
+PAGES: dict[str, tuple[tuple[int, int, int], ...]] = {
+    QWEN: ((12, 128, 96), (3, 96, 64), (11, 96, 128)),
+    INTERN: ((12, 128, 64), (3, 64, 64), (11, 64, 128)),
+}
+"""Slots and size; the most page tokens are 12 in both, InternVL's with the thumbnail's."""
 EPS = 1e-4
 """ε of slot attention."""
 SAME = 2e-5
 """How far two orders of summation may lie apart in float32."""
-AT_EMBEDDINGS = {"input_gradient", "integrated_gradients", "lrp"}
-"""Operators that end at the embeddings, and go through the whole of the decoder."""
+COMPANY = [2, 0, 0]
+"""The sessions in another order and company."""
 ANSWERS = 2
 """How many answers of each page are looked at."""
+LOSSES = ("where it looks", "what it answers")
 
 
-class Case(NamedTuple):
-    """A small model of one architecture, what stands on its pages, and how its decoder is run.
-
-    Attributes:
-        layers, tapped: of the decoder.
-        labels, pages: see :class:`tests.worlds.World`.
-        how: settings of the backbone for operators that read the tapped layers.
-        whole: what is different for those that end at the embeddings.
-    """
-
-    layers: int
-    tapped: int
-    labels: Any
-    pages: tuple[tuple[int, int, int], ...]
-    how: dict[str, Any]
-    whole: dict[str, Any]
-
-
-CASES = {
-    QWEN: Case(
-        layers=3,
-        tapped=2,
-        labels=numbers,
-        pages=((12, 128, 96), (3, 96, 64), (11, 96, 128)),
-        how={"remat": "none"},
-        whole={"tapped_layers": 1},
-    ),
-    INTERN: Case(
-        layers=2,
-        tapped=2,
-        labels=letters,
-        pages=((4, 128, 64), (25, 64, 64)),
-        how={"attention": "blocked", "attention_block": 16},
-        whole={"attention": "auto", "attention_block": 256},
-    ),
-}
-"""Between them: labels of one and of two tokens; DeepStack; layers below the tapped ones and none; padding moved behind
-the sequence and hidden in front of it; attention in one block and in many; states kept and computed again."""
-
-
-def small_world(directory: Path, case: str) -> World:
-    """A model small enough for whole matrices."""
-    made = CASES[case]
+def small_world(directory: Path, family: str) -> World:
+    """A model small enough for whole matrices; labels are of one token and of two."""
     sizes = TinySizes(
-        family=case,  # type: ignore[arg-type]
-        layers=made.layers,
+        family=family,  # type: ignore[arg-type]
+        layers=LAYERS,
         width=48,
         ff=64,
         head_dim=16,
@@ -91,16 +70,10 @@ def small_world(directory: Path, case: str) -> World:
         vision_ff=32,
     )
     path = write_tiny_random(directory / "model", sizes=sizes)
-    backbone = BackboneConfig(path=str(path), tapped_layers=made.tapped, **made.how)
-    config = RunConfig(backbone=backbone, prompt=PromptConfig(basis=2, tokens=3))
-    return World(directory, sizes=made.pages, labels=made.labels, config=config)
-
-
-def rebuilt(backbone: Backbone, **decoder: Any) -> Backbone:
-    """The same weights, their decoder being run with other settings."""
-    config = replace(backbone.config, decoder=replace(backbone.config.decoder, **decoder))
-    graph, _ = nnx.split(nnx.eval_shape(lambda: backbone.family.build(config, nnx.Rngs(0))))
-    return replace(backbone, graph=graph, config=config)
+    config = RunConfig(
+        backbone=BackboneConfig(path=str(path), tapped_layers=TAPPED), prompt=PromptConfig(basis=2, tokens=3)
+    )
+    return World(directory, sizes=PAGES[family], labels=numbers, config=config)
 
 
 def host_prompt(world: World, seed: int) -> PromptParams:
@@ -112,10 +85,22 @@ def host_prompt(world: World, seed: int) -> PromptParams:
     return jax.tree.map(lambda x: x.astype(np.float32), PromptParams(basis, coefficients))
 
 
-def chosen_slots(batch: Batch) -> np.ndarray:
-    """Two answers to each page: the clicked slot's label and its neighbour's."""
-    click, slots = np.asarray(batch.click), np.asarray(batch.slot_mask).sum(1)
-    return np.stack([(click + i) % slots for i in range(ANSWERS)], axis=1)
+def padded(batch: Batch, seq: int) -> Batch:
+    """The same sequences with more padding in front."""
+    inputs, more = batch.inputs, seq - batch.inputs.token_ids.shape[1]
+
+    def pad(x: Any, value: int = 0) -> np.ndarray:
+        return np.pad(x, [(0, 0), (more, 0), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
+
+    return batch._replace(
+        inputs=inputs._replace(
+            token_ids=pad(inputs.token_ids),
+            positions=pad(inputs.positions),
+            visual_index=pad(inputs.visual_index, -1),
+            start=inputs.start + more,
+            visual_position=inputs.visual_position + more,
+        )
+    )
 
 
 class Asked(NamedTuple):
@@ -132,8 +117,8 @@ class Asked(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> "Asked":
-        """The chosen answers of a batch on the host."""
-        slots = chosen_slots(batch)
+        """Two answers to each page of a batch on the host: the clicked slot's label and its neighbour's."""
+        slots = (batch.click[:, None] + np.arange(ANSWERS)) % batch.slot_mask.sum(1)[:, None]
         rows = np.arange(len(slots))[:, None]
         inputs, branch = batch.inputs, slots if batch.inputs.tail_ids.shape[1] > 1 else np.zeros_like(slots)
         inputs = inputs._replace(
@@ -142,6 +127,29 @@ class Asked(NamedTuple):
             tail_valid=inputs.tail_valid[rows, branch],
         )
         return cls(batch._replace(inputs=inputs), batch.answer_ids[rows, slots], batch.answer_mask[rows, slots])
+
+
+class Wanted(NamedTuple):
+    """What the losses are made of.
+
+    Attributes:
+        position: of each cell's page token.
+        matrix: M.
+        gaze: of each session.
+        ids, mask: the answers' tokens.
+    """
+
+    position: Any
+    matrix: Any
+    gaze: Any
+    ids: Any
+    mask: Any
+
+    @classmethod
+    def of(cls, asked: Asked) -> "Wanted":
+        """That of a batch."""
+        batch = asked.batch
+        return cls(batch.inputs.visual_position, batch.slot_matrix, batch.gaze, asked.ids, asked.mask)
 
 
 class Found(NamedTuple):
@@ -169,6 +177,26 @@ def trace_of(backbone: Backbone, params: Any, prompt: PromptParams, asked: Asked
     return Trace(model, prefix, target_logit(asked.ids, asked.mask))
 
 
+def in_host_order(relevance: jax.Array, moved: jax.Array | None, seq: int) -> jax.Array:
+    """Relevance with the prefix's padding in front, as the batch was put together."""
+    if moved is None:
+        return relevance
+    places = (jnp.arange(seq) - moved[:, None]) % seq
+    prefix = jax.vmap(lambda r, p: r[:, p])(relevance[..., :seq], places)
+    return jnp.concatenate([prefix, relevance[..., seq:]], axis=-1)
+
+
+def losses(relevance: jax.Array, logits: jax.Array, wanted: Wanted) -> tuple[jax.Array, jax.Array]:
+    """Two numbers, and slot attention."""
+    position = wanted.position[:, None]
+    position = jnp.broadcast_to(position, (*relevance.shape[:2], position.shape[2]))
+    tokens = jnp.abs(jnp.take_along_axis(relevance, position, axis=-1))
+    slots = slot_attention(tokens, wanted.matrix, EPS)
+    each = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), wanted.ids[..., None], axis=-1)[..., 0]
+    alignment = jnp.square(slots - wanted.gaze[:, None]).sum()
+    return jnp.stack([alignment, -jnp.where(wanted.mask, each, 0).sum()]), slots
+
+
 @contextmanager
 def one_tail_gradient() -> Iterator[None]:
     """Operators that ask one trace for the same A[src] and G[src] get the same: half of the program is spared."""
@@ -185,49 +213,57 @@ def one_tail_gradient() -> Iterator[None]:
         yield
 
 
-def in_host_order(relevance: jax.Array, moved: jax.Array | None, seq: int) -> jax.Array:
-    """Relevance with the prefix's padding in front, as the batch was put together."""
-    if moved is None:
-        return relevance
-    places = (jnp.arange(seq) - moved[:, None]) % seq
-    prefix = jax.vmap(lambda r, p: r[:, p])(relevance[..., :seq], places)
-    return jnp.concatenate([prefix, relevance[..., seq:]], axis=-1)
+@cache
+def decoder_graph(config: DecoderConfig) -> tuple[Any, DecoderConfig]:
+    """Structure of the decoder that both architectures share; rotary angles and features are given to it."""
+    config = replace(config, mrope_section=None, deepstack_levels=LEVELS)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+    return graph, config
 
 
-def losses(relevance: jax.Array, logits: jax.Array, asked: Asked) -> tuple[jax.Array, jax.Array]:
-    """Two numbers, and slot attention."""
-    batch = asked.batch
-    position = batch.inputs.visual_position[:, None]
-    position = jnp.broadcast_to(position, (*relevance.shape[:2], position.shape[2]))
-    tokens = jnp.abs(jnp.take_along_axis(relevance, position, axis=-1))
-    slots = slot_attention(tokens, batch.slot_matrix, EPS)
-    each = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), asked.ids[..., None], axis=-1)[..., 0]
-    alignment = jnp.square(slots - batch.gaze[:, None]).sum()
-    return jnp.stack([alignment, -jnp.where(asked.mask, each, 0).sum()]), slots
+class DecoderAlone(NamedTuple):
+    """What operators need of a model."""
+
+    decoder: Any
+    config: Any
+
+    def tail(self, *arguments: Any) -> Any:
+        """The decoder's."""
+        return self.decoder.tail(*arguments)
 
 
-def program(backbone: Backbone, configs: dict[str, OperatorConfig]) -> Any:
-    """All that is to be known of some operators, in one compiled program."""
+@cache
+def program(configs: tuple[tuple[str, OperatorConfig], ...], graph: Any, config: DecoderConfig) -> Any:
+    """All that is to be known of some operators, from what enters the decoder.
 
-    def values(prompt: PromptParams, params: Any, asked: Asked) -> tuple[jax.Array, dict[str, Found]]:
-        trace = trace_of(backbone, params, prompt, asked)
-        found: dict[str, Found] = {}
-        seq = asked.batch.inputs.token_ids.shape[1]
-        with one_tail_gradient():
-            probes = {name: OPERATORS[config.name](trace, config) for name, config in configs.items()}
-        for name, probe in probes.items():
-            relevance = in_host_order(probe.relevance, trace.prefix.start.moved, seq)
-            each, slots = losses(relevance, probe.logits, asked)
-            found[name] = Found(each, relevance, slots, probe.logits, None)
-        return jnp.concatenate([each.losses for each in found.values()]), found
+    Args:
+        configs: the operators, by name.
+        graph, config: of the decoder.
 
-    def run(prompt: PromptParams, params: Any, asked: Asked) -> dict[str, Found]:
-        each, pullback, found = jax.vjp(lambda p: values(p, params, asked), prompt, has_aux=True)
+    Returns:
+        A compiled function, whose gradients are those in what enters the decoder.
+    """
+
+    def run(params: Any, start: Stream, wanted: Wanted) -> dict[str, Found]:
+        decoder = nnx.merge(graph, params)
+
+        def values(hidden: jax.Array) -> tuple[jax.Array, dict[str, Found]]:
+            stream = start._replace(hidden=hidden)
+            prefix = decoder.tapped(stream, decoder.below(stream))
+            model = DecoderAlone(decoder, SimpleNamespace(decoder=config))
+            trace = Trace(model, prefix, target_logit(wanted.ids, wanted.mask))
+            with one_tail_gradient():
+                probes = {name: OPERATORS[each.name](trace, each) for name, each in configs}
+            found: dict[str, Found] = {}
+            for name, probe in probes.items():
+                relevance = in_host_order(probe.relevance, start.moved, hidden.shape[1])
+                each, slots = losses(relevance, probe.logits, wanted)
+                found[name] = Found(each, relevance, slots, probe.logits, None)
+            return jnp.concatenate([each.losses for each in found.values()]), found
+
+        each, pullback, found = jax.vjp(values, start.hidden, has_aux=True)
         (gradient,) = jax.vmap(pullback)(jnp.eye(len(each), dtype=each.dtype))
-        return {
-            name: found[name]._replace(gradient=jax.tree.map(lambda g, i=i: g[2 * i : 2 * i + 2], gradient))
-            for i, name in enumerate(configs)
-        }
+        return {name: found[name]._replace(gradient=gradient[2 * i : 2 * i + 2]) for i, (name, _) in enumerate(configs)}
 
     return jax.jit(run)
 
@@ -235,19 +271,42 @@ def program(backbone: Backbone, configs: dict[str, OperatorConfig]) -> Any:
 class Subject:
     """A world, and what operators make of it; programs are compiled when they are first asked for, and kept."""
 
-    def __init__(self, world: World, case: str):
+    def __init__(self, world: World):
         """Of a world whose sessions fit into one batch."""
-        self.world, self.case, self.backbone = world, case, world.backbone
-        self.whole = load_backbone(replace(world.config.backbone, **CASES[case].whole))
-        self.batch: Batch = jax.tree.map(np.asarray, world.data.batch(range(len(world.sessions))))
-        assert self.batch.inputs.start.max() > 0, "some sequence is padded"
-        self.asked = Asked.of(self.batch)
+        self.world, self.backbone = world, world.backbone
+        batch: Batch = jax.tree.map(np.asarray, world.data.batch(range(len(world.sessions))))
+        self.asked = Asked.of(padded(batch, SEQ))
         self.prompts = [host_prompt(world, seed) for seed in (0, 1)]
-        self._programs: dict[tuple, Any] = {}
-        self._results: dict[tuple, dict[str, Found]] = {}
+        self.decoder = jax.device_get(self.backbone.params["decoder"])
+        self._defined: dict[tuple, dict[str, Found]] = {}
+
+        def start(prompt: PromptParams, params: Any, asked: Asked) -> Stream:
+            """What enters the decoder."""
+            soft = soft_prompt(prompt, asked.batch.user)
+            stream = self.backbone.merge(params).decoder.start(asked.batch.inputs, soft)
+            none = jnp.zeros((LEVELS - len(stream.deep), *stream.hidden.shape))
+            return stream._replace(deep=jnp.concatenate([stream.deep, none]))
+
+        def pull(prompt: PromptParams, params: Any, asked: Asked, cotangent: Any) -> PromptParams:
+            """The prompt's gradients, from those of two losses in what enters the decoder."""
+            back = jax.vjp(lambda p: start(p, params, asked).hidden, prompt)[1]
+            return jax.vmap(back)(cotangent)[0]
+
+        self._start, self._pull = jax.jit(start), jax.jit(pull)
+
+    @cached_property
+    def last_tapped(self) -> Any:
+        """The decoder's weights where only its last layer is tapped."""
+        state = dict(self.decoder)
+        lower = jax.tree.map(lambda *parts: np.concatenate(parts), state["lower"], state.pop("upper"))
+        return nnx.State(state | {"lower": lower})
 
     def run(
-        self, configs: dict[str, OperatorConfig], prompt: PromptParams, rows: Sequence[int] | None = None
+        self,
+        configs: dict[str, OperatorConfig],
+        prompt: PromptParams,
+        rows: Sequence[int] | None = None,
+        how: dict[str, Any] | None = None,
     ) -> dict[str, Found]:
         """What the library makes of some operators.
 
@@ -255,15 +314,18 @@ class Subject:
             configs: settings of each.
             prompt: the soft prompt.
             rows: which sessions, as many as there are (None: each once).
+            how: settings of the decoder.
         """
-        ends = {config.name for config in configs.values()} <= AT_EMBEDDINGS
-        backbone = self.whole if ends else self.backbone
-        key = tuple(configs.items())
-        if key not in self._programs:
-            self._programs[key] = program(backbone, configs)
         asked = self.asked if rows is None else jax.tree.map(lambda x: x[np.asarray(rows)], self.asked)
-        found: dict[str, Found] = jax.device_get(self._programs[key](prompt, backbone.params, asked))
-        return found
+        arguments = (prompt, self.backbone.params, asked)
+        config = replace(self.backbone.config.decoder, **(how or {}))
+        run = program(tuple(configs.items()), *decoder_graph(config))
+        weights = self.decoder if config.tapped == TAPPED else self.last_tapped
+        found = run(weights, self._start(*arguments), Wanted.of(asked))
+        return {
+            name: jax.device_get(each._replace(gradient=self._pull(*arguments, each.gradient)))
+            for name, each in found.items()
+        }
 
     def defined(self, configs: dict[str, OperatorConfig], seed: int) -> dict[str, Found]:
         """What some operators are by definition, with one of the prompts."""
@@ -271,18 +333,15 @@ class Subject:
         from tests.probing.whole_model import WholeModel
 
         key = (tuple(configs.items()), seed)
-        if key not in self._results:
-            self._results[key] = by_definition(WholeModel(self.backbone), configs, self.asked, self.prompts[seed])
-        return self._results[key]
+        if key not in self._defined:
+            self._defined[key] = by_definition(WholeModel(self.backbone), configs, self.asked, self.prompts[seed])
+        return self._defined[key]
 
 
 def relative(ours: Any, theirs: Any) -> float:
     """‖ours − theirs‖ / ‖theirs‖."""
     ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-
-
-LOSSES = ("where it looks", "what it answers")
 
 
 def differences(ours: Found, theirs: Found, mask: np.ndarray) -> dict[str, float]:
@@ -301,7 +360,12 @@ def differences(ours: Found, theirs: Found, mask: np.ndarray) -> dict[str, float
     return found
 
 
-def check_against_definition(subject: Subject, configs: dict[str, OperatorConfig], loose: Sequence[str] = ()) -> None:
+def check_against_definition(
+    subject: Subject,
+    configs: dict[str, OperatorConfig],
+    how: dict[str, Any] | None = None,
+    loose: Sequence[str] = (),
+) -> None:
     """In float32 against the definition in float64: values to 1e-5, gradients to 1e-4.
 
     Both prompts are run through one compiled program.
@@ -309,10 +373,11 @@ def check_against_definition(subject: Subject, configs: dict[str, OperatorConfig
     Args:
         subject: the world.
         configs: the operators.
+        how: settings of the decoder.
         loose: those whose values are held to 1e-4 only.
     """
     for seed, prompt in enumerate(subject.prompts):
-        ours, theirs = subject.run(configs, prompt), subject.defined(configs, seed)
+        ours, theirs = subject.run(configs, prompt, how=how), subject.defined(configs, seed)
         for name in configs:
             found = differences(ours[name], theirs[name], subject.asked.mask)
             print(f"\n{name}, prompt {seed}: " + ", ".join(f"{k} {v:.0e}" for k, v in found.items()), end="")
@@ -323,8 +388,10 @@ def check_against_definition(subject: Subject, configs: dict[str, OperatorConfig
             assert (slots >= 0).all() and (slots.sum(-1) <= 1 + 1e-6).all(), "a share of the slots"
 
 
-def check_company_and_order(subject: Subject, configs: dict[str, OperatorConfig], rows: Sequence[int]) -> None:
+def check_company_and_order(
+    subject: Subject, configs: dict[str, OperatorConfig], how: dict[str, Any] | None = None
+) -> None:
     """Whatever else is in the batch, slot attention is what the definition gives for a session without padding."""
-    ours, alone = subject.run(configs, subject.prompts[0], rows), subject.defined(configs, 0)
+    ours, alone = subject.run(configs, subject.prompts[0], COMPANY, how), subject.defined(configs, 0)
     for name in configs:
-        np.testing.assert_allclose(ours[name].slots, alone[name].slots[list(rows)], atol=SAME, err_msg=name)
+        np.testing.assert_allclose(ours[name].slots, alone[name].slots[COMPANY], atol=SAME, err_msg=name)

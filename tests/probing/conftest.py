@@ -11,7 +11,7 @@ from tests.probing.both_ways import ARCHITECTURES, Subject, small_world
 @pytest.fixture(scope="session")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
     """The small world of each architecture, by its name."""
-    return cache(lambda name: Subject(small_world(tmp_path_factory.mktemp("world"), name), name))
+    return cache(lambda name: Subject(small_world(tmp_path_factory.mktemp("world"), name)))
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

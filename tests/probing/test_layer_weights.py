@@ -13,9 +13,8 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.probing import get_operator
 from fixate_jax.probing.layer_weights import depth_weights
 from fixate_jax.prompts import PromptParams
-from tests.probing.both_ways import CASES, QWEN, Asked, Subject, in_host_order, trace_of
+from tests.probing.both_ways import QWEN, TAPPED, Asked, Subject, in_host_order, trace_of
 
-LAYERS = CASES[QWEN].tapped
 OPERATORS = {
     "attention": OperatorConfig(name="attention"),
     "attn_lrp": OperatorConfig(name="attn_lrp", normalise="abs"),
@@ -49,7 +48,7 @@ def test_weights_without_sense_are_no_settings(weights: tuple[float, ...]) -> No
 def relevance(subjects: Callable[[str], Subject]) -> dict[str, list[np.ndarray]]:
     """By operator the relevance of each tapped layer alone; and the layers' mean attention."""
     subject = subjects(QWEN)
-    single = [tuple(float(i == layer) for i in range(LAYERS)) for layer in range(LAYERS)]
+    single = [tuple(float(i == layer) for i in range(TAPPED)) for layer in range(TAPPED)]
 
     @jax.jit
     def run(params: Any, prompt: PromptParams, asked: Asked) -> dict[str, list[jax.Array]]:
@@ -61,7 +60,7 @@ def relevance(subjects: Callable[[str], Subject]) -> dict[str, list[np.ndarray]]
                 get_operator(operator.name)(trace, replace(operator, layer_weights=weights)).relevance
                 for weights in single
             ]
-        seq = subject.batch.inputs.token_ids.shape[1]
+        seq = subject.asked.batch.inputs.token_ids.shape[1]
         return jax.tree.map(lambda x: in_host_order(x, trace.prefix.start.moved, seq), found)
 
     found: dict[str, list[np.ndarray]] = jax.device_get(run(subject.backbone.params, subject.prompts[0], subject.asked))

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fixate_jax.backbones.decoder_layer import PLAIN
 from fixate_jax.config import OperatorConfig
@@ -48,18 +46,14 @@ def test_values_and_gradients_equal_the_definition(subject: Subject) -> None:
     check_against_definition(subject, {"lrp": CONFIG})
 
 
-@settings(max_examples=4, deadline=None)
-@given(data=st.data())
-def test_company_order_and_padding_change_nothing(subject: Subject, data: st.DataObject) -> None:
-    size = len(subject.world.sessions)
-    rows = data.draw(st.lists(st.integers(0, size - 1), min_size=size, max_size=size))
-    check_company_and_order(subject, {"lrp": CONFIG}, rows)
+def test_company_order_and_padding_change_nothing(subject: Subject) -> None:
+    check_company_and_order(subject, {"lrp": CONFIG})
 
 
 def test_logits_and_their_gradient_are_the_plain_models(subjects: Callable[[str], Subject]) -> None:
     """Next-token prediction sees nothing of the rules; with them in its own forward pass it would."""
     subject = subjects(QWEN)
-    asked, backbone = subject.asked, subject.whole
+    asked, backbone = subject.asked, subject.backbone
 
     def score(prompt: PromptParams, params: Any, asked: Asked) -> tuple[jax.Array, jax.Array]:
         trace = trace_of(backbone, params, prompt, asked)
@@ -86,13 +80,13 @@ def test_only_a_softmax_loses_relevance(subjects: Callable[[str], Subject]) -> N
     subject = subjects(QWEN)
 
     def run(params: Any, prompt: PromptParams, asked: Asked) -> tuple[jax.Array, jax.Array]:
-        trace = trace_of(subject.whole, params, prompt, asked)
+        trace = trace_of(subject.backbone, params, prompt, asked)
         at = Embeddings.of(trace)
         logits, gradient = embedding_gradient(trace, at, HeldAttention())
         probe = Probe(logits, times_gradient(at, gradient))
         return conservation_error(probe, trace), trace.target(logits)
 
-    error, score = jax.device_get(jax.jit(run)(subject.whole.params, subject.prompts[0], subject.asked))
+    error, score = jax.device_get(jax.jit(run)(subject.backbone.params, subject.prompts[0], subject.asked))
     whole = subject.defined({"lrp": CONFIG}, 0)["lrp"].relevance.sum(-1)
     lost = np.abs(whole - score) / np.abs(score)
     print(f"\nΣ R − ℓ: {np.abs(error).max():.1e} of |ℓ| with attention held, {lost.max():.1e} without")
@@ -100,36 +94,54 @@ def test_only_a_softmax_loses_relevance(subjects: Callable[[str], Subject]) -> N
     assert lost.max() > 1e-2
 
 
-def random_norm(key: jax.Array, kind: Any) -> nnx.RMSNorm:
+def random_norm(scale: Any, kind: Any) -> nnx.RMSNorm:
     norm = nnx.RMSNorm(16, dtype=kind, param_dtype=kind, rngs=nnx.Rngs(0))
-    norm.scale = nnx.Param(jax.random.normal(key, (16,)).astype(kind))
+    norm.scale = nnx.Param(scale.astype(kind))
     return norm
+
+
+def draw(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
 def test_rules_change_no_value(kind: Any) -> None:
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, y = (jax.random.normal(key, (3, 5, 16)).astype(kind) for key in keys[:2])
-    norm = random_norm(keys[2], kind)
-    pairs = [
-        (RULES.norm(norm, x), PLAIN.norm(norm, x)),
-        (RULES.gated(x, y), PLAIN.gated(x, y)),
-        *((getattr(RULES, part)(x), x) for part in ("query", "key", "value")),
-    ]
-    for ours, theirs in pairs:
+    @jax.jit
+    def run(x: jax.Array, y: jax.Array, scale: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        x, y, norm = x.astype(kind), y.astype(kind), random_norm(scale, kind)
+        return [
+            (RULES.norm(norm, x), PLAIN.norm(norm, x)),
+            (RULES.gated(x, y), PLAIN.gated(x, y)),
+            *((getattr(RULES, part)(x), x) for part in ("query", "key", "value")),
+        ]
+
+    for ours, theirs in jax.device_get(run(*draw((3, 5, 16), (3, 5, 16), (16,)))):
         assert ours.dtype == theirs.dtype == kind
         np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
 
 
 def test_every_piece_conserves_relevance() -> None:
     """A norm and a gated activation hand on what they get; queries, keys and values get 1/4, 1/4 and 1/2."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, y, c = (jax.random.normal(key, (3, 5, 16)) for key in keys[:3])
-    norm = random_norm(keys[3], jnp.float32)
-    out, pullback = jax.vjp(lambda x: RULES.norm(norm, x), x)
-    np.testing.assert_allclose(x * pullback(c)[0], out * c, rtol=1e-5)
-    out, pullback = jax.vjp(RULES.gated, x, y)
-    for factor, gradient in zip((x, y), pullback(c), strict=True):
+
+    @jax.jit
+    def run(x: jax.Array, y: jax.Array, c: jax.Array, scale: jax.Array) -> dict[str, Any]:
+        norm, found = random_norm(scale, jnp.float32), {}
+        for name, piece, inputs in (
+            ("norm", lambda x: RULES.norm(norm, x), (x,)),
+            ("gated", RULES.gated, (x, y)),
+            *((part, getattr(RULES, part), (x,)) for part in ("query", "key", "value")),
+        ):
+            out, pullback = jax.vjp(piece, *inputs)
+            found[name] = out, pullback(c)
+        return found
+
+    x, y, c, scale = draw((3, 5, 16), (3, 5, 16), (3, 5, 16), (16,))
+    found = jax.device_get(run(x, y, c, scale))
+    out, (gradient,) = found["norm"]
+    np.testing.assert_allclose(x * gradient, out * c, rtol=1e-5)
+    out, gradients = found["gated"]
+    for factor, gradient in zip((x, y), gradients, strict=True):
         np.testing.assert_allclose(factor * gradient, 0.5 * out * c, rtol=1e-5, atol=1e-7)
     for part, share in (("query", 0.25), ("key", 0.25), ("value", 0.5)):
-        np.testing.assert_allclose(jax.vjp(getattr(RULES, part), x)[1](c)[0], share * c, rtol=1e-6)
+        np.testing.assert_allclose(found[part][1][0], share * c, rtol=1e-6)

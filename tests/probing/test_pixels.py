@@ -38,7 +38,7 @@ def by_definition(subject: Subject, pages: list[EncodedPage]) -> Any:
 
 def test_pixels_get_what_the_definition_gives_them(subject: Subject) -> None:
     """Page tokens come from the plain tower; what relevance of tokens is made of, from the ruled one."""
-    backbone, asked = subject.whole, subject.asked
+    backbone, asked = subject.backbone, subject.asked
     encoded = [backbone.page_processor(subject.world.images[s.page_id]) for s in subject.world.sessions]
     pages = stack_pages(encoded)
 
