@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import whole_matrix
 from benchmarks.__main__ import NTP, time_all
 from benchmarks.setup import BATCH, Case, aligned_step, functions, make_case
 from fixate_jax.backbones import take_branches
@@ -27,7 +28,6 @@ from fixate_jax.probing import OPERATORS, slot_attention
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
-from tests.probing import whole_matrix
 
 WHOLE = "attn_lrp, whole matrices in JAX"
 TARGETS = {"attn_lrp": "≤ 1.05", "rollout": "≤ 1.3", "glimpse": "≤ 4 (2.5)"}

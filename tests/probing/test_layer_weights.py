@@ -1,24 +1,20 @@
 """Weights of the tapped layers: the default, chosen ones, and single layers that add up to the default."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing import Trace, get_operator
+from fixate_jax.probing import get_operator
 from fixate_jax.probing.layer_weights import depth_weights
-from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning.batches import Batch
-from fixate_jax.tuning.step import target_logit
-from tests.worlds import World
+from fixate_jax.prompts import PromptParams
+from tests.probing.both_ways import QWEN, TAPPED, Asked, Subject, in_host_order, trace_of
 
-LAYERS = 2
 OPERATORS = {
     "attention": OperatorConfig(name="attention"),
     "attn_lrp": OperatorConfig(name="attn_lrp", normalise="abs"),
@@ -49,38 +45,41 @@ def test_weights_without_sense_are_no_settings(weights: tuple[float, ...]) -> No
 
 
 @pytest.fixture(scope="module")
-def relevance(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """By operator the relevance with default weights, then of each layer alone; and the layers' mean attention."""
-    directory = tmp_path_factory.mktemp("world")
-    sizes = TinySizes(layers=LAYERS, width=32, ff=32, vision_width=16, vision_ff=16, deepstack=(0,))
-    backbone = BackboneConfig(path=str(write_tiny_random(directory / "model", sizes=sizes)), tapped_layers=LAYERS)
-    config = RunConfig(backbone=backbone, prompt=PromptConfig(basis=2, tokens=2))
-    world = World(directory, sizes=((3, 128, 96),), config=config)
-    single = [tuple(float(i == layer) for i in range(LAYERS)) for layer in range(LAYERS)]
+def relevance(subjects: Callable[[str], Subject]) -> dict[str, list[np.ndarray]]:
+    """By operator the relevance of each tapped layer alone; and the layers' mean attention."""
+    subject = subjects(QWEN)
+    single = [tuple(float(i == layer) for i in range(TAPPED)) for layer in range(TAPPED)]
 
     @jax.jit
-    def run(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        model = world.backbone.merge(params)
-        prefix = model.prefill(batch.inputs, soft_prompt(world.prompt(), batch.user))
-        trace = Trace(model, prefix, target_logit(batch.answer_ids[:, :1], batch.answer_mask[:, :1]))
-        found = {"rows": model.tail(prefix).rows[..., -1, :].mean(3)}
+    def run(params: Any, prompt: PromptParams, asked: Asked) -> dict[str, list[jax.Array]]:
+        trace = trace_of(subject.backbone, params, prompt, asked)
+        rows = trace.model.tail(trace.prefix).rows[..., -1, :].mean(3)
+        found = {"rows": list(rows)}
         for name, operator in OPERATORS.items():
-            configs = [operator, *(replace(operator, layer_weights=weights) for weights in single)]
-            found[name] = jnp.stack([get_operator(c.name)(trace, c).relevance for c in configs])
-        return found
+            found[name] = [
+                get_operator(operator.name)(trace, replace(operator, layer_weights=weights)).relevance
+                for weights in single
+            ]
+        seq = subject.asked.batch.inputs.token_ids.shape[1]
+        return jax.tree.map(lambda x: in_host_order(x, trace.prefix.start.moved, seq), found)
 
-    return jax.device_get(run(world.backbone.params, world.batch()))
+    found: dict[str, list[np.ndarray]] = jax.device_get(run(subject.backbone.params, subject.prompts[0], subject.asked))
+    return found
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_single_layers_add_up_to_the_default(relevance: dict[str, np.ndarray], operator: str) -> None:
-    default, *single = relevance[operator]
+def test_single_layers_add_up_to_the_default(
+    relevance: dict[str, list[np.ndarray]], subjects: Callable[[str], Subject], operator: str
+) -> None:
+    """The default being the definition, which ``test_operators`` holds the operators against."""
+    single = relevance[operator]
     weighted = sum(weight * layer for weight, layer in zip((1 / 3, 2 / 3), single, strict=True))
-    np.testing.assert_allclose(weighted, default, rtol=1e-5, atol=1e-7)
+    default = subjects(QWEN).defined({operator: OPERATORS[operator]}, 0)[operator].relevance
+    np.testing.assert_allclose(weighted, default, rtol=1e-4, atol=1e-6)
     assert np.linalg.norm(single[0] - single[1]) > 0.01 * np.linalg.norm(single[0])
 
 
-def test_a_single_layer_is_that_layers_attention(relevance: dict[str, np.ndarray]) -> None:
+def test_a_single_layer_is_that_layers_attention(relevance: dict[str, list[np.ndarray]]) -> None:
     for layer, rows in enumerate(relevance["rows"]):
-        np.testing.assert_allclose(relevance["attention"][1 + layer], rows, rtol=1e-6)
+        np.testing.assert_allclose(relevance["attention"][layer], rows, rtol=1e-6)
         np.testing.assert_allclose(rows.sum(-1), 1, rtol=1e-5)

@@ -13,7 +13,8 @@ import pytest
 from fixate_jax.backbones import load_backbone
 from fixate_jax.backbones.verify import plain_inputs
 from fixate_jax.config import BackboneConfig, OperatorConfig
-from fixate_jax.probing import Trace, conservation_error, get_operator
+from fixate_jax.probing import Trace, conservation_error
+from fixate_jax.probing.lrp import lrp
 from tests.backbones.tiny_internvl import make_internvl_checkpoint
 
 TOKENS = 24
@@ -52,8 +53,8 @@ def with_lxt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_qwen3, "eager_attention_forward", wrapped)
 
 
-def lxt_relevance(directory: Path, ids: np.ndarray, answer: int) -> tuple[np.ndarray, float]:
-    """Relevance of every position for the answer's logit at the last one, and that logit."""
+def times_gradient(directory: Path, ids: np.ndarray, answer: int) -> tuple[np.ndarray, float]:
+    """Input × gradient of every position for the answer's logit at the last one, and that logit."""
     import torch
     import transformers
 
@@ -69,25 +70,26 @@ def lxt_relevance(directory: Path, ids: np.ndarray, answer: int) -> tuple[np.nda
 def test_relevance_equals_that_of_lxt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="torch, which lxt needs, is not installed")
     directory = make_internvl_checkpoint(tmp_path / "model", tie=False)
-    with_lxt(monkeypatch)
     ids = np.random.default_rng(0).integers(0, 256, (1, TOKENS))
     answer = 77
-    theirs, logit = lxt_relevance(directory, ids, answer)
+    plain, _ = times_gradient(directory, ids, answer)
+    with_lxt(monkeypatch)
+    theirs, logit = times_gradient(directory, ids, answer)
 
     backbone = load_backbone(BackboneConfig(path=str(directory), tapped_layers=2))
     positions = np.repeat(np.arange(TOKENS)[None, :, None], 3, axis=2)
-    no_page = jnp.zeros((1, 1, 1, backbone.width))
+    no_page = jnp.asarray(np.zeros((1, 1, 1, backbone.width), np.float32))
     inputs = plain_inputs(ids, np.ones_like(ids), positions, backbone.config.image_token, no_page)
 
-    def run(params: Any, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    @jax.jit
+    def run(params: Any, prompt: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         model = backbone.merge(params)
-        prefix = model.prefill(inputs, jnp.zeros((1, 0, backbone.width)))
+        prefix = model.prefill(inputs, prompt)
         trace = Trace(model, prefix, lambda logits: logits[..., -1, answer])
-        probe = get_operator(name)(trace, OperatorConfig(name=name))
+        probe = lrp(trace, OperatorConfig(name="lrp"))
         return probe.relevance[0, 0], probe.logits[0, 0, 0, answer], conservation_error(probe, trace)[0, 0]
 
-    ours, own_logit, error = jax.jit(run, static_argnums=1)(backbone.params, "lrp")
-    plain, _, _ = jax.jit(run, static_argnums=1)(backbone.params, "input_gradient")
+    ours, own_logit, error = jax.device_get(run(backbone.params, np.zeros((1, 0, backbone.width), np.float32)))
     assert float(own_logit) == pytest.approx(logit, rel=1e-4)
     scale = np.abs(theirs).max()
     difference = np.abs(ours - theirs) / scale

@@ -1,7 +1,6 @@
-"""What holds for every operator: signs, sums, and what must not matter (padding, company, order, type of weights)."""
+"""What holds for every operator and every page: signs, sums, the order of slots, and the type of the weights."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,107 +9,83 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from jaxtyping import Array
 
-from fixate_jax.backbones import Backbone, take_branches
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.backbones.tiny_sizes import TinySizes
 from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.probing import OPERATORS, Trace, assign_slots, gather_visual, get_operator, slot_attention
-from fixate_jax.prompts import PromptParams, soft_prompt
-from fixate_jax.tuning.batches import Batch
-from fixate_jax.tuning.step import target_logit
-from tests.worlds import World, letters, numbers
+from fixate_jax.probing import OPERATORS, assign_slots, gather_visual, get_operator, slot_attention
+from fixate_jax.prompts import PromptParams
+from tests.probing.both_ways import Asked, host_prompt, trace_of
+from tests.worlds import World
 
-SESSIONS = ((3, 320, 192), (12, 192, 160), (4, 256, 256), (6, 128, 192))
+SESSIONS = ((3, 128, 96), (12, 96, 128), (4, 128, 128), (6, 96, 96))
+CONFIGS = {name: OperatorConfig(name=name, normalise="abs", steps=2) for name in OPERATORS}
 EPS = 1e-4
-MORE = 24
-"""Positions of padding added."""
-SAME = 2e-5
-"""How far two orders of summation may lie apart in float32."""
 BFLOAT16 = 0.06
 """Most that slot attention moves where bfloat16 takes the place of float32, on a backbone that is shipped."""
-Found = dict[str, Array]
 
 
-def look(prompt: PromptParams, params: Any, batch: Batch, backbone: Backbone) -> Found:
-    """Slot attention of every operator for the clicked slots."""
-    rows = jnp.arange(len(batch.click))
-    ids, mask = batch.answer_ids[rows, batch.click][:, None], batch.answer_mask[rows, batch.click][:, None]
-    inputs = take_branches(batch.inputs, batch.click[:, None])
-    model = backbone.merge(params)
-    trace = Trace(model, model.prefill(inputs, soft_prompt(prompt, batch.user)), target_logit(ids, mask))
-    found = {}
-    for name in OPERATORS:
-        relevance = get_operator(name)(trace, OperatorConfig(name=name, normalise="abs", steps=2)).relevance
-        tokens = gather_visual(relevance, inputs.visual_position, trace.prefix.start.moved)
-        found[name] = slot_attention(tokens, batch.slot_matrix, EPS)[:, 0]
-    return found
+class Shipped(NamedTuple):
+    """What every operator makes of sessions, by a shipped backbone in bfloat16.
+
+    Attributes:
+        world: the backbone and its sessions.
+        asked, prompt: what it was run on.
+        slots: slot attention by operator.
+    """
+
+    world: World
+    asked: Asked
+    prompt: PromptParams
+    slots: dict[str, np.ndarray]
 
 
-def padded(batch: Batch) -> Batch:
-    """The same sequences with more padding in front."""
-    inputs = batch.inputs
+@pytest.fixture(scope="module", params=["tiny-qwen3-vl"])
+def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    backbone = BackboneConfig(path=request.param, dtype="bfloat16", tapped_layers=2)
+    config = RunConfig(backbone=backbone, prompt=PromptConfig(basis=3, tokens=4))
+    world = World(tmp_path_factory.mktemp("shipped"), sizes=SESSIONS, config=config)
+    asked = Asked.of(jax.tree.map(np.asarray, world.data.batch(range(len(SESSIONS)))))
+    prompt = host_prompt(world, 0)
 
-    def pad(x: Array, value: int = 0) -> Array:
-        return jnp.pad(x, [(0, 0), (MORE, 0), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
+    def look(prompt: PromptParams, params: Any, asked: Asked) -> dict[str, jax.Array]:
+        trace, found = trace_of(world.backbone, params, prompt, asked), {}
+        for name, config in CONFIGS.items():
+            relevance = get_operator(name)(trace, config).relevance
+            tokens = gather_visual(relevance, asked.batch.inputs.visual_position, trace.prefix.start.moved)
+            found[name] = slot_attention(tokens, asked.batch.slot_matrix, EPS)
+        return found
 
-    return batch._replace(
-        inputs=inputs._replace(
-            token_ids=pad(inputs.token_ids),
-            positions=pad(inputs.positions),
-            visual_index=pad(inputs.visual_index, -1),
-            start=inputs.start + MORE,
-            visual_position=inputs.visual_position + MORE,
-        )
-    )
-
-
-class Looking:
-    """A backbone, its sessions, and what every operator makes of them."""
-
-    def __init__(self, world: World):
-        self.world, self.prompt = world, world.prompt()
-        self.look = jax.jit(lambda prompt, params, batch: look(prompt, params, batch, world.backbone))
-        self.reference = self(range(len(SESSIONS)))
-
-    def __call__(self, chosen: Sequence[int], *, more_padding: bool = False) -> Found:
-        batch = self.world.batch(chosen)
-        batch = padded(batch) if more_padding else batch
-        return jax.device_get(self.look(self.prompt, self.world.backbone.params, batch))
+    return Shipped(world, asked, prompt, jax.device_get(jax.jit(look)(prompt, world.backbone.params, asked)))
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "internvl"])
-def looking(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Looking:
-    folder = tmp_path_factory.mktemp("properties")
-    sizes = TinySizes(family=request.param, layers=2)
-    model = write_tiny_random(folder / "model", sizes=sizes)
-    config = RunConfig(
-        backbone=BackboneConfig(path=str(model), attention_block=96), prompt=PromptConfig(basis=3, tokens=4)
-    )
-    labels = letters if request.param == "qwen3_vl" else numbers
-    return Looking(World(folder, sizes=SESSIONS, labels=labels, config=config))
-
-
-@settings(max_examples=8, deadline=None)
-@given(
-    chosen=st.lists(st.integers(0, len(SESSIONS) - 1), min_size=len(SESSIONS), max_size=len(SESSIONS)),
-    more_padding=st.booleans(),
-)
-def test_company_order_and_padding_change_nothing(looking: Looking, chosen: list[int], more_padding: bool) -> None:
-    found = looking(chosen, more_padding=more_padding)
-    for name, attention in found.items():
-        np.testing.assert_allclose(attention, looking.reference[name][chosen], atol=SAME, err_msg=name)
-
-
-def test_attention_is_a_share_of_the_slots(looking: Looking) -> None:
+def test_attention_is_a_share_of_the_slots(shipped: Shipped) -> None:
     """Not negative, and below 1 in sum by what ε takes away; pages and operators differ."""
-    for name, attention in looking.reference.items():
+    for name, attention in shipped.slots.items():
         assert (attention >= 0).all() and (attention.sum(-1) <= 1 + 1e-6).all(), name
         assert (attention.sum(-1) > 0.05).all(), name
-    stacked = np.stack(list(looking.reference.values()))
-    apart = np.abs(stacked[:, None] - stacked[None]).max((2, 3))
+    stacked = np.stack(list(shipped.slots.values()))
+    apart = np.abs(stacked[:, None] - stacked[None]).max((2, 3, 4))
     assert (apart[~np.eye(len(stacked), dtype=bool)] > 1e-4).all()
+
+
+def test_bfloat16_moves_attention_little(shipped: Shipped) -> None:
+    """The same weights (they are shipped in bfloat16), the activations rounded or not."""
+    pytest.importorskip("torch")
+    from tests.probing.definition import by_definition
+    from tests.probing.whole_model import WholeModel, exactly
+    from tests.probing.whole_tower import tower_of
+
+    world, inputs = shipped.world, shipped.asked.batch.inputs
+    tower, features = tower_of(world.backbone), np.zeros(inputs.features.shape)
+    for row, session in enumerate(world.sessions):
+        page = world.backbone.page_processor(world.images[session.page_id]).inputs
+        found = tower(exactly(page[0][0]), page).numpy()
+        features[row, : len(found)] = found
+    asked = shipped.asked._replace(batch=shipped.asked.batch._replace(inputs=inputs._replace(features=features)))
+    exact = by_definition(WholeModel(world.backbone), CONFIGS, asked, shipped.prompt)
+    for operator, attention in shipped.slots.items():
+        difference = np.abs(exact[operator].slots - attention).max()
+        print(f"\n{operator}: {difference:.4f} of up to {attention.max():.3f}", end="")
+        assert 0 < difference <= BFLOAT16, operator
 
 
 shares = hnp.arrays(np.float32, (2, 1, 12), elements=st.floats(0, 1e3, width=32))
@@ -137,24 +112,12 @@ def test_slots_that_do_not_overlap_may_come_in_any_order(data: st.DataObject) ->
     boxes = np.concatenate([corners + margins[:, :2] * cell, corners + cell - margins[:, 2:] * cell], axis=1)
     order = data.draw(st.permutations(range(len(boxes))))
     rows, columns = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
-    relevance = jnp.asarray(np.random.default_rng(0).random((1, 1, rows * columns), np.float32))
+    relevance = np.random.default_rng(0).random((1, 1, 144), np.float32)
 
     def attention(boxes: np.ndarray) -> np.ndarray:
-        return np.asarray(slot_attention(relevance, jnp.asarray(assign_slots(boxes, rows, columns))[None], EPS))
+        # Of one size always, so that there is one program.
+        matrix = np.zeros((1, 20, 144), np.float32)
+        matrix[0, : len(boxes), : rows * columns] = assign_slots(boxes, rows, columns)
+        return np.asarray(slot_attention(jnp.asarray(relevance), jnp.asarray(matrix), EPS))[..., : len(boxes)]
 
     np.testing.assert_allclose(attention(boxes[list(order)]), attention(boxes)[..., list(order)], atol=1e-7)
-
-
-@pytest.mark.parametrize("name", ["tiny-qwen3-vl"])
-def test_bfloat16_moves_attention_little(name: str, tmp_path: Any) -> None:
-    """The same weights (they are shipped in bfloat16), the activations rounded or not."""
-    found = {}
-    for dtype in ("float32", "bfloat16"):
-        config = RunConfig(
-            backbone=BackboneConfig(path=name, dtype=dtype, tapped_layers=2), prompt=PromptConfig(basis=3, tokens=4)
-        )
-        found[dtype] = Looking(World(tmp_path / dtype, sizes=SESSIONS, config=config)).reference
-    for operator, attention in found["float32"].items():
-        difference = np.abs(found["bfloat16"][operator] - attention).max()
-        print(f"\n{operator}: {difference:.4f} of up to {attention.max():.3f}", end="")
-        assert 0 < difference <= BFLOAT16, operator

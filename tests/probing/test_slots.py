@@ -1,7 +1,7 @@
 """Whose a visual token is, by its centre or by its area, and relevance as a picture of the page."""
 
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixate_jax.backbones import Backbone, load_backbone
+from fixate_jax.backbones.tiny_random import write_tiny_random
+from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import DataError
 from fixate_jax.probing import assign_slots, heat_map, take_visual
 from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.setup import SlotWarning, warn_of_empty_slots
-from tests.worlds import World
+from tests.worlds import USERS, letters, made_up_session
 
 GRID = (3, 5)
 FINE = 60
@@ -92,13 +95,27 @@ def test_where_slots_end_between_tokens_both_ways_agree() -> None:
     np.testing.assert_allclose(assign_slots(boxes, *GRID, how="area"), assign_slots(boxes, *GRID), atol=1e-6)
 
 
-def as_assigned(world: World, how: Literal["centre", "area"]) -> SessionData:
-    data = world.data
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    directory = write_tiny_random(tmp_path_factory.mktemp("model") / "model")
+    return load_backbone(BackboneConfig(path=str(directory)))
+
+
+def as_assigned(
+    backbone: Backbone, sizes: Sequence[tuple[int, int, int]], how: Literal["centre", "area"]
+) -> SessionData:
+    """Sessions on pages of some sizes, whose page tokens nobody looks at."""
+    sessions, encoded = [], []
+    for i, (slots, width, height) in enumerate(sizes):
+        session, image = made_up_session(i, slots=slots, size=(width, height), labels=letters)
+        page = backbone.page_processor(image)
+        sessions.append(session)
+        encoded.append(backbone.encoder(profile="", labels=session.labels, rows=page.rows, columns=page.columns))
     return SessionData(
-        data.sessions,
-        data.encoded,
-        data.user_rows,
-        features=data.features,
+        sessions,
+        encoded,
+        {user: i for i, user in enumerate(USERS)},
+        features=lambda pages: (None, None),
         prompt_tokens=4,
         signal="fixation",
         max_lengths=1,
@@ -106,12 +123,12 @@ def as_assigned(world: World, how: Literal["centre", "area"]) -> SessionData:
     )
 
 
-def test_slots_without_a_token_are_counted_and_warned_of(tmp_path: Path) -> None:
-    world = World(tmp_path, sizes=((25, 96, 64), (3, 192, 128)))
-    centre, area = as_assigned(world, "centre"), as_assigned(world, "area")
+def test_slots_without_a_token_are_counted_and_warned_of(backbone: Backbone) -> None:
+    sizes = ((25, 96, 64), (3, 192, 128))
+    centre, area = as_assigned(backbone, sizes, "centre"), as_assigned(backbone, sizes, "area")
     empty, slots = centre.empty_slots()
     expected = sum(
-        int((centre.batch([i]).slot_matrix.sum(-1)[0][: s.slots] == 0).sum()) for i, s in enumerate(world.sessions)
+        int((centre.batch([i]).slot_matrix.sum(-1)[0][: s.slots] == 0).sum()) for i, s in enumerate(centre.sessions)
     )
     assert (empty, slots) == (expected, 28) and empty > 0
     with pytest.warns(SlotWarning, match=f"^{empty} of 28 slots hold no token's centre: .* operator.assignment area"):
@@ -122,18 +139,19 @@ def test_slots_without_a_token_are_counted_and_warned_of(tmp_path: Path) -> None
     assert area.empty_slots() == (0, 28)
 
 
-def test_batches_hold_the_matrix_that_was_asked_for(tmp_path: Path) -> None:
+def test_batches_hold_the_matrix_that_was_asked_for(backbone: Backbone) -> None:
     # The last two have the same boxes on other grids.
-    world = World(tmp_path, sizes=((5, 96, 64), (3, 192, 128), (3, 96, 64)))
+    sizes, first = ((5, 96, 64), (3, 192, 128), (3, 96, 64)), {}
     for how in ("centre", "area"):
-        data = as_assigned(world, how)
+        data = as_assigned(backbone, sizes, how)
         for _ in range(2):  # The second time from memory.
             batch = data.batch([0, 1, 2])
             for row, (session, encoded) in enumerate(zip(data.sessions, data.encoded, strict=True)):
                 rows, columns = encoded.rows, encoded.columns
                 wanted = assign_slots(session.boxes, rows, columns, how=how)
                 np.testing.assert_array_equal(batch.slot_matrix[row, : session.slots, : rows * columns], wanted)
-    assert not np.array_equal(as_assigned(world, "centre").batch([0]).slot_matrix, data.batch([0]).slot_matrix)
+        first[how] = batch.slot_matrix[0]
+    assert not np.array_equal(first["centre"], first["area"])
 
 
 def test_a_heat_map_is_linear_between_centres_and_flat_at_the_edge() -> None:

@@ -1,160 +1,80 @@
-"""The operators as they are defined, on whole attention matrices: slow, plain, and independent of the fast path."""
+"""The operators that read attention, as they are defined: on whole matrices A and G = ∂ℓ/∂A, in PyTorch.
 
+Every list runs over the tapped layers, lowest first; a matrix is (heads, seq, seq), and so is R without its heads.
+"""
+
+import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
+import pytest
 
-from fixate_jax.backbones import Backbone, SequenceInputs
-from fixate_jax.backbones.rope import rotate
+from fixate_jax.config import OperatorConfig
 
+torch = pytest.importorskip("torch", reason="PyTorch, in which the definitions are written, is not installed")
 
-def unstack(backbone: Backbone, params: nnx.State) -> list[Any]:
-    """Every decoder layer on its own."""
-    decoder = backbone.merge(params).decoder
-    layers = []
-    for name, indices in backbone.config.decoder.groups.items():
-        for i in range(len(indices)):
-            graph, weights = nnx.split(getattr(decoder, name))
-            layers.append(nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], weights)))
-    return layers
+Tensor = Any
+HEAD_TEMPERATURE, DEPTH_RATE = 0.5, 0.2
 
 
-def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-    return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+def relevance(config: OperatorConfig, matrices: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """R of an operator by name, whole."""
+    if config.stop_gradient:
+        gradients = [g.detach() for g in gradients]
+    gradients = [config.grad_scale * g for g in gradients]
+    match config.name:
+        case "attention":
+            return by_depth([a.mean(0) for a in matrices])
+        case "attn_lrp":
+            pairs = zip(matrices, gradients, strict=True)
+            return by_depth([normalised(a * g, config.normalise, config.eps).mean(0) for a, g in pairs])
+        case "attention_gradient":
+            return by_depth([(a * g).mean(0) for a, g in zip(matrices, gradients, strict=True)])
+        case "rollout":
+            return rollout(matrices)
+        case "glimpse":
+            return glimpse(matrices, gradients, eps=config.eps, masked=config.masked_gradients)
+    raise ValueError(config.name)
 
 
-def layer(module: Any, x: jax.Array, angles: jax.Array, mask: jax.Array, tap: jax.Array | None) -> tuple:
-    """One decoder layer with its whole attention matrix (batch, heads, seq, seq), a tap added to it."""
-    b, s, _ = x.shape
-    normed = norm(x, module.input_norm.scale[...])
-    split = lambda y: y.reshape(b, s, -1, module.head_dim)  # noqa: E731
-    q = rotate(norm(split(normed @ module.q_proj.kernel[...]), module.q_norm.scale[...]), angles)
-    k = rotate(norm(split(normed @ module.k_proj.kernel[...]), module.k_norm.scale[...]), angles)
-    v = split(normed @ module.v_proj.kernel[...])
-    k, v = (jnp.repeat(y, q.shape[2] // y.shape[2], axis=2) for y in (k, v))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(module.head_dim)
-    attention = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
-    used = attention if tap is None else attention + tap
-    x = x + jnp.einsum("bhqk,bkhd->bqhd", used, v).reshape(b, s, -1) @ module.o_proj.kernel[...]
-    normed = norm(x, module.post_attention_norm.scale[...])
-    gated = jax.nn.silu(normed @ module.gate_proj.kernel[...]) * (normed @ module.up_proj.kernel[...])
-    return x + gated @ module.down_proj.kernel[...], attention
+def by_depth(layers: list[Tensor]) -> Tensor:
+    """Σ w_l E_l with w_l = l / Σl. AttnLRP's I, which lies on nothing but src itself, is left out."""
+    return sum(depth * layer for depth, layer in enumerate(layers, start=1)) / sum(range(1, len(layers) + 1))
 
 
-def run(
-    backbone: Backbone, params: nnx.State, inputs: SequenceInputs, prompt: jax.Array, taps: list[jax.Array | None]
-) -> tuple[jax.Array, list[jax.Array]]:
-    """Full forward pass of prefix and first branch; logits at every position and every layer's matrix."""
-    decoder = backbone.merge(params).decoder
-    embed = decoder.embed.embedding[...]
-    x = embed[inputs.token_ids]
-    seen = inputs.visual_index >= 0
-    rows = jnp.arange(len(x))[:, None]
-    visual = inputs.features[rows, jnp.maximum(inputs.visual_index, 0)]
-    x = jnp.where(seen[..., None], visual[:, :, 0], x)
-    columns = inputs.start[:, None] + jnp.arange(prompt.shape[1])
-    x = x.at[rows, columns].set(prompt)
-    x = jnp.concatenate([x, embed[inputs.tail_ids[:, 0]]], axis=1)
-    seq = x.shape[1]
-    angles = decoder.angles(jnp.concatenate([inputs.positions, inputs.tail_positions[:, 0]], axis=1))
-    valid = jnp.arange(seq - inputs.tail_ids.shape[2])[None] >= inputs.start[:, None]
-    valid = jnp.concatenate([valid, inputs.tail_valid[:, 0]], axis=1)
-    mask = jnp.tril(jnp.ones((seq, seq), bool))[None] & valid[:, None, :]
-    matrices = []
-    for i, (module, tap) in enumerate(zip(unstack(backbone, params), taps, strict=True)):
-        x, attention = layer(module, x, angles, mask, tap)
-        matrices.append(attention)
-        if i < inputs.features.shape[2] - 1:
-            term = jnp.where(seen[..., None], visual[:, :, 1 + i], 0)
-            x = x.at[:, : term.shape[1]].add(term)
-    head = embed.T if decoder.head is None else decoder.head.kernel[...]
-    return norm(x, decoder.norm.scale[...]) @ head, matrices
+def normalised(w: Tensor, how: str, eps: float) -> Tensor:
+    """AttnLRP's rows W / D."""
+    if how == "positive":
+        return w.relu() / (w.relu().sum(-1, keepdim=True) + eps)
+    if how == "abs":
+        return w / (w.abs().sum(-1, keepdim=True) + eps)
+    d = w.sum(-1, keepdim=True)
+    d = d + eps * d.sign()
+    return w / torch.where(d.abs() < eps, eps, d)
 
 
-def tapped_matrices(
-    backbone: Backbone,
-    params: nnx.State,
-    inputs: SequenceInputs,
-    prompt: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
-) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-    """Logits at the tail, and A and ∂ℓ/∂A of the last m layers, whole matrices."""
-    config = backbone.config.decoder
-    below = [None] * (config.layers - config.tapped)
-    shape = (len(ids), config.heads, *(inputs.positions.shape[1] + ids.shape[1],) * 2)
-
-    def target(taps: list[jax.Array]) -> tuple[jax.Array, tuple]:
-        logits, matrices = run(backbone, params, inputs, prompt, [*below, *taps])
-        tail = logits[:, -ids.shape[1] :]
-        score = jnp.take_along_axis(tail, ids[..., None], -1)[..., 0]
-        return jnp.where(mask, score, 0).sum(), (tail, matrices[len(below) :])
-
-    gradient, (logits, matrices) = jax.grad(target, has_aux=True)([jnp.zeros(shape)] * config.tapped)
-    return logits, matrices, gradient
-
-
-def attn_lrp(matrices: list, gradients: list, *, how: str, scale: float, eps: float) -> jax.Array:
-    """R = I + Σ w_l E_l, whole."""
-    m = len(matrices)
-    total = jnp.eye(matrices[0].shape[-1])[None]
-    for i, (a, g) in enumerate(zip(matrices, gradients, strict=True), start=1):
-        w = a * (scale * g)
-        if how == "positive":
-            w = jnp.maximum(w, 0)
-            d = w.sum(-1, keepdims=True) + eps
-        elif how == "abs":
-            d = jnp.abs(w).sum(-1, keepdims=True) + eps
-        else:
-            d = w.sum(-1, keepdims=True)
-            d = d + eps * jnp.sign(d)
-            d = jnp.where(jnp.abs(d) < eps, eps, d)
-        total = total + i / (m * (m + 1) / 2) * (w / d).mean(1)
-    return total
-
-
-def attention(matrices: list, gradients: list) -> jax.Array:
-    """Depth-weighted mean over heads, whole."""
-    m = len(matrices)
-    return sum(i / (m * (m + 1) / 2) * a.mean(1) for i, a in enumerate(matrices, start=1))
-
-
-def attention_gradient(matrices: list, gradients: list, *, scale: float) -> jax.Array:
-    """Depth-weighted mean over heads of A ⊙ G, whole."""
-    m = len(matrices)
-    pairs = enumerate(zip(matrices, gradients, strict=True), start=1)
-    return sum(i / (m * (m + 1) / 2) * (a * scale * g).mean(1) for i, (a, g) in pairs)
-
-
-def rollout(matrices: list) -> jax.Array:
-    """The product of (A + I) / 2, rows normalised, whole."""
-    identity = jnp.eye(matrices[0].shape[-1])
-    total = jnp.broadcast_to(identity, matrices[0][:, 0].shape)
+def rollout(matrices: list[Tensor]) -> Tensor:
+    """The product of (A + I) / 2, rows normalised."""
+    total = identity = torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype)
     for a in matrices:
-        mixed = 0.5 * a.mean(1) + 0.5 * identity
-        total = (mixed / mixed.sum(-1, keepdims=True)) @ total
+        mixed = 0.5 * a.mean(0) + 0.5 * identity
+        total = (mixed / mixed.sum(-1, keepdim=True)) @ total
     return total
 
 
-def glimpse(matrices: list, gradients: list, *, scale: float, eps: float, valid: jax.Array, masked: bool) -> jax.Array:
-    """R ← R + α E R, whole; padding columns are left out of every sum, masked places too where that is asked."""
-    counted = jnp.broadcast_to(valid[:, None, None, :], matrices[0].shape)
-    counted = counted if masked else jnp.tril(counted)
-    gradients = [jnp.where(counted, scale * g, 0) for g in gradients]
+def glimpse(matrices: list[Tensor], gradients: list[Tensor], *, eps: float, masked: bool) -> Tensor:
+    """R ← R + α E R; places that causality masks are left out of the sums of G unless they are asked for."""
+    if not masked:
+        gradients = [g.tril() for g in gradients]
     maps, sizes = [], []
     for depth, (a, g) in enumerate(zip(matrices, gradients, strict=True), start=1):
-        w = jnp.maximum(a * g, 0)
-        score = w.sum((2, 3)) / (jnp.maximum(g, 0).sum((2, 3)) + eps)
-        heads = jnp.exp(score / 0.5) / jnp.exp(score / 0.5).sum(1, keepdims=True)
-        fused = (heads[:, :, None, None] * w).sum(1)
-        maps.append(fused / (fused.sum(-1, keepdims=True) + eps))
-        sizes.append(jnp.abs(g.sum(1)).sum((1, 2)) * np.exp(0.2 * depth))
-    share = np.exp(0.2 * np.arange(1, len(maps) + 1)).sum()
+        w = (a * g).relu()
+        score = w.sum((1, 2)) / (g.relu().sum((1, 2)) + eps)
+        fused = (torch.softmax(score / HEAD_TEMPERATURE, dim=0)[:, None, None] * w).sum(0)
+        maps.append(fused / (fused.sum(-1, keepdim=True) + eps))
+        sizes.append(g.sum(0).abs().sum() * math.exp(DEPTH_RATE * depth))
+    share = sum(math.exp(DEPTH_RATE * depth) for depth in range(1, len(maps) + 1))
     total = sum(sizes) / share + eps
-    result = jnp.eye(matrices[0].shape[-1])[None]
+    result = torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype)
     for size, fused in zip(sizes, maps, strict=True):
-        result = result + (size / share / total)[:, None, None] * (fused @ result)
+        result = result + size / share / total * (fused @ result)
     return result

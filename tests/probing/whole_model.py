@@ -1,197 +1,231 @@
-"""Relevance at the embeddings as it is defined: whole matrices, layer after layer, backward steps written out."""
+"""The model as it is defined, in PyTorch and float64: one sequence at a time, no padding, whole attention matrices.
 
-from dataclasses import replace
-from pathlib import Path
+Nothing here comes from the library but weights and token sequences. PyTorch has nothing to compile, and differentiates
+what it has differentiated; the fast path is held against its numbers.
+"""
+
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from fixate_jax.backbones import Backbone, SequenceInputs
-from fixate_jax.backbones.rope import rotate
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig
-from tests.probing.whole_matrix import layer, norm, unstack
-from tests.worlds import World, letters, numbers
 
-QWEN, INTERN = "qwen3_vl, one and two tokens", "internvl, letters"
-CASES: dict[str, Any] = {
-    QWEN: ("qwen3_vl", 3, numbers, ((12, 128, 96), (3, 96, 64), (11, 64, 128))),
-    INTERN: ("internvl", 2, letters, ((4, 128, 64), (25, 64, 64))),
-}
-"""Family, decoder layers, labels, pages."""
+torch = pytest.importorskip("torch", reason="PyTorch, in which the definitions are written, is not installed")
+torch.set_num_threads(1)
+
+Tensor = Any
+Weights = Mapping[str, Any]
+"""Tensors by name, in levels as in the checkpoint's tree; linear maps as (inputs, outputs)."""
 
 
-def small_world(directory: Path, case: str) -> World:
-    """A model of which all layers but the first are tapped, small enough for float64 and whole matrices."""
-    family, layers, labels, pages = CASES[case]
-    sizes = TinySizes(
-        family=family, layers=layers, width=48, ff=64, heads=4, kv_heads=2, head_dim=16, vision_width=32, vision_ff=32
-    )
-    path = write_tiny_random(directory / family, sizes=sizes)
-    backbone = BackboneConfig(path=str(path), tapped_layers=layers - 1, attention_block=32)
-    config = RunConfig(backbone=backbone, prompt=PromptConfig(basis=2, tokens=3))
-    return World(directory, sizes=pages, labels=labels, config=config)
+def exactly(x: Any) -> Tensor:
+    """Numbers in float64, anything else as it is."""
+    x = np.asarray(x)
+    return torch.tensor(x.astype(np.float64) if x.dtype.kind not in "biu" else x)
 
 
-def in_double(backbone: Backbone) -> Backbone:
-    """The structure with float64 activations (call it where float64 is switched on)."""
-    decoder = replace(backbone.config.decoder, dtype=jnp.float64)
-    vision = replace(backbone.config.vision, dtype=jnp.float64)
-    config = replace(backbone.config, decoder=decoder, vision=vision)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: backbone.family.build(config, nnx.Rngs(0))))
-    return replace(backbone, graph=graph, config=config)
+def as_tensors(tree: Any) -> Any:
+    """A tree of weights as tensors."""
+    return {k: as_tensors(v) for k, v in tree.items()} if isinstance(tree, Mapping) else exactly(tree)
+
+
+def layer_of(stack: Any, index: int) -> Any:
+    """One layer's weights from those of many."""
+    return {k: layer_of(v, index) for k, v in stack.items()} if isinstance(stack, Mapping) else stack[index]
 
 
 class Sequence(NamedTuple):
-    """Prefix and one branch's tail as one sequence.
+    """One session with one answer.
 
     Attributes:
-        x: (batch, seq, width), what enters the first layer.
+        x: (seq, width), what enters the first layer.
         deep: the same shape for each DeepStack level, zero where there is nothing.
         page: True at page tokens.
-        angles, mask: of all layers.
+        angles: (seq, half) of all layers.
+        places: where each position stands in a batch, prefix then tail.
     """
 
-    x: jax.Array
-    deep: list[jax.Array]
-    page: jax.Array
-    angles: jax.Array
-    mask: jax.Array
+    x: Tensor
+    deep: list[Tensor]
+    page: Tensor
+    angles: Tensor
+    places: np.ndarray
 
 
-def sequence(backbone: Backbone, params: Any, inputs: SequenceInputs, prompt: jax.Array, branch: Any) -> Sequence:
-    """Embeddings of the whole sequence, padding where the host left it."""
-    decoder = backbone.merge(params).decoder
-    embed = decoder.embed.embedding[...]
-    rows, tail = jnp.arange(len(prompt))[:, None], inputs.tail_ids.shape[2]
-    page = inputs.visual_index >= 0
-    visual = inputs.features[rows, jnp.maximum(inputs.visual_index, 0)]
-    x = jnp.where(page[..., None], visual[:, :, 0], embed[inputs.token_ids])
-    x = x.at[rows, inputs.start[:, None] + jnp.arange(prompt.shape[1])].set(prompt)
-    deep = [jnp.where(page[..., None], visual[:, :, i], 0) for i in range(1, visual.shape[2])]
-    valid = jnp.arange(x.shape[1])[None] >= inputs.start[:, None]
-    valid = jnp.concatenate([valid, inputs.tail_valid[:, branch]], axis=1)
-    seq = valid.shape[1]
-    positions = jnp.concatenate([inputs.positions, inputs.tail_positions[:, branch]], axis=1)
-    return Sequence(
-        jnp.concatenate([x, embed[inputs.tail_ids[:, branch]]], axis=1),
-        [jnp.pad(term, ((0, 0), (0, tail), (0, 0))) for term in deep],
-        jnp.pad(page, ((0, 0), (0, tail))),
-        decoder.angles(positions),
-        jnp.tril(jnp.ones((seq, seq), bool))[None] & valid[:, None, :],
-    )
+class Run(NamedTuple):
+    """A forward pass: logits (seq, vocab), what enters each layer and the final norm, and A (heads, seq, seq)."""
+
+    logits: Tensor
+    states: list[Tensor]
+    matrices: list[Tensor]
 
 
-def head_of(decoder: Any) -> jax.Array:
-    """The output head as one matrix, (width, vocab)."""
-    return decoder.embed.embedding[...].T if decoder.head is None else decoder.head.kernel[...]
-
-
-def target(logits: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """ℓ of one branch."""
-    chosen = jnp.take_along_axis(logits[:, -ids.shape[1] :], ids[..., None], axis=-1)[..., 0]
-    return jnp.where(mask, chosen, 0).sum(-1)
-
-
-def run(backbone: Backbone, params: Any, at: Sequence) -> tuple[jax.Array, list[jax.Array]]:
-    """Logits at every position, and what enters each layer and the final norm."""
-    decoder, x, states = backbone.merge(params).decoder, at.x, [at.x]
-    for i, module in enumerate(unstack(backbone, params)):
-        x, _ = layer(module, x, at.angles, at.mask, None)
-        x = x + at.deep[i] if i < len(at.deep) else x
-        states.append(x)
-    return norm(x, decoder.norm.scale[...]) @ head_of(decoder), states
-
-
-def plain_relevance(
-    backbone: Backbone, params: Any, at: Sequence, ids: jax.Array, mask: jax.Array, *, steps: int | None
-) -> tuple[jax.Array, jax.Array]:
-    """Logits, and input × gradient or (with ``steps``) integrated gradients of the page."""
-
-    def score(x: jax.Array, deep: list[jax.Array]) -> jax.Array:
-        return target(run(backbone, params, at._replace(x=x, deep=deep))[0], ids, mask).sum()
-
-    logits, _ = run(backbone, params, at)
-    derive = jax.grad(score, argnums=(0, 1))
-    if steps is None:
-        values, (x_gradient, deep_gradient) = at.x, derive(at.x, at.deep)
-    else:
-        values = jnp.where(at.page[..., None], at.x, 0)
-        points = (jnp.arange(steps) + 0.5) / steps
-        x_gradient, deep_gradient = jax.tree.map(
-            lambda g: g.mean(0),
-            jax.lax.map(lambda a: derive(at.x - values + a * values, [a * d for d in at.deep]), points),
-        )
-    relevance = (values * x_gradient).sum(-1)
-    return logits, relevance + sum((d * g).sum(-1) for d, g in zip(at.deep, deep_gradient, strict=True))
-
-
-def gain(x: jax.Array, scale: jax.Array) -> jax.Array:
+def gain(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     """What a norm multiplies its input by."""
-    return scale / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    return scale / torch.sqrt((x**2).mean(-1, keepdim=True) + eps)
 
 
-def lrp_coefficients(
-    backbone: Backbone, params: Any, at: Sequence, ids: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """Logits, and what relevance is per unit of ``at.x`` and of each of ``at.deep``.
-
-    Relevance is sent back layer by layer by AttnLRP's rules, no automatic differentiation being used. ``c`` is
-    relevance per unit of the activation that it belongs to: R = Σ activation · c.
-    """
-    decoder = backbone.merge(params).decoder
-    logits, states = run(backbone, params, at)
-    tail = ids.shape[1]
-    c = jnp.where(mask[..., None], head_of(decoder).T[ids], 0)
-    c = jnp.pad(c, ((0, 0), (at.x.shape[1] - tail, 0), (0, 0))) * gain(states[-1], decoder.norm.scale[...])
-    deep: list[jax.Array] = []
-    for i, module in reversed(list(enumerate(unstack(backbone, params)))):
-        if i < len(at.deep):
-            deep.insert(0, c)
-        c = back_through_layer(module, states[i], at.angles, at.mask, c)
-    return logits, c, deep
+def turn(x: Tensor, angles: Tensor) -> Tensor:
+    """Each pair (i, i + half) of a head, as a complex number, turned by its angle; x is (seq, heads, 2 · half)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def lrp_relevance(
-    backbone: Backbone, params: Any, at: Sequence, ids: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Logits, and every position's relevance."""
-    logits, c, deep = lrp_coefficients(backbone, params, at, ids, mask)
-    return logits, (at.x * c).sum(-1) + sum((x * c).sum(-1) for x, c in zip(at.deep, deep, strict=True))
+class WholeModel:
+    """A backbone's decoder, by its definition."""
+
+    def __init__(self, backbone: Backbone, *, eps: float | None = None):
+        """Take the weights over.
+
+        Args:
+            backbone: whose.
+            eps: ε of the norms, if not the backbone's own.
+        """
+        self.config = backbone.config.decoder
+        assert not self.config.attention_bias
+        self.eps = self.config.norm_eps if eps is None else eps
+        weights = as_tensors(nnx.to_pure_dict(backbone.params["decoder"]))
+        self.embed, self.scale = weights["embed"]["embedding"], weights["norm"]["scale"]
+        self.head = weights["head"]["kernel"] if "head" in weights else self.embed.T
+        groups = [(weights[name], range(len(indices))) for name, indices in self.config.groups.items() if len(indices)]
+        self.layers = [layer_of(stack, i) for stack, indices in groups for i in indices]
+
+    def angles(self, positions: np.ndarray) -> Tensor:
+        """Rotary angles; Qwen3-VL's frequencies take turns at following time, height and width."""
+        half, section = self.config.head_dim // 2, self.config.mrope_section
+        axes = [i % 3 if section and i < 3 * section[i % 3] else 0 for i in range(half)]
+        # In float32, as every implementation computes them.
+        inverse = (1 / self.config.rope_theta ** (np.arange(half, dtype=np.float32) / np.float32(half))).astype("f4")
+        return exactly(positions[:, axes].astype(np.float32) * inverse)
+
+    def sequence(
+        self, inputs: SequenceInputs, row: int, branch: int, prompt: Tensor, features: Tensor | None = None
+    ) -> Sequence:
+        """What the decoder reads of a session and one answer.
+
+        Args:
+            inputs: a batch's.
+            row: of the session.
+            branch: of the answer.
+            prompt: (tokens, width), the session's soft prompt.
+            features: (tokens, levels, width), page tokens in place of the batch's.
+        """
+        start, seq = int(inputs.start[row]), inputs.token_ids.shape[1]
+        tail = np.flatnonzero(inputs.tail_valid[row, branch])
+        ids = np.concatenate([inputs.token_ids[row, start:], inputs.tail_ids[row, branch, tail]])
+        positions = np.concatenate([inputs.positions[row, start:], inputs.tail_positions[row, branch, tail]])
+        index = np.concatenate([inputs.visual_index[row, start:], np.full(len(tail), -1)])
+        features = exactly(inputs.features[row]) if features is None else features
+        page = torch.tensor(index >= 0)
+        levels = features[np.maximum(index, 0)] * page[:, None, None]
+        x = torch.where(page[:, None], levels[:, 0], self.embed[ids])
+        x = torch.cat([prompt, x[len(prompt) :]])
+        places = np.concatenate([np.arange(start, seq), seq + tail])
+        return Sequence(x, list(levels[:, 1:].unbind(1)), page, self.angles(positions), places)
+
+    def attention(self, w: Weights, x: Tensor, angles: Tensor) -> dict[str, Tensor]:
+        """Every step of a layer's attention, by name; queries, keys and values are (seq, heads, head)."""
+        heads = lambda name, x: (x @ w[name]["kernel"]).reshape(len(x), -1, self.config.head_dim)  # noqa: E731
+        found = {"gain": gain(x, w["input_norm"]["scale"], self.eps)}
+        normed = x * found["gain"]
+        q, k, v = (heads(name, normed) for name in ("q_proj", "k_proj", "v_proj"))
+        found |= {"q_gain": gain(q, w["q_norm"]["scale"], self.eps), "k_gain": gain(k, w["k_norm"]["scale"], self.eps)}
+        group = q.shape[1] // k.shape[1]
+        found["q"] = turn(q * found["q_gain"], angles)
+        found["k"] = turn(k * found["k_gain"], angles).repeat_interleave(group, dim=1)
+        found["v"] = v.repeat_interleave(group, dim=1)
+        scores = torch.einsum("qhd,khd->hqk", found["q"], found["k"]) / math.sqrt(self.config.head_dim)
+        seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
+        return found | {"a": torch.where(seen, scores, -torch.inf).softmax(-1)}
+
+    def run(self, at: Sequence) -> Run:
+        """The forward pass."""
+        x, states, matrices = at.x, [at.x], []
+        for i, w in enumerate(self.layers):
+            found = self.attention(w, x, at.angles)
+            mixed = torch.einsum("hqk,khd->qhd", found["a"], found["v"])
+            x = x + mixed.reshape(len(x), -1) @ w["o_proj"]["kernel"]
+            normed = x * gain(x, w["post_attention_norm"]["scale"], self.eps)
+            gate, up = normed @ w["gate_proj"]["kernel"], normed @ w["up_proj"]["kernel"]
+            x = x + (gate * gate.sigmoid() * up) @ w["down_proj"]["kernel"]
+            x = x + at.deep[i] if i < len(at.deep) else x
+            states.append(x)
+            matrices.append(found["a"])
+        return Run(x * gain(x, self.scale, self.eps) @ self.head, states, matrices)
+
+    def input_gradient(self, at: Sequence, answer: np.ndarray) -> Tensor:
+        """Input × gradient at every position, a page token's summed over its levels."""
+        return self._times_gradient(at, answer, [at.x, *at.deep], [1.0])
+
+    def integrated_gradients(self, at: Sequence, answer: np.ndarray, steps: int) -> Tensor:
+        """Input × the mean gradient at the midpoints of the way from a page of zeros."""
+        page = [x * at.page[:, None] for x in (at.x, *at.deep)]
+        return self._times_gradient(at, answer, page, [(i + 0.5) / steps for i in range(steps)])
+
+    def _times_gradient(self, at: Sequence, answer: np.ndarray, values: list[Tensor], points: list[float]) -> Tensor:
+        total: Tensor = 0
+        for point in points:
+            inputs = [x - (1 - point) * part for x, part in zip((at.x, *at.deep), values, strict=True)]
+            # Leaves of their own, where nothing else does: what is held constant has a gradient too.
+            inputs = [x if x.requires_grad else x.clone().requires_grad_() for x in inputs]
+            score = target(self.run(at._replace(x=inputs[0], deep=inputs[1:])).logits, answer)
+            gradients = torch.autograd.grad(score, inputs, create_graph=True)
+            total = total + sum((v * g).sum(-1) for v, g in zip(values, gradients, strict=True)) / len(points)
+        return total
+
+    def lrp(self, at: Sequence, states: list[Tensor], answer: np.ndarray) -> Tensor:
+        """Every position's relevance by AttnLRP's rules."""
+        c, *deep = self.lrp_coefficients(at, states, answer)
+        return (at.x * c).sum(-1) + sum((x * c).sum(-1) for x, c in zip(at.deep, deep, strict=True))
+
+    def lrp_coefficients(self, at: Sequence, states: list[Tensor], answer: np.ndarray) -> list[Tensor]:
+        """What relevance is per unit of ``at.x`` and of each of ``at.deep``.
+
+        Relevance is sent back layer by layer by AttnLRP's rules, no automatic differentiation being used. ``c`` is
+        relevance per unit of the activation that it belongs to: R = Σ activation · c.
+        """
+        c = torch.cat([torch.zeros_like(at.x[: -len(answer)]), self.head.T[answer]])
+        c = c * gain(states[-1], self.scale, self.eps)
+        deep: list[Tensor] = []
+        for i, w in reversed(list(enumerate(self.layers))):
+            if i < len(at.deep):
+                deep.insert(0, c)
+            c = self._back_through(w, states[i], at.angles, c)
+        return [c, *deep]
+
+    def _back_through(self, w: Weights, x: Tensor, angles: Tensor, c: Tensor) -> Tensor:
+        """c at a layer's input from c at its output."""
+        seq, head = len(x), self.config.head_dim
+        back = lambda c, name: c.reshape(seq, -1) @ w[name]["kernel"].T  # noqa: E731
+        found = self.attention(w, x, angles)
+        a, v = found["a"], found["v"]
+        middle = x + torch.einsum("hqk,khd->qhd", a, v).reshape(seq, -1) @ w["o_proj"]["kernel"]
+        middle_gain = gain(middle, w["post_attention_norm"]["scale"], self.eps)
+        gate, up = ((middle * middle_gain) @ w[name]["kernel"] for name in ("gate_proj", "up_proj"))
+
+        c_product = back(c, "down_proj")
+        c_gate, c_up = 0.5 * c_product * up * gate.sigmoid(), 0.5 * c_product * gate * gate.sigmoid()
+        c = c + middle_gain * (back(c_gate, "gate_proj") + back(c_up, "up_proj"))
+
+        c_out = back(c, "o_proj").reshape(seq, -1, head)
+        c_a = 0.5 * torch.einsum("qhd,khd->hqk", c_out, v)
+        c_v = 0.5 * torch.einsum("hqk,qhd->khd", a, c_out)
+        c_scores = a * (c_a - (a * c_a).sum(-1, keepdim=True)) / math.sqrt(head)
+        c_q = turn(0.5 * torch.einsum("hqk,khd->qhd", c_scores, found["k"]), -angles) * found["q_gain"]
+        group = c_q.shape[1] // found["k_gain"].shape[1]
+        c_k, c_v = (
+            y.reshape(seq, -1, group, head).sum(2)
+            for y in (0.5 * torch.einsum("hqk,qhd->khd", c_scores, found["q"]), c_v)
+        )
+        c_k = turn(c_k, -angles) * found["k_gain"]
+        return c + found["gain"] * (back(c_q, "q_proj") + back(c_k, "k_proj") + back(c_v, "v_proj"))
 
 
-def back_through_layer(module: Any, x: jax.Array, angles: jax.Array, mask: jax.Array, c: jax.Array) -> jax.Array:
-    """c at a layer's input from c at its output."""
-    b, s, _ = x.shape
-    split = lambda y: y.reshape(b, s, -1, module.head_dim)  # noqa: E731
-    weight = lambda name: getattr(module, name).kernel[...]  # noqa: E731
-    input_gain = gain(x, module.input_norm.scale[...])
-    q_in, k_in, v = (split(x * input_gain @ weight(name)) for name in ("q_proj", "k_proj", "v_proj"))
-    q_gain, k_gain = gain(q_in, module.q_norm.scale[...]), gain(k_in, module.k_norm.scale[...])
-    q, k = rotate(q_in * q_gain, angles), rotate(k_in * k_gain, angles)
-    group = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(y, group, axis=2) for y in (k, v))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(module.head_dim)
-    a = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
-    middle = x + jnp.einsum("bhqk,bkhd->bqhd", a, v).reshape(b, s, -1) @ weight("o_proj")
-    middle_gain = gain(middle, module.post_attention_norm.scale[...])
-    gate, up = (middle * middle_gain @ weight(name) for name in ("gate_proj", "up_proj"))
-    opened = 1 / (1 + jnp.exp(-gate))
-
-    c_product = c @ weight("down_proj").T
-    c_gate, c_up = 0.5 * c_product * up * opened, 0.5 * c_product * gate * opened
-    c = c + middle_gain * (c_gate @ weight("gate_proj").T + c_up @ weight("up_proj").T)
-
-    c_out = split(c @ weight("o_proj").T)
-    c_a = 0.5 * jnp.einsum("bqhd,bkhd->bhqk", c_out, v)
-    c_v = 0.5 * jnp.einsum("bhqk,bqhd->bkhd", a, c_out)
-    c_scores = a * (c_a - (a * c_a).sum(-1, keepdims=True)) / np.sqrt(module.head_dim)
-    c_q = 0.5 * jnp.einsum("bhqk,bkhd->bqhd", c_scores, k)
-    c_k = 0.5 * jnp.einsum("bhqk,bqhd->bkhd", c_scores, q)
-    c_k, c_v = (y.reshape(b, s, -1, group, module.head_dim).sum(3) for y in (c_k, c_v))
-    c_q, c_k = rotate(c_q, -angles) * q_gain, rotate(c_k, -angles) * k_gain
-    parts = zip((c_q, c_k, c_v), ("q_proj", "k_proj", "v_proj"), strict=True)
-    return c + input_gain * sum(y.reshape(b, s, -1) @ weight(name).T for y, name in parts)
+def target(logits: Tensor, answer: np.ndarray) -> Tensor:
+    """ℓ: the answer tokens' logits, each at the position that predicts it."""
+    return logits[np.arange(-len(answer), 0), answer].sum()

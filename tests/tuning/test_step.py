@@ -1,6 +1,7 @@
 """The jitted step and evaluation: exact answers, no square arrays, weights as arguments, few compilations."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.backbones import take_branches
 from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.prompts import soft_prompt
 from fixate_jax.tuning.loop import start_state
 from fixate_jax.tuning.step import loss_and_gradient, make_evaluate, make_train_step, session_losses
-from tests.probing import whole_matrix
 from tests.worlds import USERS, World, letters, numbers
 
 ABS = OperatorConfig(name="attn_lrp", normalise="abs")
@@ -34,31 +33,38 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return World(tmp_path_factory.mktemp("world"), sizes=sizes, labels=labels, config=config)
 
 
-def full_forward(world: World, prompt: Any, batch: Any, slot: int) -> np.ndarray:
-    """log p of every token (batch, tail, vocab) when the answer is ``slot``, by a whole forward pass of its own."""
-    inputs = take_branches(batch.inputs, jnp.full((len(batch.click), 1), slot))
-    taps: list[jax.Array | None] = [None] * world.backbone.config.decoder.layers
-    logits, _ = whole_matrix.run(world.backbone, world.backbone.params, inputs, soft_prompt(prompt, batch.user), taps)
-    return np.asarray(jax.nn.log_softmax(logits[:, -inputs.tail_ids.shape[2] :], axis=-1), np.float64)
+def full_forward(world: World, prompt: Any, batch: Any) -> Callable[[int, int], np.ndarray]:
+    """From session and slot to log p of every token (seq, vocab), by a whole forward pass of the definition."""
+    pytest.importorskip("torch")
+    from tests.probing.whole_model import WholeModel, exactly
+
+    model, inputs = WholeModel(world.backbone), jax.device_get(batch.inputs)
+    soft = exactly(soft_prompt(prompt, batch.user))
+
+    def log_probs(row: int, slot: int) -> np.ndarray:
+        at = model.sequence(inputs, row, min(slot, inputs.tail_ids.shape[1] - 1), soft[row])
+        found: np.ndarray = model.run(at).logits.log_softmax(-1).numpy()
+        return found
+
+    return log_probs
 
 
 def test_candidate_probabilities_equal_a_forward_pass_each(world: World) -> None:
     batch, prompt = world.batch(), world.prompt()
     end = world.backbone.encoder.end_token
     evaluate = make_evaluate(world.backbone.graph, world.config, end)
-    result = evaluate(soft_prompt(prompt, batch.user), True, world.backbone.params, batch)
-    worst = 0.0
-    by_slot = [full_forward(world, prompt, batch, slot) for slot in range(batch.answer_ids.shape[1])]
+    result = jax.device_get(evaluate(soft_prompt(prompt, batch.user), True, world.backbone.params, batch))
+    worst, whole = 0.0, full_forward(world, prompt, batch)
     for row, (session, encoded) in enumerate(zip(world.sessions, world.data.encoded, strict=True)):
         for slot, answer in enumerate(encoded.answers):
-            log_probs = by_slot[slot][row]
+            log_probs = whole(row, slot)
             expected = sum(log_probs[len(log_probs) - len(answer) + i, token] for i, token in enumerate(answer))
             longer = [i for i, a in enumerate(encoded.answers) if a[: len(answer)] == answer and len(a) > len(answer)]
             if longer:
-                other = by_slot[longer[0]][row]
+                other = whole(row, longer[0])
                 expected += other[len(other) - len(encoded.answers[longer[0]]) + len(answer), end]
             worst = max(worst, abs(float(result.log_probs[row, slot]) - expected))
-        assert np.isneginf(np.asarray(result.log_probs[row, session.slots :])).all()
+        assert np.isneginf(result.log_probs[row, session.slots :]).all()
         assert int(result.answer[row]) == int(np.argmax(result.log_probs[row, : session.slots]))
     print(f"\nlargest difference of a candidate's log-probability: {worst:.1e}")
     assert worst < 1e-5
