@@ -25,7 +25,10 @@ from tests.probing.both_ways import (
 )
 
 CONFIGS = [OperatorConfig(name="input_gradient"), OperatorConfig(name="integrated_gradients", steps=2)]
-HOW = {"input_gradient": {"remat": "none"}, "integrated_gradients": {"remat": "none", "tapped_layers": 1}}
+HOW: dict[str, dict[str, Any]] = {
+    "input_gradient": {"remat": "none"},
+    "integrated_gradients": {"remat": "none", "tapped_layers": 1},
+}
 """Settings of the decoder: layers of every kind, or several below the last."""
 
 

@@ -13,10 +13,10 @@ from hypothesis.extra import numpy as hnp
 from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.probing import OPERATORS, assign_slots, gather_visual, get_operator, slot_attention
 from fixate_jax.prompts import PromptParams
-from tests.probing.both_ways import Asked, host_prompt, trace_of
+from tests.probing.both_ways import Asked, host_prompt, one_tail_gradient, trace_of
 from tests.worlds import World
 
-SESSIONS = ((3, 128, 96), (12, 96, 128), (4, 128, 128), (6, 96, 96))
+SESSIONS = ((3, 320, 192), (12, 192, 320))
 CONFIGS = {name: OperatorConfig(name=name, normalise="abs", steps=2) for name in OPERATORS}
 EPS = 1e-4
 BFLOAT16 = 0.06
@@ -40,7 +40,7 @@ class Shipped(NamedTuple):
 
 @pytest.fixture(scope="module", params=["tiny-qwen3-vl"])
 def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
-    backbone = BackboneConfig(path=request.param, dtype="bfloat16", tapped_layers=2)
+    backbone = BackboneConfig(path=request.param, dtype="bfloat16", tapped_layers=2, attention="blocked", remat="none")
     config = RunConfig(backbone=backbone, prompt=PromptConfig(basis=3, tokens=4))
     world = World(tmp_path_factory.mktemp("shipped"), sizes=SESSIONS, config=config)
     asked = Asked.of(jax.tree.map(np.asarray, world.data.batch(range(len(SESSIONS)))))
@@ -48,9 +48,10 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     def look(prompt: PromptParams, params: Any, asked: Asked) -> dict[str, jax.Array]:
         trace, found = trace_of(world.backbone, params, prompt, asked), {}
-        for name, config in CONFIGS.items():
-            relevance = get_operator(name)(trace, config).relevance
-            tokens = gather_visual(relevance, asked.batch.inputs.visual_position, trace.prefix.start.moved)
+        with one_tail_gradient():
+            probes = {name: get_operator(name)(trace, config) for name, config in CONFIGS.items()}
+        for name, probe in probes.items():
+            tokens = gather_visual(probe.relevance, asked.batch.inputs.visual_position, trace.prefix.start.moved)
             found[name] = slot_attention(tokens, asked.batch.slot_matrix, EPS)
         return found
 
