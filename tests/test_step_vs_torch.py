@@ -66,7 +66,8 @@ def _batch(backbone: Backbone, labels: tuple[tuple[str, ...], ...], *, seed: int
         stacked = stack_pages([pages[i] for i in page_ids])
         if not cached:
             return None, stacked
-        return np.asarray(backbone.merge(backbone.params).encode_pages(jax.device_put(stacked))), None
+        encode = jax.jit(lambda params, pages: backbone.merge(params).encode_pages(pages))
+        return np.asarray(encode(backbone.params, jax.device_put(stacked))), None
 
     data = SessionData(
         sessions, encoded, {"0": 2, "1": 0}, features=features, prompt_tokens=K, signal="fixation", max_lengths=1
@@ -75,13 +76,7 @@ def _batch(backbone: Backbone, labels: tuple[tuple[str, ...], ...], *, seed: int
 
 
 @pytest.mark.parametrize(
-    ("normalise", "labels", "seed", "cached"),
-    [
-        ("signed", SHORT, 0, True),
-        ("signed", LONG, 1, True),
-        ("abs", SHORT, 2, False),
-        ("abs", LONG, 3, True),
-    ],
+    ("normalise", "labels", "seed", "cached"), [("signed", LONG, 1, True), ("abs", SHORT, 2, False)]
 )
 def test_same_loss_and_gradient(
     checkpoint: Path,
@@ -109,7 +104,7 @@ def test_same_loss_and_gradient(
 
         return jax.value_and_grad(loss, has_aux=True)(prompt)
 
-    prompt = PromptParams(jnp.asarray(basis), jnp.asarray(coefficients))
+    prompt = jax.device_put(PromptParams(basis, coefficients))
     (_, parts), gradient = ours(prompt, backbone.params, jax.device_put(batch))
     trainer = reference.TorchTrainer(
         checkpoint,
@@ -129,6 +124,6 @@ def test_same_loss_and_gradient(
 
 
 def test_rows_that_only_fill_a_batch_are_refused(backbone: Backbone) -> None:
-    batch = _batch(backbone, SHORT, seed=0, cached=True)
+    batch = _batch(backbone, SHORT, seed=0, cached=False)
     with pytest.raises(ValueError, match="weight 0"):
-        reference.reference_batch(batch._replace(weight=jnp.array([1.0, 0.0])), prompt_tokens=K)
+        reference.reference_batch(batch._replace(weight=np.array([1.0, 0.0], np.float32)), prompt_tokens=K)
