@@ -72,8 +72,8 @@ NEWEST ?= $(shell for p in python3.15 python3.14 python3.13 python3.12 \
 # What meets other packages first: settings, readers, both tiny backbones, look, training, checkpoints, figures, environments.
 VERSIONS_TESTS ?= tests/test_packaging.py::test_every_module_is_imported tests/tuning/test_loop.py tests/tuning/test_probe.py \
   tests/test_shipped.py::test_it_is_small_and_says_how_it_was_made tests/test_shipped.py::test_its_vision_tower_does_not_attend \
-  tests/test_settings.py tests/test_cli.py tests/test_checkpoint.py tests/backbones/test_processing.py tests/backbones/test_internvl_pages.py \
-  tests/data/test_store.py tests/data/test_human_choice.py tests/data/own tests/data/recgaze/test_reader.py tests/data/adserp/test_reader.py \
+  tests/test_settings.py tests/test_metrics.py tests/test_cli.py tests/test_checkpoint.py tests/backbones/test_processing.py tests/backbones/test_internvl_pages.py \
+  tests/data/test_store.py tests/data/test_human_choice.py tests/data/own/test_reader.py tests/data/recgaze/test_reader.py tests/data/adserp/test_reader.py \
   tests/data/synthetic/test_carousel.py tests/emulation/test_gym.py tests/report/test_figures.py
 VERSIONS_SHOWN := jax|jaxlib|flax|optax|orbax-checkpoint|grain|transformers|pydantic|numpy|pandas|jaxtyping|beartype|gymnasium|pytest
 

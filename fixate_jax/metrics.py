@@ -215,7 +215,9 @@ def session_metrics(frame: pd.DataFrame, *, ks: tuple[int, ...] = (1, 3), top_k:
         found = _click_metrics(*_filled_up(log_probs, click[clicks], mask[clicks]), ks=ks)
         columns |= {name: _spread(values, clicks) for name, values in found.items()}
     answer = frame["answer"].to_numpy(dtype=np.int32)
-    columns["accuracy"] = np.where(answer >= 0, accuracy(answer, click), np.nan)
+    # In float64 as all others: pandas 2 keeps float32 in means, pandas 3 does not.
+    right = np.asarray(accuracy(answer, click), np.float64)
+    columns["accuracy"] = np.where(answer >= 0, right, np.nan)
     return pd.concat([frame[list(KEYS)].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
 
 

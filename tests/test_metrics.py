@@ -174,6 +174,11 @@ def test_attention_that_is_nowhere_counts_as_uniform():
     assert nowhere == pytest.approx(uniform)
 
 
+def test_every_metric_is_a_float64():
+    frame = metrics.session_metrics(pd.DataFrame([prediction(), prediction(session_id="no-answer", answer=-1)]))
+    assert set(frame[metrics.metric_columns(frame)].dtypes) == {np.dtype(np.float64)}
+
+
 def test_missing_columns_and_empty_frames_are_named():
     with pytest.raises(DataError, match=r"lack the columns \['gaze'\]"):
         metrics.session_metrics(pd.DataFrame([prediction()]).drop(columns="gaze"))
