@@ -99,7 +99,7 @@ def settings_from_dict(values: Mapping[str, Any], kind: type[Settings], *, sourc
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: only numbers, texts, true/false and null can be settings ({error})") from error
     try:
-        document: Any = _document(kind).model_validate_json(text)
+        document: Any = _document(kind).model_validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         problems = [_explain(detail, kind) for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems)) from error

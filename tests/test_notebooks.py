@@ -49,6 +49,7 @@ def test_it_runs(path: Path, kernel: KernelManager, tmp_path: Path) -> None:
     notebook.cells.insert(0, begin)
     client = NotebookClient(notebook, km=kernel, timeout=SECONDS)
     client.execute()
+    assert client.kc is not None
     client.kc.stop_channels()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in shown), "it shows a picture"

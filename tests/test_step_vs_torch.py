@@ -104,7 +104,7 @@ def test_same_loss_and_gradient(
 
         return jax.value_and_grad(loss, has_aux=True)(prompt)
 
-    prompt = jax.device_put(PromptParams(basis, coefficients))
+    prompt = PromptParams(*jax.device_put((basis, coefficients)))
     (_, parts), gradient = ours(prompt, backbone.params, jax.device_put(batch))
     trainer = reference.TorchTrainer(
         checkpoint,

@@ -94,6 +94,9 @@ class ChatTurn(NamedTuple):
 class Family(Protocol):
     """An architecture."""
 
+    def __hash__(self) -> int:
+        """A module, or another object that can be looked up: what is made from it once is kept."""
+
     def read_config(self, directory: Path, settings: BackboneConfig) -> Any:
         """Read ``config.json`` into something hashable; a CheckpointError must name a field that is not supported."""
 

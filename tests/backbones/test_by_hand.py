@@ -91,7 +91,10 @@ def weights_of(decoder: Decoder) -> list[dict[str, np.ndarray]]:
     """The tensors of each layer by name."""
     layers = []
     for stack in ("lower", "upper", "last"):
-        flat = {".".join(path): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(getattr(decoder, stack)))}
+        flat = {
+            ".".join(map(str, path)): np.asarray(x[...])
+            for path, x in nnx.to_flat_state(nnx.state(getattr(decoder, stack)))
+        }
         count = len(next(iter(flat.values())))
         layers += [{name: x[i].astype(np.float64) for name, x in flat.items()} for i in range(count)]
     return layers
@@ -127,6 +130,7 @@ def by_hand(decoder: Decoder, inputs: SequenceInputs, prompt: jax.Array) -> tupl
             x = x + (gate / (1 + np.exp(-gate)) * (normed @ w["up_proj.kernel"])) @ w["down_proj.kernel"]
             if i < CONFIG.deepstack_levels:
                 x[index >= 0] += features[index[index >= 0], 1 + i]
+        assert decoder.norm.scale is not None
         logits.append(norm(x[-TAIL:], np.asarray(decoder.norm.scale[...])) @ head)
         rows.append(np.stack(matrices[-CONFIG.tapped :])[:, :, -TAIL:])
     return np.stack(logits), np.stack(rows, axis=1)

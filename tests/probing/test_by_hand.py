@@ -1,5 +1,6 @@
 """The operators on attention and gradients that are given, against the definitions on whole matrices."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,8 @@ from fixate_jax.probing import Trace, get_operator
 from fixate_jax.probing.attn_lrp import normalise_rows
 from fixate_jax.probing.slots import slot_attention
 from tests.probing import whole_matrix
+
+torch = whole_matrix.torch
 
 LAYERS, BATCH, SEQ, TAIL, HEADS, KV, HEAD = 3, 2, 6, 2, 4, 2, 3
 KEYS = SEQ + TAIL
@@ -38,8 +41,9 @@ class Given:
         seen = seen & jnp.tril(jnp.ones((KEYS, KEYS), bool))[None, SEQ:]
         scores = jnp.where(seen[None, :, None], draw(LAYERS, BATCH, HEADS, TAIL, KEYS), -1e30)
         self.rows = jax.nn.softmax(scores, axis=-1)[:, :, None]
-        self.slope = draw(LAYERS, BATCH, 1, HEADS, TAIL, KEYS)
-        self.cotangent = draw(LAYERS - 1, BATCH, SEQ, HEADS, HEAD)
+        # Nothing depends on what is computed at padding.
+        self.slope = draw(LAYERS, BATCH, 1, HEADS, TAIL, KEYS) * self.tail_valid[:, :, None, :, None]
+        self.cotangent = draw(LAYERS - 1, BATCH, SEQ, HEADS, HEAD) * self.valid[..., None, None]
 
     def whole_rows(self, below: Stream, rules: Any = None, taps: jax.Array | None = None) -> WholeRows:
         moved = 0 if taps is None else (taps * self.cotangent).sum((0, 2, 3, 4))[:, None, None, None]
@@ -98,42 +102,48 @@ def found(given: Given, config: OperatorConfig) -> np.ndarray:
     return np.asarray(probe[:, 0])
 
 
+def wanted(given: Given, config: OperatorConfig) -> np.ndarray:
+    """Row src of the definition, each sequence without its padding; 0 there."""
+    matrices, gradients = ([np.asarray(x, np.float64) for x in layers] for layers in given.matrices())
+    places = np.concatenate([given.valid, given.tail_valid[:, 0]], axis=1)
+    row = np.zeros((BATCH, KEYS))
+    for i, place in enumerate(places):
+        cut = [[torch.tensor(x[i][:, place][..., place]) for x in layers] for layers in (matrices, gradients)]
+        row[i, place] = whole_matrix.relevance(config, *cut)[-1]
+    return row
+
+
 @pytest.mark.parametrize("how", ["signed", "abs", "positive"])
 @pytest.mark.parametrize("scale", [0.1, 1.0])
 def test_attn_lrp(given: Given, how: Any, scale: float) -> None:
     config = OperatorConfig(name="attn_lrp", normalise=how, grad_scale=scale, eps=0.05)
-    wanted = whole_matrix.attn_lrp(*given.matrices(), how=how, scale=scale, eps=0.05)[:, -1]
-    np.testing.assert_allclose(found(given, config)[:, :-1], wanted[:, :-1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found(given, config), wanted(given, config), rtol=1e-4, atol=1e-6)
 
 
 def test_the_scale_of_the_gradient_is_a_tenth_unless_told_otherwise(given: Given) -> None:
     """It only matters next to ε."""
     config = OperatorConfig(name="attn_lrp", normalise="abs", eps=0.05)
-    wanted = whole_matrix.attn_lrp(*given.matrices(), how="abs", scale=0.1, eps=0.05)[:, -1]
-    np.testing.assert_allclose(found(given, config)[:, :-1], wanted[:, :-1], rtol=1e-4, atol=1e-6)
+    tenth = wanted(given, replace(config, grad_scale=0.1))
+    np.testing.assert_allclose(found(given, config), tenth, rtol=1e-4, atol=1e-6)
 
 
-def test_attention_and_its_product_with_the_gradient(given: Given) -> None:
-    matrices = given.matrices()
-    wanted = whole_matrix.attention(*matrices)[:, -1]
-    np.testing.assert_allclose(found(given, OperatorConfig(name="attention")), wanted, rtol=1e-5, atol=1e-7)
-    wanted = whole_matrix.attention_gradient(*matrices, scale=0.1)[:, -1]
-    np.testing.assert_allclose(found(given, OperatorConfig(name="attention_gradient")), wanted, rtol=1e-4, atol=1e-7)
+@pytest.mark.parametrize("name", ["attention", "attention_gradient"])
+def test_attention_and_its_product_with_the_gradient(given: Given, name: str) -> None:
+    config = OperatorConfig(name=name)
+    np.testing.assert_allclose(found(given, config), wanted(given, config), rtol=1e-4, atol=1e-7)
 
 
 def test_rollout(given: Given) -> None:
-    matrices = given.matrices()[0]
-    wanted = np.asarray(whole_matrix.rollout(matrices)[:, -1])
-    np.testing.assert_allclose(found(given, OperatorConfig(name="rollout")), wanted, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(wanted.sum(-1), 1, rtol=1e-5)
+    config = OperatorConfig(name="rollout")
+    row = found(given, config)
+    np.testing.assert_allclose(row, wanted(given, config), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_glimpse(given: Given, masked: bool) -> None:
     config = OperatorConfig(name="glimpse", masked_gradients=masked, eps=0.05)
-    valid = jnp.concatenate([given.valid, given.tail_valid[:, 0]], axis=1)
-    wanted = whole_matrix.glimpse(*given.matrices(), scale=0.1, eps=0.05, valid=valid, masked=masked)[:, -1]
-    np.testing.assert_allclose(found(given, config), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found(given, config), wanted(given, config), rtol=1e-4, atol=1e-6)
 
 
 def test_rows_are_divided_by_sums_moved_away_from_zero() -> None:

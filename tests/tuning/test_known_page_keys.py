@@ -16,7 +16,7 @@ from fixate_jax.prompts import soft_prompt
 from fixate_jax.tuning import step
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.step import evaluate_batch, loss_and_gradient
-from tests.probing.test_operators import relative
+from tests.probing.both_ways import relative
 from tests.tuning.after_page import batches, run, with_keys
 from tests.worlds import World
 

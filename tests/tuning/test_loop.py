@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +218,7 @@ def looks_right(batch: Any) -> Evaluation:
 
 @pytest.mark.parametrize("selection", ["FR", "TF"])
 def test_epochs_are_scored_on_the_validation_sessions(
-    workspace: Workspace, config: RunConfig, monkeypatch: pytest.MonkeyPatch, selection: str
+    workspace: Workspace, config: RunConfig, monkeypatch: pytest.MonkeyPatch, selection: Literal["TF", "FR"]
 ) -> None:
     seen: list[pd.DataFrame] = []
 

@@ -14,7 +14,7 @@ from fixate_jax.tuning import step
 from fixate_jax.tuning.batches import Batch
 
 END, VOCAB, SLOTS, TAIL = 4, 5, 3, 2
-EMPTY = Batch(*[None] * len(Batch._fields))
+EMPTY = Batch(*[None] * len(Batch._fields))  # type: ignore[arg-type]
 
 
 def two_pages() -> Batch:
