@@ -186,7 +186,8 @@ def test_the_prompt_that_scored_best_is_kept(workspace: Workspace, basis: Prompt
     """Scored again, what was kept scores what the table says."""
     run = module._UserTuning(workspace, workspace.config, None, basis, SEED, None)
     state, sessions, frozen = run._arguments(run.data.members)
-    _, parts = run.advance(state._replace(own=together.own), sessions, frozen, jnp.int32(0), jnp.int32(0))
+    # A copy, since the state is donated.
+    _, parts = run.advance(state._replace(own=jnp.copy(together.own)), sessions, frozen, jnp.int32(0), jnp.int32(0))
     held = together.table["validation"] > 0
     assert (together.table["best_step"] < together.table["steps"])[held].any()
     np.testing.assert_allclose(np.asarray(parts["score"])[held], together.table["score_after"][held], rtol=1e-5)
