@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 from fixate_jax.backbones.decoder import Decoder
 from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.inputs import SequenceInputs
+from fixate_jax.backbones.qwen3_vl import Qwen3VLConfig, image_positions
 from fixate_jax.backbones.rope import frequency_axes
 
 CONFIG = DecoderConfig(
@@ -162,3 +164,10 @@ def test_positions_take_turns_as_far_as_each_reaches() -> None:
     assert frequency_axes(12, (2, 2, 2)).tolist() == AXES
     assert frequency_axes(16, (4, 3, 1)).tolist() == [0, 1, 2, 0, 1, 0, 0, 1]
     assert frequency_axes(8, None).tolist() == [0, 0, 0, 0]
+
+
+def test_a_pages_tokens_are_counted_by_row_and_column() -> None:
+    positions, after = image_positions(2, 3, 4, Mock(spec=Qwen3VLConfig, flat_positions=False))
+    assert positions.tolist() == [[4, 4, 4], [4, 4, 5], [4, 4, 6], [4, 5, 4], [4, 5, 5], [4, 5, 6]] and after == 7
+    flat, after = image_positions(2, 3, 4, Mock(spec=Qwen3VLConfig, flat_positions=True))
+    assert flat.tolist() == [[p, p, p] for p in range(4, 10)] and after == 10
