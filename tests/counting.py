@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first, so that no worker is left alone with one; a file that is new counts as a minute."""
+    """Long files come first, so that no worker is left alone with one; a new file counts as a minute."""
     seconds = json.loads(SECONDS.read_text()) if SECONDS.exists() else {}
     items.sort(key=lambda item: -seconds.get(item.nodeid.split("::")[0], 60))
 
