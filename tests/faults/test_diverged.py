@@ -119,12 +119,15 @@ def test_parameters_that_are_not_finite_are_not_saved(
     def overflowing(*args: Any, **rest: Any) -> Callable[..., Any]:
         step = make(*args, **rest)
 
-        def take(state: Any, *others: Any) -> Any:
-            state, parts = step(state, *others)
-            basis = jnp.where(state.step == 4, jnp.inf, state.prompt.basis)
-            return state._replace(prompt=state.prompt._replace(basis=basis)), parts
+        class Overflowing:
+            _cache_size = step._cache_size
 
-        return take
+            def __call__(self, state: Any, *others: Any) -> Any:
+                state, parts = step(state, *others)
+                basis = jnp.where(state.step == 4, jnp.inf, state.prompt.basis)
+                return state._replace(prompt=state.prompt._replace(basis=basis)), parts
+
+        return Overflowing()
 
     monkeypatch.setattr(loop, "make_train_step", overflowing)
     message = refused(workspace, tmp_path)
