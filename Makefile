@@ -2,6 +2,8 @@
 # make results-recgaze | results-analysis | results-scale | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
+, := ,
+
 ifndef PYTHON
 # A name on the PATH may be a launcher for a version that is not there, so each is tried by running it.
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -14,6 +16,9 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+UV := $(BIN)/uv
+# uv takes seconds where pip takes minutes, but it does not read pip's settings: where it does not get through, pip does it.
+install = $(UV) pip install --quiet --python $(BIN)/python $(1) || $(PIP) install $(1)
 PYTEST_ARGS ?=
 # For example: make mutants MUTANTS_ARGS="holm auc"
 MUTANTS_ARGS ?=
@@ -29,16 +34,19 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 .PHONY: demo test test-faults test-versions test-lowest test-newest mutants lint bench bench-gpu docs results results-operators results-recgaze results-analysis results-scale clean
 .DELETE_ON_ERROR:
 
-$(BIN)/python:
+$(UV):
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install uv
 
 # Stamp files: installed again only when pyproject.toml changes.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(PIP) install -e .
+$(VENV)/.installed: pyproject.toml | $(UV)
+	$(call install,-e .)
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(PIP) install -e ".[test,torch,docs]"
+$(VENV)/.installed-test: pyproject.toml | $(UV)
+	$(call install,-e ".[test$(,)docs]")
+# By pip, whose settings may say where there is a build of torch for the CPU.
+	$(PIP) install -e ".[torch]"
 # The reference for LRP. What it asks for would bring torchvision, which breaks the pinned torch; what is tested needs none.
 	$(PIP) install --no-deps lxt==2.1
 	@touch $@ $(VENV)/.installed
@@ -55,7 +63,8 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: lint docs
+test: $(VENV)/.installed-test
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Kills a short run at 20 random points and compares what it ends with; runs it on a disk that is too small.
@@ -64,7 +73,6 @@ test-faults: $(VENV)/.installed-test
 
 # The lowest and the newest releases of all dependencies. Other interpreters, as a path or a version that uv may download:
 # make test-versions LOWEST=/path/to/python3.11 NEWEST=3.14
-UV ?= .venv-uv/bin/uv
 LOWEST ?= 3.11
 NEWEST ?= $(shell for p in python3.15 python3.14 python3.13 python3.12 \
   $$(ls -d "$$(pyenv root 2>/dev/null)"/versions/3.*/bin/python 2>/dev/null | sort -rV); do \
@@ -79,10 +87,6 @@ VERSIONS_SHOWN := jax|jaxlib|flax|optax|orbax-checkpoint|grain|transformers|pyda
 
 test-versions: test-lowest test-newest
 
-.venv-uv/bin/uv:
-	$(PYTHON) -m venv .venv-uv
-	.venv-uv/bin/python -m pip --quiet --disable-pip-version-check install uv
-
 # $(1): environment, $(2): interpreter, $(3): options of the resolver. Made anew each time, which takes uv seconds.
 define test-with
 $(if $(strip $(2)),,$(error No Python >= 3.12 found: name one, as in make test-versions NEWEST=/path/to/python))
@@ -93,10 +97,10 @@ $(1)/bin/python --version
 JAX_PLATFORMS=cpu $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(PYTEST_ARGS) $(VERSIONS_TESTS)
 endef
 
-test-lowest: $(filter .venv-uv/bin/uv,$(UV))
+test-lowest: $(UV)
 	$(call test-with,.venv-lowest,$(LOWEST),--resolution lowest-direct)
 
-test-newest: $(filter .venv-uv/bin/uv,$(UV))
+test-newest: $(UV)
 	$(call test-with,.venv-newest,$(NEWEST),--upgrade)
 
 # Do the tests notice small mistakes? Applies those of tests/mutants.toml, one at a time, to copies of the package.

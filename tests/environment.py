@@ -23,6 +23,7 @@ def set_up() -> None:
         "XLA_FLAGS": FAST_COMPILE,
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -41,4 +42,6 @@ def of_child(*, devices: int = 1, **more: str) -> dict[str, str]:
     flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
     # A device that waits for another one occupies a thread of XLA's; with fewer threads than waits, all wait for ever.
     threads = {"NPROC": "32"} if devices > 1 else {}
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | threads | more
+    # Transformers would import torch where there is one, which takes seconds and nothing here needs.
+    settings = {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "USE_TORCH": "0"}
+    return os.environ | settings | threads | more

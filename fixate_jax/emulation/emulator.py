@@ -96,8 +96,7 @@ class UserEmulator:
     @cached_property
     def soft_prompts(self) -> Float[Array, "rows tokens width"]:
         """The prompt of each user, and last the population prompt, for who is not among them."""
-        own = soft_prompt(self.prompt, jnp.arange(len(self.users)))
-        return jnp.concatenate([own, population_prompt(self.prompt)[None]])
+        return _soft_prompts(self.prompt)
 
     def emulate(
         self,
@@ -251,9 +250,16 @@ class UserEmulator:
         own = self.placement.own_rows(size)
         batch = data.batch([of_visit[v] for v in filled], own)
         chosen = rows[filled]
-        soft = self.soft_prompts[jnp.asarray(np.maximum(chosen, 0)[own])]
+        soft = jnp.take(self.soft_prompts, np.maximum(chosen, 0)[own], axis=0)
         placed, placed_batch = (put_rows(x, self.placement.rows, own, size) for x in (soft, batch))
         return self.evaluate(placed, np.asarray(chosen[0] >= 0), self.params, placed_batch)
+
+
+@jax.jit
+def _soft_prompts(prompt: PromptParams) -> Float[Array, "rows tokens width"]:
+    """The prompt of each row, and last the population prompt."""
+    own = soft_prompt(prompt, jnp.arange(len(prompt.coefficients)))
+    return jnp.concatenate([own, population_prompt(prompt)[None]])
 
 
 def _sessions(

@@ -39,7 +39,7 @@ STOPPED = 130
 def settings() -> RunConfig:
     """Two made-up people on the random backbone, page features on disk; a few seconds."""
     return RunConfig(
-        data=DataConfig(name="synthetic_choice", page_width=64, max_users=2),
+        data=DataConfig(name="synthetic_choice", page_width=64, max_users=2, train_sessions=24),
         backbone=BackboneConfig(path="tiny-random", tapped_layers=2),
         prompt=PromptConfig(basis=2, tokens=2, init_scale=0.3),
         operator=OperatorConfig(name="attention"),

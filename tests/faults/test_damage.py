@@ -19,18 +19,18 @@ from tests.tuning.test_loop import assert_same_run
 
 @pytest.fixture(scope="module")
 def stopped(workspace: Workspace, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended in the middle of its nineteenth step of 22."""
+    """A run that ended in the middle of its eleventh step of 12."""
     directory, advance = tmp_path_factory.mktemp("stopped") / "run", loop.Training.advance
 
     def until(self: Any) -> str:
-        if self.step == 18:
+        if self.step == 10:
             raise KeyboardInterrupt
         return advance(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Training, "advance", until)
         train(workspace, workspace.config, directory, seed=SEED)
-    assert CheckpointStore(directory / "checkpoints").steps() == [16, 18]
+    assert CheckpointStore(directory / "checkpoints").steps() == [8, 10]
     return directory
 
 
@@ -59,7 +59,7 @@ NAMES = ("meta.json", "checksums.json", "largest array file")
 def damaged_copy(stopped: Path, run: Path, damage: Callable[[Path], object], name: str) -> Path:
     """The stopped run at another place, with its newest checkpoint damaged; returns that checkpoint."""
     shutil.copytree(stopped, run)
-    newest = run / "checkpoints" / "step_00000018"
+    newest = run / "checkpoints" / "step_00000010"
     files = [path for path in (newest / "state").rglob("*") if path.is_file()]
     damage(newest / name if name.endswith("json") else max(files, key=lambda path: path.stat().st_size))
     return newest
@@ -89,7 +89,7 @@ def test_whatever_the_damage_the_checkpoint_before_is_taken(
     shutil.copytree(stopped, tmp_path / "before")
     shutil.rmtree(tmp_path / "before" / "checkpoints" / newest.name)
     expected = CheckpointStore(tmp_path / "before" / "checkpoints").restore(like)
-    assert found is not None and expected is not None and found.step == expected.step == 16
+    assert found is not None and expected is not None and found.step == expected.step == 8
     assert found.meta == expected.meta and same(found.state, expected.state)
 
 
@@ -98,6 +98,6 @@ def test_a_missing_log_is_named(workspace: Workspace, stopped: Path, tmp_path: P
     shutil.copytree(stopped, run)
     cut(run / "metrics.jsonl")
     with pytest.raises(
-        CheckpointError, match=r"metrics\.jsonl: \d+ lines are left of the 19 that belong to the newest"
+        CheckpointError, match=r"metrics\.jsonl: \d+ lines are left of the 11 that belong to the newest"
     ):
         train(workspace, workspace.config, run, seed=SEED)

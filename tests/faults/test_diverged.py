@@ -22,7 +22,7 @@ from fixate_jax.tuning.setup import Workspace
 from tests.faults.harness import SEED
 from tests.tuning.test_loop import assert_same_run
 
-BAD_STEP = 6
+BAD_STEP = 5
 
 
 def rows_of(workspace: Workspace, step: int) -> list[int]:
@@ -35,7 +35,7 @@ def rows_of(workspace: Workspace, step: int) -> list[int]:
 
 @pytest.fixture
 def poisoned(workspace: Workspace) -> Workspace:
-    """The same data, but the page of one session of the sixth step has features that are no numbers."""
+    """The same data, but the page of one session of the fifth step has features that are no numbers."""
     data = copy.copy(workspace.data)
     victim = data.sessions[rows_of(workspace, BAD_STEP)[3]].page_id
 
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_each_time(
 def test_it_is_looked_for_when_the_log_is_written_and_not_at_every_step(
     poisoned: Workspace, one_step: None, tmp_path: Path
 ) -> None:
-    """An epoch has 11 steps; nothing is fetched before the validation at its end, which names the step to blame."""
+    """An epoch has 6 steps; nothing is fetched before the validation at its end, which names the step to blame."""
     taken: list[int] = []
     advance = loop.Training.advance
 
@@ -107,7 +107,7 @@ def test_it_is_looked_for_when_the_log_is_written_and_not_at_every_step(
         patch.setattr(loop.Training, "advance", counted)
         message = refused(with_checkpoints(poisoned, 100), tmp_path)
     assert f"step {BAD_STEP}: " in message and "there is no checkpoint yet" in message
-    assert taken == list(range(11))
+    assert taken == list(range(6))
 
 
 def test_parameters_that_are_not_finite_are_not_saved(

@@ -37,16 +37,17 @@ from fixate_jax.tuning.experiment import claim_run, evaluate_run, open_run, run_
 from fixate_jax.tuning.loop import Interrupted, start_state, train, validate
 from fixate_jax.tuning.setup import Workspace, open_workspace
 from fixate_jax.tuning.step import Evaluation, TrainState
+from tests import environment
 
 SEED = 7
 
 
 def settings(store: Path) -> RunConfig:
     return RunConfig(
-        data=DataConfig(name="synthetic_choice", store=store, page_width=64, max_users=2),
+        data=DataConfig(name="synthetic_choice", store=store, page_width=64, max_users=2, train_sessions=16),
         backbone=BackboneConfig(tapped_layers=2),
         prompt=PromptConfig(basis=2, tokens=2, init_scale=0.3),
-        operator=OperatorConfig(normalise="abs"),
+        operator=OperatorConfig(name="attention"),
         objective=ObjectiveConfig(alignment="kl", warmup=3),
         optimizer=OptimizerConfig(basis_lr=0.05, user_lr=0.05),
         train=TrainConfig(
@@ -56,7 +57,7 @@ def settings(store: Path) -> RunConfig:
             accumulate=2,
             eval_batch=8,
             validate_every=1,
-            checkpoint_every=4,
+            checkpoint_every=2,
             ntp_baseline=False,
             swap_control=False,
             pictures=1,
@@ -98,9 +99,9 @@ def uninterrupted(workspace: Workspace, config: RunConfig, tmp_path_factory: pyt
     # None where an earlier test of this process had the same programs compiled.
     assert tuned.compilations <= len(workspace.data.buckets) == 1
     assert workspace.evaluate._cache_size() - compiled <= len(workspace.data.buckets)
-    assert tuned.steps == 2 * 11 and tuned.best_epoch in (1, 2)
+    assert tuned.steps == 2 * 4 and tuned.best_epoch in (1, 2)
     losses = tuned.log["next_token"].dropna()
-    assert len(losses) == tuned.steps and losses.tail(5).mean() < losses.iloc[0]
+    assert len(losses) == tuned.steps and losses.tail(3).mean() < losses.iloc[0]
     return directory
 
 
@@ -112,8 +113,9 @@ def test_killed_corrupted_and_resumed_is_bit_identical(
     preset = tmp_path / "preset.yaml"
     preset.write_text(dump_config(config))
     command = [sys.executable, "-m", "fixate_jax.cli", "train", str(preset), "--run", str(run)]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment.of_child(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     checkpoints = CheckpointStore(seed_directory(run, SEED) / "checkpoints")
     deadline = time.monotonic() + 240
     while len(checkpoints.steps()) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -138,13 +140,13 @@ def test_a_request_to_stop_is_obeyed_after_the_step_and_loses_nothing(
 
     def interrupting(self: Any) -> str:
         note = advance(self)
-        if self.step == 6:
+        if self.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return note
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "advance", interrupting)
-        with pytest.raises(Interrupted, match="SIGTERM: saved after step 6; give the same command again"):
+        with pytest.raises(Interrupted, match="SIGTERM: saved after step 3; give the same command again"):
             train(workspace, config, tmp_path, seed=SEED)
     train(workspace, config, tmp_path, seed=SEED)
     assert_same_run(workspace, uninterrupted, tmp_path)

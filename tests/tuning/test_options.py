@@ -91,7 +91,7 @@ def test_training_stops_after_validations_without_gain(tmp_path: Path, monkeypat
     scores = iter([0.5, 0.9, 0.8, 0.7, 0.6])
     monkeypatch.setattr(loop, "validate", lambda *_: ((s := next(scores)), {"score": s}))
     tuned = loop.train(workspace, config, tmp_path / "run", seed=SEED)
-    assert (tuned.best_epoch, tuned.steps) == (2, 4 * 11)
+    assert (tuned.best_epoch, tuned.steps) == (2, 4 * 4)
     with pytest.raises(ConfigError, match=r"train\.mesh = \(1, 2, 1\): 2 devices are needed, and 1 are here"):
         open_workspace(
             replace(config, train=replace(config.train, mesh=(1, 2, 1))),

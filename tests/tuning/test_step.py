@@ -20,17 +20,33 @@ from tests.worlds import USERS, World, letters, numbers
 ABS = OperatorConfig(name="attn_lrp", normalise="abs")
 
 
-@pytest.fixture(scope="module", params=["letters", "numbers"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
+    """By their labels: of one token each, and of one or two."""
     config = RunConfig(
         backbone=BackboneConfig(tapped_layers=2, attention_block=48),
         prompt=PromptConfig(basis=3, tokens=5),
         operator=ABS,
         objective=ObjectiveConfig(warmup=0),
     )
-    sizes = ((3, 320, 192), (5, 192, 160)) if request.param == "letters" else ((12, 320, 192), (3, 192, 160))
-    labels = letters if request.param == "letters" else numbers
-    return World(tmp_path_factory.mktemp("world"), sizes=sizes, labels=labels, config=config)
+    kinds: dict[str, Any] = {"letters": (letters, 3, 5), "numbers": (numbers, 12, 3)}
+    return {
+        kind: World(
+            tmp_path_factory.mktemp(kind), sizes=((first, 320, 192), (second, 192, 160)), labels=labels, config=config
+        )
+        for kind, (labels, first, second) in kinds.items()
+    }
+
+
+@pytest.fixture(params=["letters", "numbers"])
+def world(request: pytest.FixtureRequest, worlds: dict[str, World]) -> World:
+    return worlds[request.param]
+
+
+@pytest.fixture
+def simple(worlds: dict[str, World]) -> World:
+    """Where labels do not matter."""
+    return worlds["letters"]
 
 
 def full_forward(world: World, prompt: Any, batch: Any) -> Callable[[int, int], np.ndarray]:
@@ -81,41 +97,40 @@ def test_free_running_takes_the_models_own_answer(world: World) -> None:
     np.testing.assert_allclose(told.free_running, told.teacher_forced, rtol=1e-5, atol=1e-7)
 
 
-def test_without_prompt_is_the_backbone_alone(world: World) -> None:
-    batch = world.batch()
-    evaluate = make_evaluate(world.backbone.graph, world.config, world.backbone.encoder.end_token)
+def test_without_prompt_is_the_backbone_alone(simple: World) -> None:
+    batch = simple.batch()
+    evaluate = make_evaluate(simple.backbone.graph, simple.config, simple.backbone.encoder.end_token)
     compiled = evaluate._cache_size()
     results = [
-        evaluate(soft_prompt(world.prompt(seed), batch.user), False, world.backbone.params, batch) for seed in (0, 1)
+        evaluate(soft_prompt(simple.prompt(seed), batch.user), False, simple.backbone.params, batch) for seed in (0, 1)
     ]
     np.testing.assert_array_equal(results[0].log_probs, results[1].log_probs)
-    with_prompt = evaluate(soft_prompt(world.prompt(), batch.user), True, world.backbone.params, batch)
+    with_prompt = evaluate(soft_prompt(simple.prompt(), batch.user), True, simple.backbone.params, batch)
     assert evaluate._cache_size() - compiled <= 1, "with and without prompt must share one compilation"
     finite = np.isfinite(np.asarray(with_prompt.log_probs))
     assert np.abs(np.asarray(with_prompt.log_probs - results[0].log_probs)[finite]).max() > 0.01
 
 
-def test_padding_and_company_change_nothing(world: World, tmp_path: Path) -> None:
+def test_padding_and_company_change_nothing(simple: World) -> None:
     """A session's loss is the same alone, in company, and among rows that only fill the batch."""
-    prompt, params = world.prompt(), world.backbone.params
+    prompt, params = simple.prompt(), simple.backbone.params
 
     @jax.jit
     def loss(batch: Any) -> Any:
-        return session_losses(prompt, world.backbone.merge(params), batch, world.config, jnp.float32(0.5))[0]
+        return session_losses(prompt, simple.backbone.merge(params), batch, simple.config, jnp.float32(0.5))[0]
 
-    both = float(loss(world.batch([0, 1])))
-    alone = [float(loss(world.batch([i, -1]))) for i in (0, 1)]
+    both = float(loss(simple.batch([0, 1])))
+    alone = [float(loss(simple.batch([i, -1]))) for i in (0, 1)]
     assert both == pytest.approx(sum(alone) / 2, rel=1e-5)
 
 
-def test_accumulated_gradient_is_the_mean_over_sessions(world: World) -> None:
-    prompt, model = world.prompt(), world.backbone.merge(world.backbone.params)
-    micro = jax.tree.map(lambda *x: jnp.stack(x), world.batch([0, -1]), world.batch([1, 0]))
-    parts, gradient = jax.jit(lambda p, b: loss_and_gradient(p, model, b, world.config, jnp.float32(0.5)))(
-        prompt, micro
-    )
-    whole = world.batch([0, 1, 0])
-    losses = lambda p, b: session_losses(p, model, b, world.config, jnp.float32(0.5))  # noqa: E731
+def test_accumulated_gradient_is_the_mean_over_sessions(simple: World) -> None:
+    prompt, model = simple.prompt(), simple.backbone.merge(simple.backbone.params)
+    config = replace(simple.config, operator=OperatorConfig(name="attention"))
+    micro = jax.tree.map(lambda *x: jnp.stack(x), simple.batch([0, -1]), simple.batch([1, 0]))
+    parts, gradient = jax.jit(lambda p, b: loss_and_gradient(p, model, b, config, jnp.float32(0.5)))(prompt, micro)
+    whole = simple.batch([0, 1, 0])
+    losses = lambda p, b: session_losses(p, model, b, config, jnp.float32(0.5))  # noqa: E731
     (loss, _), expected = jax.jit(jax.value_and_grad(losses, has_aux=True))(prompt, whole)
     assert float(parts["loss"]) == pytest.approx(float(loss), rel=1e-5)
     np.testing.assert_allclose(gradient.basis, expected.basis, rtol=1e-3, atol=1e-6)
@@ -174,14 +189,14 @@ def test_frozen_weights_are_arguments_and_the_state_is_donated(long_world: World
     assert all(donated) and not any(a.donated for a in jax.tree.leaves(lowered.args_info[0][1:]))
 
 
-def test_only_the_prompt_moves_and_absent_users_do_not(world: World) -> None:
+def test_only_the_prompt_moves_and_absent_users_do_not(simple: World) -> None:
     users = len(USERS)
-    step = make_train_step(world.backbone.graph, world.config, users=users, steps=10)
-    state = start_state(world.config, users=users, width=world.backbone.width, seed=0)
+    step = make_train_step(simple.backbone.graph, simple.config, users=users, steps=10)
+    state = start_state(simple.config, users=users, width=simple.backbone.width, seed=0)
     before = jax.device_get(state.prompt)
-    batch, compiled = jax.tree.map(lambda x: x[None], world.batch([0, -1])), step._cache_size()
+    batch, compiled = jax.tree.map(lambda x: x[None], simple.batch([0, -1])), step._cache_size()
     for _ in range(3):
-        state, parts = step(state, world.backbone.params, batch)
+        state, parts = step(state, simple.backbone.params, batch)
     assert step._cache_size() - compiled <= 1
     after = jax.device_get(state.prompt)
     assert np.abs(after.basis - before.basis).max() > 1e-4
@@ -192,10 +207,12 @@ def test_only_the_prompt_moves_and_absent_users_do_not(world: World) -> None:
 
 
 def test_vision_in_the_step_equals_cached_features(tmp_path: Path) -> None:
-    cached = World(tmp_path, sizes=((3, 320, 192), (4, 256, 256)))
+    config = RunConfig(backbone=BackboneConfig(tapped_layers=2), operator=OperatorConfig(name="attention"))
+    cached = World(tmp_path, sizes=((3, 320, 192), (4, 256, 256)), config=config)
     uncached = World(
         tmp_path,
         sizes=((3, 320, 192), (4, 256, 256)),
+        config=config,
         cache=CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0),
     )
     assert (cached.features.tier, uncached.features.tier) == ("device", "step")
@@ -210,15 +227,15 @@ def test_vision_in_the_step_equals_cached_features(tmp_path: Path) -> None:
     assert float(loss(cached.batch())) == pytest.approx(float(loss(uncached.batch())), rel=1e-5)
 
 
-def test_the_last_planned_step_moves_little_under_decay(world: World) -> None:
+def test_the_last_planned_step_moves_little_under_decay(simple: World) -> None:
     users, moved = len(USERS), {}
-    batch = jax.tree.map(lambda x: x[None], world.batch([0, -1]))
+    batch = jax.tree.map(lambda x: x[None], simple.batch([0, -1]))
     for decay in ("none", "cosine"):
-        config = replace(world.config, optimizer=replace(world.config.optimizer, decay=decay))
-        step = make_train_step(world.backbone.graph, config, users=users, steps=10)
-        state = start_state(config, users=users, width=world.backbone.width, seed=0)._replace(step=jnp.int32(9))
+        config = replace(simple.config, optimizer=replace(simple.config.optimizer, decay=decay))
+        step = make_train_step(simple.backbone.graph, config, users=users, steps=10)
+        state = start_state(config, users=users, width=simple.backbone.width, seed=0)._replace(step=jnp.int32(9))
         before = jax.device_get(state.prompt)
-        after = jax.device_get(step(state, world.backbone.params, batch)[0].prompt)
+        after = jax.device_get(step(state, simple.backbone.params, batch)[0].prompt)
         moved[decay] = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), after, before)
     expected = 0.5 * (1 + np.cos(np.pi * 0.9))
     for steady, decayed in zip(moved["none"], moved["cosine"], strict=True):

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from fixate_jax import hosts
-from fixate_jax.config import OperatorConfig, RunConfig
+from fixate_jax.config import RunConfig
 from fixate_jax.settings import dump_config
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.experiment import seed_directory
+from fixate_jax.tuning.experiment import run_experiment, seed_directory
 from fixate_jax.tuning.loop import start_state
 from tests import environment
 from tests.tuning.test_loop import SEED, settings
@@ -32,14 +32,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(preset: Path, run: Path, *, processes: int) -> list[subprocess.Popen[str]]:
-    """`fixate train` on four devices of so many processes, with logs next to the run."""
+def start(preset: Path, run: Path) -> list[subprocess.Popen[str]]:
+    """`fixate train` on two processes with two devices each, their logs next to the run."""
     command = [sys.executable, "-m", "fixate_jax.cli", "train", str(preset), "--run", str(run)]
     address = f"127.0.0.1:{free_port()}"
     started = []
-    for process in range(processes):
-        numbers = {hosts.COORDINATOR: address, hosts.PROCESSES: str(processes), hosts.PROCESS: str(process)}
-        env = environment.of_child(devices=4 // processes, **(numbers if processes > 1 else {}))
+    for process in range(2):
+        numbers = {hosts.COORDINATOR: address, hosts.PROCESSES: "2", hosts.PROCESS: str(process)}
+        env = environment.of_child(devices=2, **numbers)
         log = run.with_name(f"{run.name}-{process}.log").open("w")
         started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=run.parent, text=True))
     return started
@@ -65,16 +65,14 @@ def final_prompt(config: RunConfig, run: Path) -> Any:
 
 
 def test_two_processes_that_are_stopped_and_go_on_end_like_one(tmp_path: Path) -> None:
-    """2 processes × 2 devices on loopback, the second of which gets a SIGTERM, next to 1 process × 4 devices."""
+    """2 processes × 2 devices on loopback, the second of which gets a SIGTERM, next to this process on one device."""
     config = settings(tmp_path / "store")
-    config = replace(
-        config, operator=OperatorConfig(name="attention"), train=replace(config.train, epochs=1, mesh=(2, 2, 1))
-    )
-    preset = tmp_path / "preset.yaml"
-    preset.write_text(dump_config(config))
+    config = replace(config, train=replace(config.train, pictures=0, report_sessions=0))
     one, two = tmp_path / "one", tmp_path / "two"
-    assert finish(one, start(preset, one, processes=1)) == [0]
-    started = start(preset, two, processes=2)
+    run_experiment(config, one)
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(dump_config(replace(config, train=replace(config.train, mesh=(2, 2, 1)))))
+    started = start(preset, two)
     checkpoints = CheckpointStore(seed_directory(two, SEED) / "checkpoints")
     deadline = time.monotonic() + 400
     while not checkpoints.steps() and all(p.poll() is None for p in started) and time.monotonic() < deadline:
@@ -82,7 +80,7 @@ def test_two_processes_that_are_stopped_and_go_on_end_like_one(tmp_path: Path) -
     started[1].send_signal(signal.SIGTERM)
     assert finish(two, started) == [130, 130]
     assert final_prompt(config, two).step < final_prompt(config, one).step
-    assert finish(two, start(preset, two, processes=2)) == [0, 0]
+    assert finish(two, start(preset, two)) == [0, 0]
     assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
     a, b = final_prompt(config, one), final_prompt(config, two)
     assert a.step == b.step and a.meta["best_epoch"] == b.meta["best_epoch"]
