@@ -32,16 +32,13 @@ def set_up() -> None:
 
 
 def of_child(*, devices: int = 1, **more: str) -> dict[str, str]:
-    """The environment of a child process that imports this checkout.
+    """The environment of a child process.
 
     Args:
         devices: simulated CPU devices.
         more: further variables.
     """
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
     # A device that waits for another one occupies a thread of XLA's; with fewer threads than waits, all wait for ever.
     threads = {"NPROC": "32"} if devices > 1 else {}
-    # Transformers would import torch where there is one, which takes seconds and nothing here needs.
-    settings = {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "USE_TORCH": "0"}
-    return os.environ | settings | threads | more
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | threads | more

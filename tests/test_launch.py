@@ -32,7 +32,6 @@ class Shell:
         environment = {
             **os.environ,
             "PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FIXATE": f"{sys.executable} -m fixate_jax.cli",
             "COLUMNS": "120",
             **variables,

@@ -104,8 +104,6 @@ class Place:
         """The command, its messages kept in a file."""
         command = [sys.executable, "-m", "fixate_jax.cli", "train", "preset.yaml", "--run", "run", *flags]
         env = os.environ | {"JAX_PLATFORMS": "cpu", "TMPDIR": str(self.temporary)}
-        # Transformers would import torch, which nothing here needs.
-        env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "USE_TORCH": "0"}
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         with (self.log or self.root / "messages.txt").open("ab") as messages:
             return subprocess.Popen(command, cwd=self.work, env=env, stdout=messages, stderr=messages)

@@ -1,7 +1,6 @@
 """AdSERP's pages as drawn, and its way into a store."""
 
 import io
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,7 +180,7 @@ def test_killed_half_way_it_leaves_no_store_and_does_it_again(tmp_path: Path) ->
     raw = raw_trials(tmp_path / "raw")
     root = Path(__file__).parents[3]
     arguments = [sys.executable, "-c", KILLED, str(raw), str(tmp_path / "store")]
-    run = subprocess.run(arguments, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True)
+    run = subprocess.run(arguments, cwd=root, capture_output=True)
     assert run.returncode == 9, run.stderr.decode()
     left = [p.name for p in tmp_path.iterdir() if p.name != "raw"]
     assert len(left) == 1 and left[0].endswith(".unfinished")
