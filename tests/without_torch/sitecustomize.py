@@ -1,4 +1,4 @@
-"""On the path of child processes: as for users, there is no torch. Transformers would import it, which takes seconds."""
+"""On the path of child processes: as for users, there is no torch, which transformers would take seconds to import."""
 
 import sys
 from collections.abc import Sequence
