@@ -89,7 +89,7 @@ class Ledger:
         file.update(getattr(report, "spent", {}))
         file["tests"] += report.when == "call"
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         directories: dict[str, Counter[str]] = {}
         for file, sums in self.files.items():
             parts = Path(file).parts
