@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -10,9 +11,10 @@ CACHE = ROOT / ".jax-cache"
 CACHE_BYTES = 2 * 2**30
 """Above this size it is begun anew."""
 
-FAST_COMPILE = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if metadata.version("jaxlib").startswith("0.10."):
+    # Newer ones do not know it, and end the process.
+    FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 """Compiles a train step in about a third of the time. The programs compute the same formulas, only slower."""
 
 
