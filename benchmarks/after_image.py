@@ -31,7 +31,7 @@ from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.page_keys import PageKeyStore
 from fixate_jax.tuning.setup import encode_sessions
-from fixate_jax.tuning.step import session_losses
+from fixate_jax.tuning.step import objective_of, session_losses
 
 VISUAL, TEXT, PAGE = 650, 64, (800, 832)
 """Visual and text tokens of a sequence; pixels of a page with so many of them."""
@@ -119,9 +119,11 @@ class Bench:
         """Loss and gradient, compiled, as a call without arguments."""
         config = replace(self.config, prompt=PromptConfig(position=position))
 
+        objective = objective_of(config)
+
         def step(prompt: PromptParams, params: Any, batch: Batch) -> Any:
             model = self.backbone.merge(params)
-            losses = lambda p: session_losses(p, model, batch, config, jnp.float32(0.5))  # noqa: E731
+            losses = lambda p: session_losses(p, model, batch, objective, jnp.float32(0.5))  # noqa: E731
             return jax.value_and_grad(losses, has_aux=True)(prompt)
 
         arguments = (self.prompt, self.backbone.params, batch)

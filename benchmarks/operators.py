@@ -23,7 +23,7 @@ from benchmarks.__main__ import NTP, time_all
 from benchmarks.setup import BATCH, Case, aligned_step, functions, make_case
 from fixate_jax.backbones import take_branches
 from fixate_jax.config import OperatorConfig
-from fixate_jax.objective import alignment_loss, next_token_loss
+from fixate_jax.objective import alignment_of, next_token_loss, session_mean
 from fixate_jax.probing import OPERATORS, slot_attention
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams, soft_prompt
@@ -57,7 +57,8 @@ def whole_matrix_step(case: Case) -> Any:
         )
         tokens = jnp.abs(jnp.take_along_axis(relevance[:, -1], inputs.visual_position, axis=-1))
         attention = slot_attention(tokens[:, None], batch.slot_matrix, operator.eps)[:, 0]
-        alignment = alignment_loss(config.objective, batch.gaze, attention, batch.slot_mask, batch.weight)
+        each = alignment_of(config.objective)(batch.gaze, attention, batch.slot_mask)  # type: ignore[misc]
+        alignment = session_mean(each, batch.weight)
         return 0.5 * next_token_loss(logits, ids, mask, batch.weight) + 0.5 * alignment
 
     return jax.jit(jax.value_and_grad(loss))

@@ -18,7 +18,7 @@ from fixate_jax.objective import next_token_loss
 from fixate_jax.prompts import PromptParams, init_prompt, soft_prompt
 from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.step import session_losses, with_features
+from fixate_jax.tuning.step import objective_of, session_losses, with_features
 
 BATCH, SLOTS, PAGE, PROFILE_WORDS = 4, 15, (1100, 619), 36
 """Sessions a batch; slots and pixels of a page; words of the profile, so that a sequence is about 900 tokens."""
@@ -106,11 +106,11 @@ def make_case(directory: Path) -> Case:
 
 def aligned_step(case: Case, operator: OperatorConfig) -> Any:
     """The jitted loss and gradient with an operator."""
-    config = replace(case.config, operator=operator)
+    objective = objective_of(replace(case.config, operator=operator))
 
     def step(prompt: PromptParams, params: Any, batch: Batch) -> Any:
         model = case.backbone.merge(params)
-        losses = lambda p: session_losses(p, model, batch, config, jnp.float32(0.5))  # noqa: E731
+        losses = lambda p: session_losses(p, model, batch, objective, jnp.float32(0.5))  # noqa: E731
         return jax.value_and_grad(losses, has_aux=True)(prompt)
 
     return jax.jit(step)

@@ -39,12 +39,12 @@ class Probe:
 
     def run(self) -> int:
         """Run the command."""
-        from fixate_jax.probing import get_operator
+        from fixate_jax.probing import operator_of
 
         config, run = open_source(self.source, self.data_path)
         if self.operator is not None:
             config = replace(config, operator=replace(config.operator, name=self.operator))
-        get_operator(config.operator.name)
+        operator_of(config.operator)
         drawn = self._alone(config) if run is None else self._tuned(config, run)
         Console().print(f"drawn: {drawn}", soft_wrap=True)
         return 0

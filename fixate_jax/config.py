@@ -137,8 +137,8 @@ class OperatorConfig:
     """How relevance of the page's tokens is read off the model."""
 
     name: str = "attn_lrp"
-    """A key of the registry in fixate_jax.probing: attn_lrp, attention, attention_gradient, rollout, glimpse,
-    input_gradient, integrated_gradients, lrp."""
+    """attn_lrp, attention, attention_gradient, rollout, glimpse, input_gradient, integrated_gradients, lrp; or an
+    operator of your own to import (my_module:name)."""
     normalise: Literal["signed", "abs", "positive"] = "signed"
     """attn_lrp: divide rows by their signed sum (the paper), by the sum of magnitudes (stable), or keep only what is
     positive and divide by its sum (can be steered)."""
@@ -159,6 +159,8 @@ class OperatorConfig:
     assignment: Literal["centre", "area"] = "centre"
     """Whose a visual token is: the slot's that holds its centre (the paper), or every slot's by the share of its area,
     for slots smaller than a token."""
+    settings: tuple[str, ...] = ()
+    """Settings of an operator of your own, as name=value."""
 
     def __post_init__(self) -> None:
         _require(self.eps > 0, "operator.eps", self.eps, "must be above 0")
@@ -176,8 +178,9 @@ class OperatorConfig:
 class ObjectiveConfig:
     """L = ntp_weight · L_NTP + λ(t) · L_attn + beta · mean‖z‖²."""
 
-    alignment: Literal["kl", "weighted_kl", "coarse_kl", "i_divergence", "none"] = "weighted_kl"
-    """How slot attention is compared with gaze; none: next-token prediction alone."""
+    alignment: str = "weighted_kl"
+    """How slot attention is compared with gaze: kl, weighted_kl, coarse_kl, i_divergence, or a loss of your own
+    (my_module:name, which is imported); none: next-token prediction alone."""
     relevance: Literal["click", "own"] = "click"
     """Whose answer's relevance is aligned in training: the clicked slot's label (FixATE), or what the model itself
     would answer, as in free-running evaluation. The same for the operator attention where labels are one token."""
@@ -195,6 +198,9 @@ class ObjectiveConfig:
     """Weight of the penalty on z."""
 
     def __post_init__(self) -> None:
+        known = ("kl", "weighted_kl", "coarse_kl", "i_divergence", "none")
+        wanted = f"choose one of {', '.join(known)}, or import a loss of your own (module:name)"
+        _require(self.alignment in known or ":" in self.alignment, "objective.alignment", self.alignment, wanted)
         _require(self.gamma >= 0, "objective.gamma", self.gamma, "must not be negative")
         _require(self.top_k >= 1, "objective.top_k", self.top_k, "at least 1 is needed")
         _require(self.warmup >= 0, "objective.warmup", self.warmup, "must not be negative")

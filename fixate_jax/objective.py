@@ -7,7 +7,11 @@ signature `gaze` is the human distribution g, `slot_attention` the model's a (it
 The objective (FixATE) is L = ntp_weight · L_NTP + λ(t) · L_attn + β · mean‖z‖².
 """
 
+import importlib
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -125,35 +129,80 @@ def i_divergence(
     return (importance_weights(gaze, slot_mask, gamma) * terms).sum(axis=-1)
 
 
-_Divergence = Callable[
-    [ObjectiveConfig, Float[Array, "batch slots"], Float[Array, "batch slots"], Bool[Array, "batch slots"]],
-    Float[Array, " batch"],
-]
+@runtime_checkable
+class Alignment(Protocol):
+    """How slot attention is compared with gaze: one number a page.
 
-ALIGNMENTS: dict[str, _Divergence] = {
-    "kl": lambda config, gaze, attention, mask: kl(gaze, attention, mask),
-    "weighted_kl": lambda config, gaze, attention, mask: weighted_kl(gaze, attention, mask, config.gamma),
-    "coarse_kl": lambda config, gaze, attention, mask: coarse_kl(gaze, attention, mask, config.gamma, config.top_k),
-    "i_divergence": lambda config, gaze, attention, mask: i_divergence(gaze, attention, mask, config.gamma),
+    Any function of these three arrays. It has to be hashable: a function, or an object that is equal to others with the
+    same settings. Padding slots are False in the mask and must not count.
+    """
+
+    def __call__(
+        self,
+        gaze: Float[Array, "batch slots"],
+        slot_attention: Float[Array, "batch slots"],
+        slot_mask: Bool[Array, "batch slots"],
+        /,
+    ) -> Float[Array, " batch"]:
+        """The loss of each page."""
+
+    def __hash__(self) -> int: ...
+
+
+ALIGNMENTS: dict[str, Callable[..., Float[Array, " batch"]]] = {
+    "kl": kl,
+    "weighted_kl": weighted_kl,
+    "coarse_kl": coarse_kl,
+    "i_divergence": i_divergence,
 }
-"""The alignment losses by their name in `ObjectiveConfig.alignment`."""
+"""The alignment losses by their name in `ObjectiveConfig.alignment`; what comes after the three arrays is a setting."""
 
 
-def alignment_loss(
-    config: ObjectiveConfig,
-    gaze: Float[Array, "batch slots"],
-    slot_attention: Float[Array, "batch slots"],
-    slot_mask: Bool[Array, "batch slots"],
-    weight: Float[Array, " batch"],
-) -> Float[Array, ""]:
-    """L_attn: the divergence that `config.alignment` names, mean over the real sessions, in nats.
+@dataclass(frozen=True)
+class BoundAlignment:
+    """An alignment loss with its settings; two with the same settings are equal.
+
+    Attributes:
+        function: of gaze, slot attention, mask and the settings.
+        settings: names and values.
+    """
+
+    function: Callable[..., Float[Array, " batch"]]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(
+        self,
+        gaze: Float[Array, "batch slots"],
+        slot_attention: Float[Array, "batch slots"],
+        slot_mask: Bool[Array, "batch slots"],
+        /,
+    ) -> Float[Array, " batch"]:
+        return self.function(gaze, slot_attention, slot_mask, **dict(self.settings))
+
+
+def alignment_of(config: ObjectiveConfig) -> Alignment | None:
+    """The alignment loss that settings describe: one of `ALIGNMENTS`, or one of your own to import (my_module:name).
 
     Raises:
-        ConfigError: `config.alignment` is "none" or unknown; tuning without alignment needs no slot attention.
+        ConfigError: there is no such loss.
     """
-    if config.alignment not in ALIGNMENTS:
-        raise ConfigError(f"objective.alignment = {config.alignment!r}: no divergence; use one of {sorted(ALIGNMENTS)}")
-    return session_mean(ALIGNMENTS[config.alignment](config, gaze, slot_attention, slot_mask), weight)
+    name = config.alignment
+    if name == "none":
+        return None
+    function = ALIGNMENTS.get(name)
+    if function is None:
+        module, _, attribute = name.partition(":")
+        try:
+            function = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"objective.alignment = {name!r}: choose one of {', '.join(ALIGNMENTS)} and none, or import a loss of "
+                f"your own (module:name): {error}"
+            ) from error
+    parameters = list(inspect.signature(function).parameters)[3:]
+    return BoundAlignment(
+        function, tuple((name, getattr(config, name)) for name in parameters if hasattr(config, name))
+    )
 
 
 def next_token_loss(
@@ -194,15 +243,15 @@ def coefficient_penalty(z_rows: Float[Array, "batch basis"], weight: Float[Array
     return session_mean(jnp.square(z_rows).sum(axis=-1), weight)
 
 
-def loss_parts(config: ObjectiveConfig) -> tuple[str, ...]:
+def loss_parts(*, aligned: bool) -> tuple[str, ...]:
     """Names of the parts that `total_loss` returns."""
-    aligned = () if config.alignment == "none" else ("alignment", "attention_weight")
-    return ("loss", "next_token", "penalty", *aligned)
+    return ("loss", "next_token", "penalty", *(("alignment", "attention_weight") if aligned else ()))
 
 
 def total_loss(
-    config: ObjectiveConfig,
     *,
+    ntp_weight: float,
+    beta: float,
     next_token: Float[Array, ""],
     penalty: Float[Array, ""],
     alignment: Float[Array, ""] | None,
@@ -211,7 +260,8 @@ def total_loss(
     """L = ntp_weight · L_NTP + λ · L_attn + β · mean‖z‖² (FixATE objective).
 
     Args:
-        config: the fixed weights.
+        ntp_weight: weight of next-token prediction.
+        beta: β.
         next_token: from `next_token_loss`.
         penalty: from `coefficient_penalty`.
         alignment: from `alignment_loss`; None when tuning without alignment.
@@ -220,7 +270,7 @@ def total_loss(
     Returns:
         The loss, and its parts before weighting, named as `loss_parts` says.
     """
-    loss = config.ntp_weight * next_token + config.beta * penalty
+    loss = ntp_weight * next_token + beta * penalty
     parts = {"next_token": next_token, "penalty": penalty}
     if alignment is not None:
         loss = loss + attention_weight * alignment

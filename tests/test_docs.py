@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,11 +185,11 @@ def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.Mo
     from fixate_jax.tuning.step import target_logit, with_features
     from tests.worlds import World
 
-    monkeypatch.setattr(probing, "OPERATORS", dict(probing.OPERATORS))
-    names: dict[str, object] = {"OPERATORS": probing.OPERATORS}
+    names: dict[str, Any] = {"__name__": "my_module"}
     for block in blocks(ROOT / "docs" / "howto" / "operator.md", "python"):
         exec(block, names)
-    operator = probing.get_operator("last_layer")
+    monkeypatch.setitem(sys.modules, "my_module", SimpleNamespace(**names))  # type: ignore[arg-type]
+    operator = probing.operator_of(OperatorConfig(name="my_module:last_layer", settings=("power=1.0",)))
 
     world = World(tmp_path, sizes=((3, 192, 128),))
     batch = world.batch()
@@ -196,7 +197,7 @@ def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.Mo
     inputs = with_features(model, batch)
     prefix = model.prefill(inputs, soft_prompt(world.prompt(), batch.user))
     target = target_logit(batch.answer_ids, batch.answer_mask)
-    found = operator(probing.Trace(model, prefix, target), OperatorConfig())
+    found = operator(probing.Trace(model, prefix, target))
     np.testing.assert_allclose(found.relevance.sum(-1), 1, rtol=1e-5)
 
 

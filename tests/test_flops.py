@@ -19,8 +19,8 @@ from fixate_jax.backbones.inputs import SequenceInputs
 from fixate_jax.backbones.internvl_config import InternVLConfig
 from fixate_jax.backbones.internvl_config import VisionConfig as InternVisionConfig
 from fixate_jax.backbones.qwen3_vl import Qwen3VLConfig
-from fixate_jax.config import BackboneConfig, OperatorConfig
-from fixate_jax.probing import Trace, get_operator
+from fixate_jax.config import BackboneConfig
+from fixate_jax.probing import Trace, attn_lrp
 from fixate_jax.tuning.abstract import open_abstract
 from fixate_jax.tuning.plan import Workload, make_plan
 from tests.abstract_steps import compiled_step, settings, write_small
@@ -99,7 +99,7 @@ def test_decoder_counts(tapped: int, seq: int, answer: int, tolerance: float, na
         if not aligned:
             return model.tail(prefix).logits[..., 7].sum() ** 2
         shell = SimpleNamespace(config=SimpleNamespace(decoder=config), tail=model.tail)
-        probe = get_operator("attn_lrp")(Trace(shell, prefix, lambda x: x[..., 3].sum(-1)), OperatorConfig())
+        probe = attn_lrp()(Trace(shell, prefix, lambda x: x[..., 3].sum(-1)))
         return (probe.relevance**2).sum() + probe.logits[..., 7].sum() ** 2
 
     prefix = jax.eval_shape(prefill, prompt, params)
@@ -134,7 +134,7 @@ def test_counts_of_a_step_behind_the_page(cached: bool) -> None:
             sequence = sequence._replace(page_keys=model.page_keys(sequence))
         shell = SimpleNamespace(config=SimpleNamespace(decoder=DECODER), tail=model.tail)
         prefix = model.prefill(sequence, prompt)
-        probe = get_operator("attn_lrp")(Trace(shell, prefix, lambda x: x[..., 3].sum(-1)), OperatorConfig())
+        probe = attn_lrp()(Trace(shell, prefix, lambda x: x[..., 3].sum(-1)))
         return (probe.relevance**2).sum() + probe.logits[..., 7].sum() ** 2
 
     count = counted(jax.grad(loss), jnp.zeros((1, SOFT, WIDTH)), params)

@@ -1,6 +1,7 @@
 """The losses against numbers worked out by hand, their minimisers, and what masking and padding must not change."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,9 @@ EPS = objective.EPS
 
 @partial(jax.jit, static_argnames=("name", "gamma", "top_k"))
 def compiled(name, gaze, attention, mask, gamma, top_k):
-    return objective.ALIGNMENTS[name](ObjectiveConfig(gamma=gamma, top_k=top_k), gaze, attention, mask)
+    loss = objective.alignment_of(ObjectiveConfig(alignment=name, gamma=gamma, top_k=top_k))
+    assert loss is not None
+    return loss(gaze, attention, mask)
 
 
 def divergence(name: str, gaze, attention, mask, *, gamma: float = 2.0, top_k: int = 2) -> jax.Array:
@@ -174,23 +177,29 @@ def test_i_divergence_is_never_negative_and_zero_at_the_gaze(page, gamma):
     np.testing.assert_allclose(divergence("i_divergence", gaze, gaze, mask, gamma=gamma), 0, atol=1e-6)
 
 
-def test_alignment_loss_is_the_mean_over_real_sessions():
-    gaze = jnp.array([[0.8, 0.2], [0.3, 0.7], [0.0, 0.0]])
-    attention = jnp.array([[0.5, 0.5], [0.6, 0.4], [0.0, 0.0]])
-    mask, weight = jnp.array([[True, True], [True, True], [False, False]]), jnp.array([1.0, 1.0, 0.0])
-    config = ObjectiveConfig(alignment="kl")
-    each = objective.kl(gaze, attention, mask)
-    np.testing.assert_allclose(
-        objective.alignment_loss(config, gaze, attention, mask, weight), each[:2].mean(), rtol=1e-6
-    )
-    assert objective.alignment_loss(config, gaze, attention, mask, jnp.zeros(3)) == 0
+def test_the_mean_is_over_real_sessions():
+    each = jnp.array([1.0, 2.0, jnp.nan])
+    np.testing.assert_allclose(objective.session_mean(each, jnp.array([1.0, 1.0, 0.0])), 1.5, rtol=1e-6)
+    assert objective.session_mean(each, jnp.zeros(3)) == 0
 
 
-def test_no_alignment_has_no_alignment_loss():
-    with pytest.raises(ConfigError, match=r"objective\.alignment = 'none'.*weighted_kl"):
-        objective.alignment_loss(
-            ObjectiveConfig(alignment="none"), jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones((1, 1)) > 0, jnp.ones(1)
-        )
+def test_a_loss_by_its_name():
+    settings = ObjectiveConfig(alignment="weighted_kl", gamma=1.5)
+    found = objective.alignment_of(settings)
+    assert found == objective.alignment_of(settings) and hash(found) == hash(objective.alignment_of(settings))
+    assert found == objective.BoundAlignment(objective.weighted_kl, (("gamma", 1.5),))
+    assert objective.alignment_of(ObjectiveConfig(alignment="none")) is None
+    own = objective.alignment_of(ObjectiveConfig(alignment=f"{__name__}:half_squared"))
+    assert own is not None and float(own(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.ones((1, 2), bool))[0]) == 1
+    with pytest.raises(ConfigError, match=r"objective\.alignment = 'kll': choose one of kl, weighted_kl"):
+        ObjectiveConfig(alignment="kll")
+    with pytest.raises(ConfigError, match=r"objective\.alignment = 'no_such_module:loss': .*No module named"):
+        objective.alignment_of(ObjectiveConfig(alignment="no_such_module:loss"))
+
+
+def half_squared(gaze, attention, mask):
+    """A loss of one's own."""
+    return 0.5 * jnp.where(mask, (gaze - attention) ** 2, 0).sum(-1)
 
 
 def test_next_token_loss_by_hand():
@@ -223,15 +232,15 @@ def test_attention_weight_schedule():
 
 
 def test_total_loss_weighs_its_parts():
-    config = ObjectiveConfig(ntp_weight=0.5, beta=0.1)
+    weights: dict[str, Any] = {"ntp_weight": 0.5, "beta": 0.1}
     penalty = objective.coefficient_penalty(jnp.array([[1.0, 2.0], [3.0, 0.0], [9.0, 9.0]]), jnp.array([1.0, 1.0, 0.0]))
     np.testing.assert_allclose(penalty, 7.0)
-    values = {"next_token": jnp.asarray(2.0), "penalty": penalty, "attention_weight": jnp.asarray(0.25)}
-    loss, parts = objective.total_loss(config, alignment=jnp.asarray(4.0), **values)
+    values: dict[str, Any] = {"next_token": jnp.asarray(2.0), "penalty": penalty, "attention_weight": jnp.asarray(0.25)}
+    loss, parts = objective.total_loss(**weights, alignment=jnp.asarray(4.0), **values)
     np.testing.assert_allclose(loss, 0.5 * 2 + 0.1 * 7 + 0.25 * 4)
     assert {name: float(part) for name, part in parts.items()} == pytest.approx(
         {"loss": 2.7, "next_token": 2.0, "penalty": 7.0, "alignment": 4.0, "attention_weight": 0.25}
     )
-    loss, parts = objective.total_loss(config, alignment=None, **values)
+    loss, parts = objective.total_loss(**weights, alignment=None, **values)
     np.testing.assert_allclose(loss, 1.7, rtol=1e-6)
     assert set(parts) == {"loss", "next_token", "penalty"}

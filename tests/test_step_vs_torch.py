@@ -16,7 +16,7 @@ from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, P
 from fixate_jax.data.session import Session
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.batches import Batch, SessionData
-from fixate_jax.tuning.step import session_losses
+from fixate_jax.tuning.step import objective_of, session_losses
 from tests.backbones.tiny import make_torch_checkpoint
 
 pytest.importorskip("torch")
@@ -100,7 +100,7 @@ def test_same_loss_and_gradient(
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def ours(prompt: PromptParams, params: Any, batch: Batch) -> Any:
         def loss(prompt: PromptParams) -> Any:
-            return session_losses(prompt, backbone.merge(params), batch, config, jnp.float32(0.5))
+            return session_losses(prompt, backbone.merge(params), batch, objective_of(config), jnp.float32(0.5))
 
         return jax.value_and_grad(loss, has_aux=True)(prompt)
 

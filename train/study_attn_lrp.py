@@ -29,10 +29,10 @@ import tyro
 from jax.flatten_util import ravel_pytree
 
 from fixate_jax.backbones import take_branches
-from fixate_jax.config import OperatorConfig, RunConfig
+from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
-from fixate_jax.objective import alignment_loss, kl
-from fixate_jax.probing import OPERATORS, Probe, Trace, gather_visual, slot_attention
+from fixate_jax.objective import kl, session_mean
+from fixate_jax.probing import OPERATORS, Operator, Probe, Trace, gather_visual, operator_of, slot_attention
 from fixate_jax.probing.attn_lrp import normalise_rows
 from fixate_jax.probing.layer_weights import depth_weights
 from fixate_jax.probing.tail_gradient import source_rows
@@ -43,7 +43,7 @@ from fixate_jax.settings import load_config
 from fixate_jax.tuning.batches import Batch, TrainingPlan, evaluation_batches, training_iterator
 from fixate_jax.tuning.optimizer import make_optimizer
 from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import TrainState, make_evaluate, make_train_step, target_logit
+from fixate_jax.tuning.step import TrainState, make_evaluate, make_train_step, objective_of, target_logit
 
 ROOT = Path(__file__).resolve().parents[1]
 Rows = Any
@@ -80,12 +80,12 @@ STEPS = (0.001, 0.01, 0.1)
 """Lengths of a step along the mean gradient, relative to the prompt's."""
 
 
-def operator_of(divide: Callable[[Rows], Rows]) -> Callable[[Trace, OperatorConfig], Probe]:
+def dividing(divide: Callable[[Rows], Rows]) -> Operator:
     """AttnLRP with another way of dividing rows."""
 
-    def operator(trace: Trace, config: OperatorConfig) -> Probe:
-        logits, rows, gradient = source_rows(trace, config)
-        weights = depth_weights(len(rows), config.layer_weights)
+    def operator(trace: Trace) -> Probe:
+        logits, rows, gradient = source_rows(trace, grad_scale=0.1, stop_gradient=False)
+        weights = depth_weights(len(rows))
         return Probe(logits, jnp.einsum("l,lbck->bck", weights, divide(rows * gradient)))
 
     return operator
@@ -110,7 +110,7 @@ class Study:
         """How far rows of W cancel at the first prompt; coherence is |ΣW| / Σ|W| of a row."""
 
         def weighted(prompt: PromptParams, params: Any, batch: Batch) -> Rows:
-            _, rows, gradient = source_rows(self._trace(prompt, params, batch)[0], self.workspace.config.operator)
+            _, rows, gradient = source_rows(self._trace(prompt, params, batch)[0], grad_scale=0.1, stop_gradient=False)
             return rows * gradient
 
         rows = np.asarray(jax.jit(weighted)(self.prompt, self.workspace.params, batch), np.float64)[:, :, 0]
@@ -131,13 +131,15 @@ class Study:
     def losses(self, name: str) -> Callable[[PromptParams, Any, Batch], jax.Array]:
         """Alignment loss of a batch."""
         config = self.workspace.config
+        operator, alignment = operator_of(replace(config.operator, name=name)), objective_of(config).alignment
+        assert alignment is not None
 
         def loss(prompt: PromptParams, params: Any, batch: Batch) -> jax.Array:
             trace, inputs = self._trace(prompt, params, batch)
-            relevance = OPERATORS[name](trace, config.operator).relevance
+            relevance = operator(trace).relevance
             tokens = gather_visual(relevance, inputs.visual_position, trace.prefix.start.moved)
             attention = slot_attention(tokens, batch.slot_matrix, config.operator.eps)[:, 0]
-            return alignment_loss(config.objective, batch.gaze, attention, batch.slot_mask, batch.weight)
+            return session_mean(alignment(batch.gaze, attention, batch.slot_mask), batch.weight)
 
         return loss
 
@@ -272,7 +274,7 @@ def main(
         steps: of the short tuning.
     """
     for name, divide in VARIANTS.items():
-        OPERATORS[name] = operator_of(divide)
+        OPERATORS[name] = dividing(divide)
     OPERATORS[ATTENTION] = OPERATORS["attention"]
     preset = load_config(ROOT / "configs" / "synthetic_carousel.yaml")
     for backbone in backbones:

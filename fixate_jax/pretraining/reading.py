@@ -15,7 +15,7 @@ from fixate_jax.backbones.loading import Backbone
 from fixate_jax.config import OperatorConfig
 from fixate_jax.pretraining.packing import PackedBatch, make_packer
 from fixate_jax.pretraining.tasks import KINDS, Example
-from fixate_jax.probing import Trace, gather_visual, get_operator, slot_attention
+from fixate_jax.probing import Trace, gather_visual, operator_of, slot_attention
 
 BATCH = 16
 POINTED = ("find", "compare", "choice", "gaze")
@@ -61,7 +61,7 @@ def _examine(backbone: Backbone, operators: dict[str, OperatorConfig]) -> Any:
 
         attention = {}
         for name, config in operators.items():
-            _, relevance = get_operator(config.name)(Trace(model, prefix, target), config)
+            _, relevance = operator_of(config)(Trace(model, prefix, target))
             attention[name] = slot_attention(
                 gather_visual(relevance, inputs.visual_position, prefix.start.moved), slots, config.eps
             )

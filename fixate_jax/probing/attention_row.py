@@ -2,21 +2,20 @@
 
 import jax.numpy as jnp
 
-from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.layer_weights import depth_weights
-from fixate_jax.probing.trace import Probe, Trace
+from fixate_jax.probing.trace import Probe, Trace, operator
 
 
-def attention_row(trace: Trace, config: OperatorConfig) -> Probe:
+@operator(source_row=True)
+def attention(trace: Trace, *, layer_weights: tuple[float, ...] | None = None) -> Probe:
     """R[src] = Σ_l w_l mean_h A_l[src], a depth-weighted mean of the attention that ``src`` pays.
 
-    Args:
-        trace: the stopped model.
-        config: ``layer_weights``.
+    Relevance is not negative and sums to 1 over all positions.
 
-    Returns:
-        Logits and relevance; relevance is not negative and sums to 1 over all positions.
+    Args:
+        trace: the stopped model; a factory's call leaves it out.
+        layer_weights: w, the lowest tapped layer first (None: w_l = l / Σl, FixATE's).
     """
-    out = trace.model.tail(trace.prefix)
-    weights = depth_weights(out.rows.shape[0], config.layer_weights)
-    return Probe(out.logits, jnp.einsum("l,lbck->bck", weights, out.rows[..., -1, :].mean(3)))
+    out = trace.tail()
+    weights = depth_weights(out.rows.shape[0], layer_weights)
+    return out.with_relevance(jnp.einsum("l,lbck->bck", weights, out.rows[..., -1, :].mean(3)))

@@ -10,10 +10,9 @@ from jaxtyping import Array, Bool, Float
 from fixate_jax.backbones.attention import group_heads, precise
 from fixate_jax.backbones.inputs import Stream
 from fixate_jax.backbones.row_blocks import add_blocks, rows_of
-from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.attention_rows import attention_rows, widen
 from fixate_jax.probing.rules import TwiceRules
-from fixate_jax.probing.trace import Probe, Trace
+from fixate_jax.probing.trace import Probe, Trace, operator
 
 HEAD_TEMPERATURE = 0.5
 DEPTH_RATE = 0.2
@@ -50,7 +49,15 @@ class PrefixLayer(NamedTuple):
     tail_value: Float[Array, "*layers batch branch tail kv head"]
 
 
-def glimpse(trace: Trace, config: OperatorConfig) -> Probe:
+@operator()
+def glimpse(
+    trace: Trace,
+    *,
+    grad_scale: float = 0.1,
+    eps: float = 1e-4,
+    stop_gradient: bool = False,
+    masked_gradients: bool = True,
+) -> Probe:
     """R ← R + α_l E_l R upwards from R = I, with E_l and α_l from whole matrices (GLIMPSE; FixATE's constants).
 
     W_h = relu(G_h ⊙ A_h); s_h = ΣW_h / (Σ relu(G_h) + ε); E = Σ_h softmax(s / 0.5)_h W_h, rows divided by their sum
@@ -58,42 +65,47 @@ def glimpse(trace: Trace, config: OperatorConfig) -> Probe:
 
     G[i, j] = c · (∂ℓ/∂o_i) · v_j, o_i being what a head attended to at position i, so no whole matrix is stored:
     every sum is over blocks of rows, computed again where they are differentiated. The sums of G count the places
-    that causality masks, as the published code does, unless ``config.masked_gradients`` is False; padding is
+    that causality masks, as the published code does, unless ``masked_gradients`` is False; padding is
     never counted.
 
     Args:
-        trace: the stopped model.
-        config: ``grad_scale`` c, ``eps`` ε, ``stop_gradient`` and ``masked_gradients``.
+        trace: the stopped model; a factory's call leaves it out.
+        grad_scale: c.
+        eps: ε.
+        stop_gradient: take G for a constant where relevance is differentiated, which saves the second order.
+        masked_gradients: count G also where causality masks attention.
 
     Returns:
         Logits and relevance, which is not negative.
     """
-    logits, rows, gradient, layers = _whole_gradient(trace, config)
+    logits, rows, gradient, layers = _whole_gradient(trace, grad_scale=grad_scale, stop_gradient=stop_gradient)
     below, block = trace.prefix.below, trace.model.decoder.config.attention_block
-    counted = _counted_in_tail(below.valid, below.tail_valid, rows.shape, config.masked_gradients)
+    counted = _counted_in_tail(below.valid, below.tail_valid, rows.shape, masked_gradients)
     sums = _tail_sums(rows, gradient, counted)
     if layers is not None:
-        one = partial(_prefix_sums, below=below, block=block, masked=config.masked_gradients)
+        one = partial(_prefix_sums, below=below, block=block, masked=masked_gradients)
         more = jax.lax.map(jax.checkpoint(one), layers)
         sums = jax.tree.map(lambda all_, part: all_.at[:-1].add(part), sums, more)
-    heads = jax.nn.softmax(sums.weighted / (sums.positive + config.eps) / HEAD_TEMPERATURE, axis=-1)
+    heads = jax.nn.softmax(sums.weighted / (sums.positive + eps) / HEAD_TEMPERATURE, axis=-1)
     depth = jax.nn.softmax(DEPTH_RATE * jnp.arange(1, len(rows) + 1, dtype=rows.dtype))
     alpha = sums.size * depth[:, None, None]
-    alpha = alpha / (alpha.sum(0) + config.eps)
+    alpha = alpha / (alpha.sum(0) + eps)
 
     tail = rows.shape[-2]
     vector = jnp.zeros(rows.shape[1:3] + rows.shape[-1:], rows.dtype).at[..., -1].set(1)
     fused = jnp.einsum("lbch,lbchtk->lbctk", heads, jax.nn.relu(rows * gradient))
-    fused = fused / (fused.sum(-1, keepdims=True) + config.eps)
+    fused = fused / (fused.sum(-1, keepdims=True) + eps)
     vector = vector + alpha[-1][..., None] * jnp.einsum("bct,bctk->bck", vector[..., -tail:], fused[-1])
     if layers is not None:
-        down = jax.checkpoint(partial(_push_down, valid=below.valid, block=block, eps=config.eps))
+        down = jax.checkpoint(partial(_push_down, valid=below.valid, block=block, eps=eps))
         xs = (layers, fused[:-1], heads[:-1], alpha[:-1])
         vector, _ = jax.lax.scan(lambda v, x: (down(v, *x), None), vector, xs, reverse=True)
     return Probe(logits, vector)
 
 
-def _whole_gradient(trace: Trace, config: OperatorConfig) -> tuple[Array, Array, Array, PrefixLayer | None]:
+def _whole_gradient(
+    trace: Trace, *, grad_scale: float, stop_gradient: bool
+) -> tuple[Array, Array, Array, PrefixLayer | None]:
     """Logits, the tail's rows of A and G in all tapped layers, and what the prefix's are made of below the last.
 
     In the last tapped layer no row of the prefix has a gradient.
@@ -117,11 +129,11 @@ def _whole_gradient(trace: Trace, config: OperatorConfig) -> tuple[Array, Array,
     tail_gradient, cotangent = jax.lax.map(pullback, each)
     tail_gradient = jnp.moveaxis(jnp.diagonal(tail_gradient, axis1=0, axis2=3), -1, 2)
     # What G is made of. Queries and keys are not.
-    parts = (config.grad_scale * tail_gradient, cotangent, rows.value, out.value)
-    tail_gradient, cotangent, value, tail_value = jax.lax.stop_gradient(parts) if config.stop_gradient else parts
+    parts = (grad_scale * tail_gradient, cotangent, rows.value, out.value)
+    tail_gradient, cotangent, value, tail_value = jax.lax.stop_gradient(parts) if stop_gradient else parts
     whole = None
     if layers > 1:
-        cotangent = config.grad_scale * jnp.moveaxis(cotangent, 0, 2)
+        cotangent = grad_scale * jnp.moveaxis(cotangent, 0, 2)
         whole = PrefixLayer(rows.query, rows.key[:-1], value[:-1], cotangent, tail_value[:-1])
     return out.logits, out.rows, tail_gradient, whole
 

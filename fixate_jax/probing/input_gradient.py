@@ -8,9 +8,8 @@ from jaxtyping import Array, Float
 
 from fixate_jax.backbones.attention import precise
 from fixate_jax.backbones.decoder_layer import Rules
-from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.rules import TwiceRules
-from fixate_jax.probing.trace import Probe, Trace
+from fixate_jax.probing.trace import Probe, Trace, operator
 
 
 class Embeddings(NamedTuple):
@@ -70,33 +69,33 @@ def times_gradient(values: Embeddings, gradient: Embeddings) -> Float[Array, "ba
     return jnp.concatenate([prefix, tail], axis=-1)
 
 
-def input_gradient(trace: Trace, config: OperatorConfig) -> Probe:
+@operator()
+def input_gradient(trace: Trace) -> Probe:
     """R_j = Σ x_j · ∂ℓ/∂x_j at the embeddings, a page token's being summed over its levels (Shrikumar et al., 2016).
 
     Args:
         trace: the model; what is differentiated is the whole of its decoder.
-        config: nothing of it is used.
 
     Returns:
         Logits and signed relevance.
     """
-    del config
     at = Embeddings.of(trace)
     logits, gradient = embedding_gradient(trace, at, TwiceRules())
     return Probe(logits, times_gradient(at, gradient))
 
 
-def integrated_gradients(trace: Trace, config: OperatorConfig) -> Probe:
+@operator()
+def integrated_gradients(trace: Trace, *, steps: int = 16) -> Probe:
     """R_j = Σ x_j · ∫₀¹ ∂ℓ/∂x_j(α) dα, the page being dimmed to α times its tokens (Sundararajan et al., ICML 2017).
 
     Only the page is dimmed, at all its levels; the prompt and the text stay, and have no relevance. The integral is the
-    mean over ``config.steps`` midpoints, one gradient at a time. With enough of them relevance sums to ℓ less what it
+    mean over ``steps`` midpoints, one gradient at a time. With enough of them relevance sums to ℓ less what it
     is with a page of zeros. Enough can be thousands: the first norm gives a dimmed page its full size back until its
     tokens are as small as √ε of the norm, so that much of the change lies below α = 0.001.
 
     Args:
         trace: the model; what is differentiated is the whole of its decoder.
-        config: ``steps``.
+        steps: points at which the integral is taken.
 
     Returns:
         Logits and signed relevance, 0 outside the page.
@@ -114,6 +113,6 @@ def integrated_gradients(trace: Trace, config: OperatorConfig) -> Probe:
     batch, branch, tail = full.tail_hidden.shape[:3]
     kind = precise(full.hidden)
     zeros = jnp.zeros((batch, branch, full.hidden.shape[1] + tail), kind)
-    points = (jnp.arange(config.steps, dtype=kind) + 0.5) / config.steps
+    points = (jnp.arange(steps, dtype=kind) + 0.5) / steps
     total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, points)
-    return Probe(logits, total / config.steps)
+    return Probe(logits, total / steps)

@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.input_gradient import Embeddings, embedding_gradient, times_gradient
 from fixate_jax.probing.rules import LrpRules
-from fixate_jax.probing.trace import Probe, Trace
+from fixate_jax.probing.trace import Probe, Trace, operator
 
 
-def lrp(trace: Trace, config: OperatorConfig) -> Probe:
+@operator()
+def lrp(trace: Trace) -> Probe:
     """R_j = Σ x_j · ∂ℓ/∂x_j at the embeddings, the gradient under AttnLRP's rules (Achtibat et al., ICML 2024).
 
     Relevance starts as ℓ itself and goes back through the final norm and all layers, tapped or not. A page token's is
@@ -17,12 +17,10 @@ def lrp(trace: Trace, config: OperatorConfig) -> Probe:
 
     Args:
         trace: the model; what relevance goes through is the whole of its decoder.
-        config: nothing of it is used.
 
     Returns:
         Logits and signed relevance; see :func:`conservation_error` for its sum.
     """
-    del config
     at = Embeddings.of(trace)
     logits, gradient = embedding_gradient(trace, at, LrpRules())
     return Probe(logits, times_gradient(at, gradient))

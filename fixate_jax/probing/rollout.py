@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Float
 
 from fixate_jax.backbones.attention import precise
 from fixate_jax.backbones.row_blocks import add_blocks, rows_of
-from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.attention_rows import attention_rows, widen
-from fixate_jax.probing.trace import Probe, Trace
+from fixate_jax.probing.trace import Probe, Trace, operator
 
 
-def rollout(trace: Trace, config: OperatorConfig) -> Probe:
+@operator()
+def rollout(trace: Trace) -> Probe:
     """R = Â_L ⋯ Â_{L−m+1} with Â = ½ mean_h A + ½ I (Abnar & Zuidema, 2020, over FixATE's tapped layers).
 
     Row ``src`` of R is a vector pushed down through the layers, so that no product of matrices is formed; the mean
@@ -22,12 +22,10 @@ def rollout(trace: Trace, config: OperatorConfig) -> Probe:
 
     Args:
         trace: the stopped model; its target plays no part.
-        config: nothing of it is used.
 
     Returns:
         Logits and relevance; relevance is not negative and sums to 1 over all positions.
     """
-    del config
     decoder, below = trace.model.decoder, trace.prefix.below
     rows = decoder.whole_rows(below)
     out = trace.model.tail(trace.prefix._replace(key=rows.key, value=rows.value))

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fixate_jax.backbones.attention import precise
-from fixate_jax.config import OperatorConfig
 from fixate_jax.probing.trace import Trace
 
 
 def source_rows(
-    trace: Trace, config: OperatorConfig
+    trace: Trace, *, grad_scale: float, stop_gradient: bool
 ) -> tuple[
     Float[Array, "batch branch tail vocab"],
     Float[Array, "layers batch branch heads keys"],
@@ -23,7 +22,8 @@ def source_rows(
 
     Args:
         trace: the stopped model.
-        config: ``grad_scale`` c; with ``stop_gradient`` G counts as a constant where relevance is differentiated.
+        grad_scale: c.
+        stop_gradient: G counts as a constant where relevance is differentiated.
     """
     prefix = trace.prefix
     layers, _, seq, _, _ = prefix.key.shape
@@ -37,6 +37,6 @@ def source_rows(
         return trace.target(out.logits).sum(), (out.logits, out.rows[..., -1, :])
 
     gradient, (logits, rows) = jax.grad(score, has_aux=True)(zeros)
-    if config.stop_gradient:
+    if stop_gradient:
         gradient = jax.lax.stop_gradient(gradient)
-    return logits, rows, config.grad_scale * gradient
+    return logits, rows, grad_scale * gradient

@@ -20,7 +20,8 @@ from fixate_jax.durable import replacing, unfinished_name, write_text
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.lock import LOCK_FILE
 from fixate_jax.metrics import session_metrics, summarise, user_means
-from fixate_jax.probing import get_operator, heat_map
+from fixate_jax.objective import alignment_of
+from fixate_jax.probing import heat_map, operator_of
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams
 from fixate_jax.report.curves import training_curves
@@ -64,7 +65,8 @@ def check_run(run: Path, config: RunConfig) -> None:
     Raises:
         ConfigError: naming the settings that differ, or one that cannot be used.
     """
-    get_operator(config.operator.name)
+    operator_of(config.operator)
+    alignment_of(config.objective)
     if config.backbone.path not in EMBEDDED:
         family_of(resolve(config.backbone.path, work=run, revision=config.backbone.revision))
     path = run / CONFIG_FILE

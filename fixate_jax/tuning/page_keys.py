@@ -14,7 +14,7 @@ from jaxtyping import Float
 from fixate_jax.backbones import Backbone, EncodedSession
 from fixate_jax.backbones.inputs import HostOrDevice, SequenceInputs
 from fixate_jax.config import CacheConfig, RunConfig
-from fixate_jax.probing import SOURCE_ROW
+from fixate_jax.probing import operator_of, reads_source_row
 from fixate_jax.tuning.features import FeatureStore, Track
 from fixate_jax.tuning.kept import Kept, Tier, groups_of_like_size, shared_out
 from fixate_jax.tuning.placement import Placement
@@ -25,7 +25,7 @@ NOWHERE = CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0)
 
 def wants_page_keys(config: RunConfig) -> bool:
     """Whether a run can do with keys and values of its pages, instead of their features."""
-    return config.prompt.position == "after_image" and config.operator.name in SOURCE_ROW
+    return config.prompt.position == "after_image" and reads_source_row(operator_of(config.operator))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fixate_jax.backbones import Backbone, stack_pages
 from fixate_jax.config import OperatorConfig, Position
 from fixate_jax.data.session import Session
 from fixate_jax.errors import DataError
-from fixate_jax.probing import Operator, get_operator, heat_map
+from fixate_jax.probing import Operator, heat_map, operator_of
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch, SessionData, evaluation_batches
 from fixate_jax.tuning.evaluate import Track, silent
@@ -157,7 +157,7 @@ def probe_batch(
         FixateError: as :func:`probe`.
     """
     config = OperatorConfig(name=operator) if isinstance(operator, str) else operator
-    get_operator(config.name)
+    operator_of(config)
     if not sessions:
         return []
     each = [targets] * len(sessions) if isinstance(targets, str | int) else list(targets)
@@ -216,8 +216,8 @@ def probe_data(
             soft_tokens(backbone, data, host, soft),
             wanted,
             graph=backbone.graph,
-            operator=get_operator(operator.name),
-            config=operator,
+            operator=operator_of(operator),
+            eps=operator.eps,
             end_token=backbone.encoder.end_token,
             prompted=soft is not None,
         )
@@ -246,7 +246,7 @@ class _Looked(NamedTuple):
     attention: Float[Array, "batch slots"]
 
 
-@partial(jax.jit, static_argnames=("graph", "operator", "config", "end_token", "prompted"))
+@partial(jax.jit, static_argnames=("graph", "operator", "eps", "end_token", "prompted"))
 def _look(
     params: nnx.State,
     batch: Batch,
@@ -255,18 +255,18 @@ def _look(
     *,
     graph: nnx.GraphDef,
     operator: Operator,
-    config: OperatorConfig,
+    eps: float,
     end_token: int,
     prompted: bool,
 ) -> _Looked:
     """Compiled once for each combination of shapes, backbone and operator in a process."""
     model: Any = nnx.merge(graph, params)
-    prefix = model.prefill(ready_inputs(model, batch, config.name), soft, prompted)
+    prefix = model.prefill(ready_inputs(model, batch, operator), soft, prompted)
     log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)
     target = jnp.where(wanted == OWN, answer, wanted)
     chosen = target[:, None]
-    _, signed, attention = look(operator, model, branches_of(prefix, chosen), batch, chosen, config)
+    _, signed, attention = look(operator, model, branches_of(prefix, chosen), batch, chosen, eps)
     return _Looked(log_probs, answer, target, signed[:, 0], attention[:, 0])
 
 

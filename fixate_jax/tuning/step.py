@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +13,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
 from fixate_jax.backbones.sharding import sharing_rows
-from fixate_jax.config import OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.config import PromptConfig, RunConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.objective import (
-    alignment_loss,
+    Alignment,
+    alignment_of,
     attention_weight_schedule,
     coefficient_penalty,
     next_token_loss,
+    session_mean,
     total_loss,
 )
-from fixate_jax.probing import SOURCE_ROW, Operator, Trace, get_operator, slot_attention, take_visual
+from fixate_jax.probing import Operator, Trace, operator_of, reads_source_row, slot_attention, take_visual
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer, rate_factor
@@ -29,6 +32,8 @@ from fixate_jax.tuning.placement import Placement
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
+EPS = 1e-4
+"""ε of slot attention (FixATE)."""
 PROGRAMS = 32
 """Jitted steps, and evaluations, that a process keeps; the one used longest ago goes first."""
 
@@ -52,6 +57,40 @@ class TrainState(NamedTuple):
     prompt: PromptParams
     optimizer: Any
     step: Int[Array, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a step minimises, ntp_weight · L_NTP + λ · L_attn + beta · mean‖z‖²; λ is given step by step.
+
+    Attributes:
+        operator: how to tell where the model looks.
+        alignment: how that is compared with gaze; None: next-token prediction alone.
+        relevance: whose answer's relevance is aligned: the clicked slot's label (FixATE), or the model's own answer.
+        ntp_weight: weight of next-token prediction.
+        beta: weight of the penalty on z.
+        eps: ε of slot attention.
+    """
+
+    operator: Operator
+    alignment: Alignment | None
+    relevance: Literal["click", "own"] = "click"
+    ntp_weight: float = 0.5
+    beta: float = 1e-3
+    eps: float = EPS
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """The objective that a run's settings describe."""
+    settings = config.objective
+    return Objective(
+        operator=operator_of(config.operator),
+        alignment=alignment_of(settings),
+        relevance=settings.relevance,
+        ntp_weight=settings.ntp_weight,
+        beta=settings.beta,
+        eps=config.operator.eps,
+    )
 
 
 class Evaluation(NamedTuple):
@@ -92,7 +131,7 @@ def with_features(model: Any, batch: Batch) -> SequenceInputs:
     return batch.inputs._replace(features=model.encode_pages(batch.pages))
 
 
-def ready_inputs(model: Any, batch: Batch, operator: str) -> SequenceInputs:
+def ready_inputs(model: Any, batch: Batch, operator: Operator) -> SequenceInputs:
     """The batch's sequences as an operator wants them.
 
     Where the soft prompt follows the page and the operator looks at row ``src`` alone, the page's keys and values are
@@ -102,14 +141,15 @@ def ready_inputs(model: Any, batch: Batch, operator: str) -> SequenceInputs:
         ConfigError: when they are cached, but the operator looks at other rows.
     """
     if batch.inputs.page_keys is not None:
-        if operator not in SOURCE_ROW:
+        if not reads_source_row(operator):
             raise ConfigError(
-                f"operator.name = {operator!r} looks at the page's own rows, of which only keys and values are here; "
-                f"give the page's features, or choose one of {', '.join(sorted(SOURCE_ROW))}"
+                f"operator {operator!r} looks at the page's own rows, of which only keys and values are here; give the "
+                "page's features, or choose an operator that reads the answering row alone (attn_lrp, attention, "
+                "attention_gradient)"
             )
         return batch.inputs
     inputs = with_features(model, batch)
-    if inputs.page_valid is None or operator not in SOURCE_ROW:
+    if inputs.page_valid is None or not reads_source_row(operator):
         return inputs
     return inputs._replace(page_keys=model.page_keys(inputs))
 
@@ -129,7 +169,7 @@ def look(
     prefix: Prefix,
     batch: Batch,
     chosen: Int[Array, "batch chosen"],
-    config: OperatorConfig,
+    eps: float = EPS,
 ) -> tuple[
     Float[Array, "batch chosen tail vocab"], Float[Array, "batch chosen visual"], Float[Array, "batch chosen slots"]
 ]:
@@ -141,15 +181,15 @@ def look(
         prefix: with one branch for each chosen slot, see :func:`branches_of`.
         batch: the sessions.
         chosen: the slots.
-        config: the operator's settings.
+        eps: ε of slot attention.
 
     Returns:
         The tail's logits, signed relevance of each visual token, and slot attention.
     """
     target = target_logit(_pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen))
-    logits, relevance = operator(Trace(model, prefix, target), config)
+    logits, relevance = operator(Trace(model, prefix, target))
     tokens = take_visual(relevance, batch.inputs.visual_position, prefix.start.moved)
-    return logits, tokens, slot_attention(jnp.abs(tokens), batch.slot_matrix, config.eps)
+    return logits, tokens, slot_attention(jnp.abs(tokens), batch.slot_matrix, eps)
 
 
 def _own_answer(model: Any, prefix: Prefix, batch: Batch, end_token: int) -> Int[Array, " batch"]:
@@ -162,7 +202,7 @@ def session_losses(
     prompt: PromptParams,
     model: Any,
     batch: Batch,
-    config: RunConfig,
+    objective: Objective,
     attention_weight: Float[Array, ""],
     *,
     end_token: int = 0,
@@ -175,8 +215,8 @@ def session_losses(
     Returns:
         The loss and its parts, each a mean over the real sessions.
     """
-    chosen, inputs = batch.click[:, None], ready_inputs(model, batch, config.operator.name)
-    own = config.objective.alignment != "none" and config.objective.relevance == "own"
+    chosen, inputs = batch.click[:, None], ready_inputs(model, batch, objective.operator)
+    own = objective.alignment is not None and objective.relevance == "own"
     inputs = inputs if own else take_branches(inputs, chosen)
     prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
     if own:
@@ -184,13 +224,15 @@ def session_losses(
         prefix = branches_of(prefix, chosen)
     ids, mask = _pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen)
     alignment = None
-    if config.objective.alignment == "none":
+    if objective.alignment is None:
         logits = model.tail(prefix).logits
     else:
-        logits, _, attention = look(get_operator(config.operator.name), model, prefix, batch, chosen, config.operator)
-        alignment = alignment_loss(config.objective, batch.gaze, attention[:, -1], batch.slot_mask, batch.weight)
+        logits, _, attention = look(objective.operator, model, prefix, batch, chosen, objective.eps)
+        each = objective.alignment(batch.gaze, attention[:, -1], batch.slot_mask)
+        alignment = session_mean(each, batch.weight)
     return total_loss(
-        config.objective,
+        ntp_weight=objective.ntp_weight,
+        beta=objective.beta,
         next_token=next_token_loss(logits[:, 0], ids[:, 0], mask[:, 0], batch.weight),
         penalty=coefficient_penalty(prompt.coefficients[batch.user], batch.weight),
         alignment=alignment,
@@ -202,7 +244,7 @@ def loss_and_gradient(
     prompt: PromptParams,
     model: Any,
     batch: Batch,
-    config: RunConfig,
+    objective: Objective,
     attention_weight: Float[Array, ""],
     *,
     end_token: int = 0,
@@ -212,7 +254,7 @@ def loss_and_gradient(
 
     def one(carry: PromptParams, micro: Batch) -> tuple[PromptParams, dict[str, Float[Array, ""]]]:
         (_, parts), gradient = jax.value_and_grad(session_losses, has_aux=True)(
-            prompt, model, micro, config, attention_weight, end_token=end_token
+            prompt, model, micro, objective, attention_weight, end_token=end_token
         )
         share = micro.weight.sum() / total
         return jax.tree.map(lambda c, x: c + share * x, carry, gradient), jax.tree.map(lambda x: share * x, parts)
@@ -232,12 +274,13 @@ def train_step_of(
 ) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The optimizer step as a pure function, see `make_train_step`."""
     optimizer = make_optimizer(config.optimizer, personal=config.prompt.personal)
+    objective = objective_of(config)
 
     def step(state: TrainState, params: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         weight = attention_weight_schedule(config.objective, state.step)
         with sharing_rows(placement and placement.mesh):
             model = nnx.merge(graph, params)
-            parts, gradient = loss_and_gradient(state.prompt, model, batch, config, weight, end_token=end_token)
+            parts, gradient = loss_and_gradient(state.prompt, model, batch, objective, weight, end_token=end_token)
         present = jnp.zeros(users, bool).at[batch.user.ravel()].max(batch.weight.ravel() > 0)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt, present=present)
         factor = rate_factor(config.optimizer, state.step, steps)
@@ -318,17 +361,18 @@ def evaluate_batch(
     use_prompt: Bool[Array, ""] | bool,
     model: Any,
     batch: Batch,
-    config: RunConfig,
+    operator: Operator,
     end_token: int,
+    *,
+    eps: float = EPS,
 ) -> Evaluation:
     """Answer probabilities, and slot attention for the true and for the model's own answer, from one prefill."""
-    inputs = ready_inputs(model, batch, config.operator.name)
+    inputs = ready_inputs(model, batch, operator)
     prefix = model.prefill(inputs, prompt, use_prompt)
     log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)
     chosen = jnp.stack([batch.click, answer], axis=1)
-    operator = get_operator(config.operator.name)
-    _, signed, attention = look(operator, model, branches_of(prefix, chosen), batch, chosen, config.operator)
+    _, signed, attention = look(operator, model, branches_of(prefix, chosen), batch, chosen, eps)
     tokens = jnp.abs(signed)
     return Evaluation(log_probs, answer, attention[:, 0], attention[:, 1], tokens[:, 0], tokens[:, 1])
 
@@ -340,16 +384,18 @@ def make_evaluate(
 
     Everything in one process that evaluates the same backbone with the same operator shares it.
     """
-    return _evaluate_program(graph, RunConfig(operator=config.operator), end_token, placement)
+    return _evaluate_program(graph, operator_of(config.operator), config.operator.eps, end_token, placement)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def _evaluate_program(graph: nnx.GraphDef, config: RunConfig, end_token: int, placement: Placement | None) -> Any:
+def _evaluate_program(
+    graph: nnx.GraphDef, operator: Operator, eps: float, end_token: int, placement: Placement | None
+) -> Any:
     def evaluate(
         prompt: Float[Array, "batch tokens width"], use_prompt: Bool[Array, ""], params: nnx.State, batch: Batch
     ) -> Evaluation:
         with sharing_rows(placement and placement.mesh):
-            return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, config, end_token)
+            return evaluate_batch(prompt, use_prompt, nnx.merge(graph, params), batch, operator, end_token, eps=eps)
 
     if placement is None:
         return jax.jit(evaluate)

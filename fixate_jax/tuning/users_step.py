@@ -15,7 +15,7 @@ from fixate_jax.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from fixate_jax.objective import attention_weight_schedule, loss_parts
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.optimizer import rate_factor
-from fixate_jax.tuning.step import PROGRAMS, Jitted, session_losses
+from fixate_jax.tuning.step import PROGRAMS, Jitted, objective_of, session_losses
 from fixate_jax.tuning.users_data import PageTable, UserSessions, take_batch
 
 Mode = Literal["coefficients", "private"]
@@ -151,7 +151,7 @@ def _advance_program(
     graph: nnx.GraphDef, config: RunConfig, mode: Mode, planned: int, patience: int, mesh: Mesh, end_token: int
 ) -> Any:
     rule = user_rule(config.optimizer, mode)
-    full = jnp.float32(config.objective.attention_weight)
+    full, objective = jnp.float32(config.objective.attention_weight), objective_of(config)
 
     def one_user(
         state: UserState, sessions: UserSessions, frozen: Frozen, first: Int[Array, ""], count: Int[Array, ""]
@@ -160,7 +160,7 @@ def _advance_program(
 
         def losses(own: Float[Array, "*own"], where: Int[Array, " batch"], weight: Float[Array, ""]) -> Any:
             prompt, batch = user_prompt(mode, own, frozen.basis), take_batch(sessions, frozen.table, where)
-            return session_losses(prompt, model, batch, config, weight, end_token=end_token)
+            return session_losses(prompt, model, batch, objective, weight, end_token=end_token)
 
         def step(i: Int[Array, ""], carry: Any) -> Any:
             own, optimizer, sums = carry
@@ -180,7 +180,7 @@ def _advance_program(
             total, _ = jax.lax.scan(one, jnp.float32(0), sessions.validation)
             return total / jnp.maximum((sessions.validation >= 0).sum(), 1)
 
-        zeros = {name: jnp.float32(0) for name in (*loss_parts(config.objective), "gradient")}
+        zeros = {name: jnp.float32(0) for name in (*loss_parts(aligned=objective.alignment is not None), "gradient")}
         own, optimizer, sums = jax.lax.fori_loop(0, count, step, (state.own, state.optimizer, zeros))
         held = (sessions.validation >= 0).any()
         score = jnp.where(held, validate(own), jnp.inf)

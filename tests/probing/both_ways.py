@@ -29,7 +29,7 @@ from fixate_jax.backbones.decoder_layer import DecoderConfig
 from fixate_jax.backbones.inputs import Stream
 from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.probing import OPERATORS, Trace, slot_attention, tail_gradient
+from fixate_jax.probing import Trace, operator_of, slot_attention, tail_gradient
 from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.step import target_logit
@@ -202,10 +202,10 @@ def one_tail_gradient() -> Iterator[None]:
     """Operators that ask one trace for the same A[src] and G[src] get the same: half of the program is spared."""
     found: dict[tuple, Any] = {}
 
-    def source_rows(trace: Trace, config: OperatorConfig) -> Any:
-        key = (id(trace), config.grad_scale, config.stop_gradient)
+    def source_rows(trace: Trace, **settings: Any) -> Any:
+        key = (id(trace), *settings.items())
         if key not in found:
-            found[key] = tail_gradient.source_rows(trace, config)
+            found[key] = tail_gradient.source_rows(trace, **settings)
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -253,7 +253,7 @@ def program(configs: tuple[tuple[str, OperatorConfig], ...], graph: Any, config:
             model = DecoderAlone(decoder, SimpleNamespace(decoder=config))
             trace = Trace(model, prefix, target_logit(wanted.ids, wanted.mask))
             with one_tail_gradient():
-                probes = {name: OPERATORS[each.name](trace, each) for name, each in configs}
+                probes = {name: operator_of(each)(trace) for name, each in configs}
             found: dict[str, Found] = {}
             for name, probe in probes.items():
                 relevance = in_host_order(probe.relevance, start.moved, hidden.shape[1])

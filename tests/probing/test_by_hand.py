@@ -11,7 +11,7 @@ import pytest
 
 from fixate_jax.backbones.inputs import Prefix, Stream, TailOutput, WholeRows
 from fixate_jax.config import OperatorConfig
-from fixate_jax.probing import Trace, get_operator
+from fixate_jax.probing import Trace, operator_of
 from fixate_jax.probing.attn_lrp import normalise_rows
 from fixate_jax.probing.slots import slot_attention
 from tests.probing import whole_matrix
@@ -98,7 +98,7 @@ def given() -> Given:
 
 
 def found(given: Given, config: OperatorConfig) -> np.ndarray:
-    probe = jax.jit(lambda: get_operator(config.name)(given.trace(), config).relevance)()
+    probe = jax.jit(lambda: operator_of(config)(given.trace()).relevance)()
     return np.asarray(probe[:, 0])
 
 

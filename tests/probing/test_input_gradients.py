@@ -52,7 +52,7 @@ def test_integrated_gradients_add_up_to_what_the_page_changes(subjects: Callable
 
     def run(params: Any, prompt: PromptParams, asked: Asked) -> tuple[jax.Array, ...]:
         trace = trace_of(backbone, params, prompt, asked)
-        probe = integrated_gradients(trace, OperatorConfig(steps=48))
+        probe = integrated_gradients(steps=48)(trace)
         outside = jnp.where(trace.prefix.start.visual[:, None], 0, probe.relevance[..., : trace.prefix.key.shape[2]])
         return trace.target(probe.logits), probe.relevance, outside
 

@@ -10,7 +10,7 @@ import pytest
 
 from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing import get_operator
+from fixate_jax.probing import operator_of
 from fixate_jax.probing.layer_weights import depth_weights
 from fixate_jax.prompts import PromptParams
 from tests.probing.both_ways import QWEN, TAPPED, Asked, Subject, in_host_order, trace_of
@@ -56,10 +56,7 @@ def relevance(subjects: Callable[[str], Subject]) -> dict[str, list[np.ndarray]]
         rows = trace.model.tail(trace.prefix).rows[..., -1, :].mean(3)
         found = {"rows": list(rows)}
         for name, operator in OPERATORS.items():
-            found[name] = [
-                get_operator(operator.name)(trace, replace(operator, layer_weights=weights)).relevance
-                for weights in single
-            ]
+            found[name] = [operator_of(replace(operator, layer_weights=weights))(trace).relevance for weights in single]
         seq = subject.asked.batch.inputs.token_ids.shape[1]
         return jax.tree.map(lambda x: in_host_order(x, trace.prefix.start.moved, seq), found)
 

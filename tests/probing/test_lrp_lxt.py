@@ -12,7 +12,7 @@ import pytest
 
 from fixate_jax.backbones import load_backbone
 from fixate_jax.backbones.verify import plain_inputs
-from fixate_jax.config import BackboneConfig, OperatorConfig
+from fixate_jax.config import BackboneConfig
 from fixate_jax.probing import Trace, conservation_error
 from fixate_jax.probing.lrp import lrp
 from tests.backbones.tiny_internvl import make_internvl_checkpoint
@@ -86,7 +86,7 @@ def test_relevance_equals_that_of_lxt(tmp_path: Path, monkeypatch: pytest.Monkey
         model = backbone.merge(params)
         prefix = model.prefill(inputs, prompt)
         trace = Trace(model, prefix, lambda logits: logits[..., -1, answer])
-        probe = lrp(trace, OperatorConfig(name="lrp"))
+        probe = lrp()(trace)
         return probe.relevance[0, 0], probe.logits[0, 0, 0, answer], conservation_error(probe, trace)[0, 0]
 
     ours, own_logit, error = jax.device_get(run(backbone.params, np.zeros((1, 0, backbone.width), np.float32)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.probing import OPERATORS, assign_slots, gather_visual, get_operator, slot_attention
+from fixate_jax.probing import OPERATORS, assign_slots, gather_visual, operator_of, slot_attention
 from fixate_jax.prompts import PromptParams
 from tests.probing.both_ways import Asked, host_prompt, one_tail_gradient, trace_of
 from tests.worlds import World
@@ -49,7 +49,7 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     def look(prompt: PromptParams, params: Any, asked: Asked) -> dict[str, jax.Array]:
         trace, found = trace_of(world.backbone, params, prompt, asked), {}
         with one_tail_gradient():
-            probes = {name: get_operator(name)(trace, config) for name, config in CONFIGS.items()}
+            probes = {name: operator_of(config)(trace) for name, config in CONFIGS.items()}
         for name, probe in probes.items():
             tokens = gather_visual(probe.relevance, asked.batch.inputs.visual_position, trace.prefix.start.moved)
             found[name] = slot_attention(tokens, asked.batch.slot_matrix, EPS)

@@ -14,7 +14,7 @@ from fixate_jax.backbones import decoder, take_branches
 from fixate_jax.backbones.after_page import attend_over_page, seen_rows, without_gap
 from fixate_jax.backbones.attention import blocked_attention
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.probing import get_operator
+from fixate_jax.probing import operator_of
 from fixate_jax.prompts import soft_prompt
 from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.step import look
@@ -134,7 +134,7 @@ def relevance_of(names: Sequence[str], world: World, model: Any, soft: Any, batc
     click = batch.click[:, None]
     prefix = model.prefill(take_branches(batch.inputs, click), soft)
     config = replace(world.config.operator, steps=2)
-    return {n: look(get_operator(n), model, prefix, batch, click, replace(config, name=n))[2][:, 0] for n in names}
+    return {n: look(operator_of(replace(config, name=n)), model, prefix, batch, click)[2][:, 0] for n in names}
 
 
 def test_every_operator_takes_the_layout(qwen: World) -> None:

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing import OPERATORS, SOURCE_ROW
+from fixate_jax.probing import OPERATORS, operator_of, reads_source_row
 from fixate_jax.prompts import soft_prompt
 from fixate_jax.tuning import step
 from fixate_jax.tuning.batches import Batch
-from fixate_jax.tuning.step import evaluate_batch, loss_and_gradient
+from fixate_jax.tuning.step import evaluate_batch, loss_and_gradient, objective_of
 from tests.probing.both_ways import relative
 from tests.tuning.after_page import batches, run, with_keys
 from tests.worlds import World
 
+SOURCE_ROW = {name for name in OPERATORS if reads_source_row(operator_of(OperatorConfig(name=name)))}
 OBJECTIVES = {
     "attn_lrp, own answer": ("attn_lrp", "own"),
     "attention": ("attention", "click"),
@@ -37,7 +39,9 @@ def steps(world: World, chosen: Sequence[str], model: Any, batch: Batch) -> dict
             objective=replace(world.config.objective, relevance=relevance),  # type: ignore[arg-type]
         )
         end = world.backbone.encoder.end_token
-        found[name] = loss_and_gradient(world.prompt(), model, micro, config, jnp.float32(0.5), end_token=end)
+        found[name] = loss_and_gradient(
+            world.prompt(), model, micro, objective_of(config), jnp.float32(0.5), end_token=end
+        )
     return found
 
 
@@ -49,7 +53,7 @@ def test_keys_known_beforehand_give_the_same_step(page_world: World) -> None:
     chosen = list(OBJECTIVES)[: len(OBJECTIVES) if page_world.data.buckets[0].tail == 1 else 1]
     batch = batches(page_world.data)[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "SOURCE_ROW", set())
+        patch.setattr(step, "reads_source_row", lambda _: False)
         reference = run(page_world, partial(steps, page_world, chosen), batch)
     ours = run(page_world, partial(steps, page_world, chosen), with_keys(page_world, batch))
     for name, (parts, gradient) in reference.items():
@@ -70,9 +74,10 @@ def test_keys_are_computed_in_the_step_where_none_are_cached(qwen: World) -> Non
 def test_keys_known_beforehand_give_the_same_evaluation(page_world: World) -> None:
     """All branches, with and without prompt, by one compiled program a bucket."""
     end, merge = page_world.backbone.encoder.end_token, page_world.backbone.merge
+    operator = operator_of(page_world.config.operator)
 
     def jitted() -> Any:
-        return jax.jit(lambda p, soft, use, batch: evaluate_batch(soft, use, merge(p), batch, page_world.config, end))
+        return jax.jit(lambda p, soft, use, batch: evaluate_batch(soft, use, merge(p), batch, operator, end))
 
     ours, reference = jitted(), jitted()
     for batch in batches(page_world.data):
@@ -81,7 +86,7 @@ def test_keys_known_beforehand_give_the_same_evaluation(page_world: World) -> No
         for use in (True, False):
             found[use] = jax.device_get(ours(page_world.backbone.params, soft, jnp.asarray(use), cached))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(step, "SOURCE_ROW", set())
+                patch.setattr(step, "reads_source_row", lambda _: False)
                 expected = jax.device_get(reference(page_world.backbone.params, soft, jnp.asarray(use), batch))
             for field, value in expected._asdict().items():
                 np.testing.assert_allclose(getattr(found[use], field), value, rtol=1e-5, atol=1e-5, err_msg=field)
@@ -91,8 +96,8 @@ def test_keys_known_beforehand_give_the_same_evaluation(page_world: World) -> No
 
 @pytest.mark.parametrize("name", sorted(set(OPERATORS) - SOURCE_ROW))
 def test_operators_that_want_the_pages_rows_refuse_keys_alone(qwen: World, name: str) -> None:
-    config = replace(qwen.config, operator=replace(qwen.config.operator, name=name))
+    operator = operator_of(replace(qwen.config.operator, name=name))
     batch = batches(qwen.data)[0]
     batch = batch._replace(inputs=batch.inputs._replace(page_keys=jnp.zeros((len(batch.click), 2, 3, 65, 1, 8))))
-    with pytest.raises(ConfigError, match=rf"operator.name = '{name}' looks at the page's own rows.*attention, "):
-        evaluate_batch(soft_prompt(qwen.prompt(), batch.user), True, None, batch, config, 0)
+    with pytest.raises(ConfigError, match=rf"operator {name}\(.*looks at the page's own rows.*attention, "):
+        evaluate_batch(soft_prompt(qwen.prompt(), batch.user), True, None, batch, operator, 0)

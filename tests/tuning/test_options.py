@@ -15,7 +15,7 @@ from fixate_jax.backbones.flash import Attention
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.errors import ConfigError
 from fixate_jax.tuning import loop
-from fixate_jax.tuning.step import session_losses
+from fixate_jax.tuning.step import objective_of, session_losses
 from tests.tuning.test_loop import SEED, settings
 from tests.worlds import World
 
@@ -34,9 +34,11 @@ def loss_and_gradient(directory: Path, backbone: BackboneConfig) -> Found:
     batch = world.batch()
     assert batch.inputs.start.max() > 0 and batch.inputs.token_ids.shape[1] > 2 * CONFIG.backbone.attention_block
 
+    objective = objective_of(world.config)
+
     @jax.jit
     def derived(prompt: Any, params: Any, batch: Any) -> Any:
-        losses = lambda p: session_losses(p, world.backbone.merge(params), batch, world.config, jnp.float32(0.5))[0]  # noqa: E731
+        losses = lambda p: session_losses(p, world.backbone.merge(params), batch, objective, jnp.float32(0.5))[0]  # noqa: E731
         return jax.value_and_grad(losses)(prompt)
 
     loss, gradient = derived(world.prompt(), world.backbone.params, batch)

@@ -14,7 +14,7 @@ import pytest
 from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.prompts import soft_prompt
 from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.step import loss_and_gradient, make_evaluate, make_train_step, session_losses
+from fixate_jax.tuning.step import loss_and_gradient, make_evaluate, make_train_step, objective_of, session_losses
 from tests.worlds import USERS, World, letters, numbers
 
 ABS = OperatorConfig(name="attn_lrp", normalise="abs")
@@ -117,7 +117,9 @@ def test_padding_and_company_change_nothing(simple: World) -> None:
 
     @jax.jit
     def loss(batch: Any) -> Any:
-        return session_losses(prompt, simple.backbone.merge(params), batch, simple.config, jnp.float32(0.5))[0]
+        return session_losses(
+            prompt, simple.backbone.merge(params), batch, objective_of(simple.config), jnp.float32(0.5)
+        )[0]
 
     both = float(loss(simple.batch([0, 1])))
     alone = [float(loss(simple.batch([i, -1]))) for i in (0, 1)]
@@ -126,11 +128,11 @@ def test_padding_and_company_change_nothing(simple: World) -> None:
 
 def test_accumulated_gradient_is_the_mean_over_sessions(simple: World) -> None:
     prompt, model = simple.prompt(), simple.backbone.merge(simple.backbone.params)
-    config = replace(simple.config, operator=OperatorConfig(name="attention"))
+    objective = objective_of(replace(simple.config, operator=OperatorConfig(name="attention")))
     micro = jax.tree.map(lambda *x: jnp.stack(x), simple.batch([0, -1]), simple.batch([1, 0]))
-    parts, gradient = jax.jit(lambda p, b: loss_and_gradient(p, model, b, config, jnp.float32(0.5)))(prompt, micro)
+    parts, gradient = jax.jit(lambda p, b: loss_and_gradient(p, model, b, objective, jnp.float32(0.5)))(prompt, micro)
     whole = simple.batch([0, 1, 0])
-    losses = lambda p, b: session_losses(p, model, b, config, jnp.float32(0.5))  # noqa: E731
+    losses = lambda p, b: session_losses(p, model, b, objective, jnp.float32(0.5))  # noqa: E731
     (loss, _), expected = jax.jit(jax.value_and_grad(losses, has_aux=True))(prompt, whole)
     assert float(parts["loss"]) == pytest.approx(float(loss), rel=1e-5)
     np.testing.assert_allclose(gradient.basis, expected.basis, rtol=1e-3, atol=1e-6)
@@ -221,7 +223,7 @@ def test_vision_in_the_step_equals_cached_features(tmp_path: Path) -> None:
     @jax.jit
     def loss(batch: Any) -> Any:
         return session_losses(
-            prompt, cached.backbone.merge(cached.backbone.params), batch, cached.config, jnp.float32(0.5)
+            prompt, cached.backbone.merge(cached.backbone.params), batch, objective_of(cached.config), jnp.float32(0.5)
         )[0]
 
     assert float(loss(cached.batch())) == pytest.approx(float(loss(uncached.batch())), rel=1e-5)
@@ -249,7 +251,9 @@ def test_own_relevance_aligns_what_free_running_evaluation_measures(world: World
     own = replace(world.config, objective=replace(world.config.objective, relevance="own"))
 
     def parts(config: RunConfig, batch: Any) -> dict[str, float]:
-        found = jax.jit(lambda b: session_losses(prompt, model, b, config, jnp.float32(0.5), end_token=end)[1])(batch)
+        found = jax.jit(
+            lambda b: session_losses(prompt, model, b, objective_of(config), jnp.float32(0.5), end_token=end)[1]
+        )(batch)
         return {name: float(value) for name, value in found.items()}
 
     evaluate = make_evaluate(world.backbone.graph, world.config, end)

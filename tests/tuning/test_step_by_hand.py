@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.config import ObjectiveConfig, RunConfig
+from fixate_jax.objective import kl
+from fixate_jax.probing import attn_lrp
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning import step
 from fixate_jax.tuning.batches import Batch
+from fixate_jax.tuning.step import Objective
 
 END, VOCAB, SLOTS, TAIL = 4, 5, 3, 2
 EMPTY = Batch(*[None] * len(Batch._fields))  # type: ignore[arg-type]
@@ -48,7 +50,7 @@ def test_a_label_that_begins_another_one_has_to_stop() -> None:
 def test_one_way_is_told_the_click_and_the_other_takes_the_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = logits_of().at[0, :, 1, 1].set(9.0).at[1, 0, 1, 0].set(9.0)
 
-    def look(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, config: Any) -> Any:
+    def look(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, eps: float) -> Any:
         told = jax.nn.one_hot(chosen, SLOTS)
         return None, -told, told
 
@@ -59,7 +61,7 @@ def test_one_way_is_told_the_click_and_the_other_takes_the_own_answer(monkeypatc
         prefill=lambda inputs, prompt, use_prompt: None, tail=lambda prefix: SimpleNamespace(logits=logits)
     )
     batch = two_pages()._replace(stop=jnp.full((2, SLOTS, 2), -1))
-    found = step.evaluate_batch(jnp.zeros((2, 1, 1)), True, model, batch, RunConfig(), END)
+    found = step.evaluate_batch(jnp.zeros((2, 1, 1)), True, model, batch, attn_lrp(), END)
     assert found.answer.tolist() == [1, 0] and batch.click.tolist() == [0, 1]
     np.testing.assert_array_equal(found.teacher_forced, np.eye(SLOTS)[[0, 1]])
     np.testing.assert_array_equal(found.free_running, np.eye(SLOTS)[[1, 0]])
@@ -78,7 +80,9 @@ def test_sessions_of_a_step_count_alike_whatever_their_micro_batch(monkeypatch: 
     batch = EMPTY._replace(
         click=jnp.array([[1.0, 2.0, 3.0], [10.0, 7.0, 7.0]]), weight=jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     )
-    parts, gradient = step.loss_and_gradient(prompt, None, batch, RunConfig(), jnp.float32(0))
+    parts, gradient = step.loss_and_gradient(
+        prompt, None, batch, Objective(operator=attn_lrp(), alignment=kl), jnp.float32(0)
+    )
     assert float(parts["loss"]) == pytest.approx(4) and float(gradient.basis[0, 0, 0]) == pytest.approx(4)
 
 
@@ -86,27 +90,26 @@ def test_sessions_of_a_step_count_alike_whatever_their_micro_batch(monkeypatch: 
 def test_which_answers_relevance_is_aligned(monkeypatch: pytest.MonkeyPatch, relevance: Any, seen: list[int]) -> None:
     """The click's or the own answer's; the next token is the click's either way."""
 
-    def look(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, config: Any) -> Any:
+    def look(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, eps: float) -> Any:
         rows = jnp.arange(2)[:, None]
         return logits_of()[rows, chosen], None, jnp.full((2, chosen.shape[1], SLOTS), chosen[..., None] + 1.0)
 
     aligned: list[np.ndarray] = []
 
-    def alignment_loss(config: Any, gaze: Any, attention: jax.Array, *_: Any) -> jax.Array:
+    def alignment(gaze: Any, attention: jax.Array, mask: Any) -> jax.Array:
         aligned.append(np.asarray(attention[:, 0]) - 1)
-        return jnp.float32(0)
+        return jnp.zeros(2)
 
     monkeypatch.setattr(step, "look", look)
-    monkeypatch.setattr(step, "alignment_loss", alignment_loss)
     monkeypatch.setattr(step, "ready_inputs", lambda model, batch, operator: None)
     monkeypatch.setattr(step, "take_branches", lambda inputs, chosen: None)
     monkeypatch.setattr(step, "branches_of", lambda prefix, slots: prefix)
     monkeypatch.setattr(step, "_own_answer", lambda *_: jnp.array([1, 0]))
     batch = two_pages()._replace(user=jnp.zeros(2, int), weight=jnp.ones(2))
-    config = RunConfig(objective=ObjectiveConfig(relevance=relevance))
+    objective = Objective(operator=attn_lrp(), alignment=alignment, relevance=relevance)
     prompt = PromptParams(jnp.ones((1, 1, 1)), jnp.zeros((1, 1)))
     model = SimpleNamespace(prefill=lambda inputs, prompt: None)
-    _, parts = step.session_losses(prompt, model, batch, config, jnp.float32(0.5), end_token=END)
+    _, parts = step.session_losses(prompt, model, batch, objective, jnp.float32(0.5), end_token=END)
     assert aligned[0].tolist() == seen
     log_p = np.asarray(jax.nn.log_softmax(logits_of(), axis=-1))
     assert float(parts["next_token"]) == pytest.approx(-(log_p[0, 0, 1, 0] + log_p[1, 1, 1, 1]) / 2, rel=1e-5)

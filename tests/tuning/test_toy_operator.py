@@ -18,7 +18,7 @@ from fixate_jax.config import (
     TrainConfig,
 )
 from fixate_jax.data import open_or_prepare
-from fixate_jax.probing import OPERATORS, Operator, Probe, Trace, get_operator
+from fixate_jax.probing import OPERATORS, Operator, Probe, Trace, operator_of
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.loop import start_state, train
 from fixate_jax.tuning.setup import open_workspace
@@ -31,9 +31,9 @@ OPTIMIZER = OptimizerConfig(basis_lr=0.05, user_lr=0.05)
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loudest_head(trace: Trace, config: OperatorConfig) -> Probe:
-        out = trace.model.tail(trace.prefix)
-        return Probe(out.logits, out.rows[-1, ..., -1, :].max(axis=2))
+    def loudest_head(trace: Trace) -> Probe:
+        out = trace.tail()
+        return out.with_relevance(out.rows[-1, ..., -1, :].max(axis=2))
 
     monkeypatch.setitem(OPERATORS, "loudest_head", loudest_head)
 
@@ -43,8 +43,8 @@ def moved(before: PromptParams, after: PromptParams) -> float:
 
 
 def test_it_has_the_documented_signature() -> None:
-    assert isinstance(get_operator("loudest_head"), Operator)
-    assert all(isinstance(operator, Operator) for operator in OPERATORS.values())
+    for name in OPERATORS:
+        assert isinstance(operator_of(OperatorConfig(name=name)), Operator)
 
 
 def test_a_training_step_learns_through_it(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from fixate_jax.tuning import users as module
 from fixate_jax.tuning.loop import Interrupted
 from fixate_jax.tuning.optimizer import rate_factor
 from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import loss_and_gradient
+from fixate_jax.tuning.step import loss_and_gradient, objective_of
 from fixate_jax.tuning.users import UserPrompts, append_users, start_of, tune_users
 from fixate_jax.tuning.users_data import session_order, user_number
 from fixate_jax.tuning.users_memory import Memory, even_chunk, program_bytes
@@ -150,7 +150,7 @@ def test_a_user_gets_what_a_plain_loop_over_own_sessions_gives(
         order = session_order(user, len(own), steps=8, batch=3, seed=SEED)
         rule = optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(0.7, weight_decay=1e-3))
         z, state = start, rule.init(start)
-        gradient = jax.jit(lambda p, b, w: loss_and_gradient(p, model, b, config, w)[1])
+        gradient = jax.jit(lambda p, b, w: loss_and_gradient(p, model, b, objective_of(config), w)[1])
         for step, places in enumerate(order):
             batch = workspace.data.batch(sorted((own[p] if p >= 0 else -1 for p in places), reverse=True))
             micro = jax.tree.map(lambda x: jnp.asarray(x)[None], batch._replace(user=np.zeros(3, np.int32)))
