@@ -26,8 +26,8 @@ from fixate_jax.backbones import EncodedSession, load_backbone
 from fixate_jax.backbones.tiny_random import write_tiny_random
 from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.session import Session
+from fixate_jax.probing.batches import Batch, SessionData
 from fixate_jax.prompts import PromptParams, init_prompt
-from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.page_keys import PageKeyStore
 from fixate_jax.tuning.setup import encode_sessions

@@ -25,8 +25,8 @@ from rich.table import Table
 from benchmarks.__main__ import time_all
 from fixate_jax.config import BackboneConfig, DataConfig, ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
 from fixate_jax.data import DATASETS, SessionStore, StoreWriter, open_or_prepare, store_settings
+from fixate_jax.probing.batches import Batch, TrainingPlan, training_iterator
 from fixate_jax.progress import track
-from fixate_jax.tuning.batches import Batch, TrainingPlan, training_iterator
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.loop import start_state
 from fixate_jax.tuning.setup import Workspace, open_workspace

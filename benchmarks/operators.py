@@ -25,9 +25,9 @@ from fixate_jax.backbones import take_branches
 from fixate_jax.config import OperatorConfig
 from fixate_jax.objective import alignment_of, next_token_loss, session_mean
 from fixate_jax.probing import OPERATORS, slot_attention
+from fixate_jax.probing.batches import Batch
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams, soft_prompt
-from fixate_jax.tuning.batches import Batch
 
 WHOLE = "attn_lrp, whole matrices in JAX"
 TARGETS = {"attn_lrp": "≤ 1.05", "rollout": "≤ 1.3", "glimpse": "≤ 4 (2.5)"}

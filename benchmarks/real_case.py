@@ -18,7 +18,7 @@ from fixate_jax.backbones.processing import EncodedSession
 from fixate_jax.backbones.published import write_published
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.session import Session
-from fixate_jax.tuning.batches import Batch, SessionData
+from fixate_jax.probing.batches import Batch, SessionData
 
 BEFORE, AFTER = 16, 112
 """Tokens of the chat before and after the page: the template, a profile and the instruction."""

@@ -15,10 +15,11 @@ from fixate_jax.backbones.tiny_random import write_tiny_random
 from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, RunConfig
 from fixate_jax.data.session import Session
 from fixate_jax.objective import next_token_loss
+from fixate_jax.probing.batches import Batch, SessionData
+from fixate_jax.probing.passes import with_features
 from fixate_jax.prompts import PromptParams, init_prompt, soft_prompt
-from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.step import objective_of, session_losses, with_features
+from fixate_jax.tuning.step import objective_of, session_losses
 
 BATCH, SLOTS, PAGE, PROFILE_WORDS = 4, 15, (1100, 619), 36
 """Sessions a batch; slots and pixels of a page; words of the profile, so that a sequence is about 900 tokens."""

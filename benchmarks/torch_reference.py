@@ -136,7 +136,7 @@ def next_token_loss(
 
 
 def reference_batch(batch: Any, *, prompt_tokens: int) -> dict[str, np.ndarray]:
-    """Rewrite a batch of the library (``fixate_jax.tuning.batches.Batch``) as one of this module.
+    """Rewrite a batch of the library (``fixate_jax.probing.batches.Batch``) as one of this module.
 
     Args:
         batch: real sessions only, the clicked slot's label being the answer.

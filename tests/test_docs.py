@@ -181,8 +181,8 @@ def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.Mo
 
     from fixate_jax import probing
     from fixate_jax.config import OperatorConfig
+    from fixate_jax.probing.passes import target_logit, with_features
     from fixate_jax.prompts import soft_prompt
-    from fixate_jax.tuning.step import target_logit, with_features
     from tests.worlds import World
 
     names: dict[str, Any] = {"__name__": "my_module"}

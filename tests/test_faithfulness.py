@@ -35,9 +35,9 @@ from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining.tasks import KINDS
 from fixate_jax.probing import OPERATORS
+from fixate_jax.probing.batches import Batch, SessionData
 from fixate_jax.prompts import soft_prompt
 from fixate_jax.report.curves import faithfulness_curves
-from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.loop import Interrupted
 from fixate_jax.tuning.setup import encode_sessions
 from fixate_jax.tuning.step import make_evaluate

@@ -14,8 +14,8 @@ from fixate_jax.backbones import stack_pages
 from fixate_jax.backbones.loading import Backbone, load_backbone
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.session import Session
+from fixate_jax.probing.batches import Batch, SessionData
 from fixate_jax.prompts import PromptParams
-from fixate_jax.tuning.batches import Batch, SessionData
 from fixate_jax.tuning.step import objective_of, session_losses
 from tests.backbones.tiny import make_torch_checkpoint
 

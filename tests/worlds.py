@@ -11,8 +11,8 @@ from PIL import Image
 from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.config import BackboneConfig, CacheConfig, PromptConfig, RunConfig
 from fixate_jax.data.session import Session
+from fixate_jax.probing.batches import SessionData
 from fixate_jax.prompts import PromptParams, init_prompt
-from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.features import FeatureStore
 
 USERS = ("u0", "u1", "u2")

@@ -34,16 +34,17 @@ from fixate_jax.data import open_or_prepare
 from fixate_jax.objective import kl, session_mean
 from fixate_jax.probing import OPERATORS, Operator, Probe, Trace, gather_visual, operator_of, slot_attention
 from fixate_jax.probing.attn_lrp import normalise_rows
+from fixate_jax.probing.batches import Batch, TrainingPlan, evaluation_batches, training_iterator
 from fixate_jax.probing.layer_weights import depth_weights
+from fixate_jax.probing.passes import target_logit
 from fixate_jax.probing.tail_gradient import source_rows
 from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams, init_prompt, soft_prompt
 from fixate_jax.report.tables import to_markdown
 from fixate_jax.settings import load_config
-from fixate_jax.tuning.batches import Batch, TrainingPlan, evaluation_batches, training_iterator
 from fixate_jax.tuning.optimizer import make_optimizer
 from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import TrainState, make_evaluate, make_train_step, objective_of, target_logit
+from fixate_jax.tuning.step import TrainState, make_evaluate, make_train_step, objective_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Rows = Any

@@ -22,8 +22,8 @@ from fixate_jax.config import OperatorConfig
 from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing import OPERATORS
+from fixate_jax.probing.batches import Batch, SessionData, evaluation_batches
 from fixate_jax.statistics import bootstrap_interval, paired_wilcoxon
-from fixate_jax.tuning.batches import Batch, SessionData, evaluation_batches
 from fixate_jax.tuning.evaluate import Track, silent
 from fixate_jax.tuning.probe import probe_data
 

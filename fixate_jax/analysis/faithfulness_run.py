@@ -27,11 +27,11 @@ from fixate_jax.data.store import SessionStore
 from fixate_jax.durable import replacing, unfinished_name, write_text
 from fixate_jax.errors import ConfigError
 from fixate_jax.lock import locked
+from fixate_jax.probing.batches import SessionData
 from fixate_jax.progress import track
 from fixate_jax.prompts import soft_prompt
 from fixate_jax.report.curves import faithfulness_curves
 from fixate_jax.settings import config_to_dict
-from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.experiment import restore_prompt, seed_directory
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.loop import Interrupted

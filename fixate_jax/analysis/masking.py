@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from fixate_jax.backbones import Backbone
-from fixate_jax.tuning.batches import Batch, SessionData
+from fixate_jax.probing.batches import Batch, SessionData
+from fixate_jax.probing.passes import label_log_probs, with_features
 from fixate_jax.tuning.probe import soft_tokens
-from fixate_jax.tuning.step import candidate_log_probs, with_features
 
 
 class Masks(NamedTuple):
@@ -111,6 +111,6 @@ def _answers(
         gone = jnp.einsum("bn,bnv->bv", (rank < step).astype(jnp.float32), masks.share) + masks.beside
         shown = features + gone[..., None, None] * (mean - features)
         prefix = model.prefill(inputs._replace(features=shown.astype(features.dtype)), soft, prompted)
-        return candidate_log_probs(model.tail(prefix).logits, batch, end_token)
+        return label_log_probs(model.tail(prefix).logits, batch, end_token)
 
     return jax.lax.map(one, jnp.arange(rank.shape[1] + 1))

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from fixate_jax.backbones import internvl, qwen3_vl, tiny_random
 from fixate_jax.backbones.cache import is_cache, read_cache, require_sound
@@ -40,7 +42,7 @@ EXPERTS = ("num_experts", "num_local_experts")
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A frozen vision-language model, its weights apart from its structure.
+    """A frozen vision-language model: a pytree whose leaves are the weights.
 
     Attributes:
         config: shape and special tokens.
@@ -55,12 +57,17 @@ class Backbone:
 
     config: Any
     graph: nnx.GraphDef
-    params: nnx.State
+    params: PyTree
     family: Family
     page_processor: PageProcessor
     encoder: SessionEncoder
     directory: Path
     settings: BackboneConfig
+
+    @property
+    def model(self) -> Any:
+        """The model with its weights. Inside jit these are constants unless the backbone is an argument."""
+        return self.merge(self.params)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,6 +101,13 @@ class Backbone:
     def merge(self, params: nnx.State) -> Any:
         """The model with the given weights (call it inside jit, with the weights as an argument)."""
         return nnx.merge(self.graph, params)
+
+
+jax.tree_util.register_dataclass(
+    Backbone,
+    data_fields=["params"],
+    meta_fields=["config", "graph", "family", "page_processor", "encoder", "directory", "settings"],
+)
 
 
 def resolve(path: str, *, work: Path, revision: str | None = None) -> Path:
@@ -151,24 +165,29 @@ def abstract_model(family: Family, config: Any) -> tuple[nnx.GraphDef, nnx.State
 
 
 def load_backbone(
-    settings: BackboneConfig,
+    settings: BackboneConfig | Path | str,
     *,
     work: Path = Path("."),
     mesh: Mesh | None = None,
     sharding: ShardingRule = shardings,
+    **options: Any,
 ) -> Backbone:
     """Load a backbone: from a Hugging Face model directory, from the Hub, or from what `fixate convert` wrote.
 
     Args:
-        settings: which one and how to run it.
+        settings: which one and how to run it; or which one alone, as :func:`resolve` takes it.
         work: folder for embedded backbones to be written to.
         mesh: devices to share the weights among (None: all of them on the default device).
         sharding: which part of them goes where.
+        options: fields of `BackboneConfig`, such as ``tapped_layers=4``.
 
     Raises:
         CheckpointError: naming the file, field or tensor that is wrong.
         ConfigError: naming a setting that this family does not have.
     """
+    if not isinstance(settings, BackboneConfig):
+        settings = BackboneConfig(path=str(settings))
+    settings = replace(settings, **options)
     directory = resolve(settings.path, work=work, revision=settings.revision)
     family = family_of(directory)
     config = family.read_config(directory, settings)

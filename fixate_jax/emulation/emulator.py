@@ -22,11 +22,12 @@ from fixate_jax.data.session import Session
 from fixate_jax.emulation.pages import Page, require_distinct
 from fixate_jax.emulation.visits import Visits
 from fixate_jax.errors import ConfigError
+from fixate_jax.probing.batches import SessionData
+from fixate_jax.probing.encode import Question
 from fixate_jax.prompts import PromptParams, population_prompt, soft_prompt
-from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.evaluate import Track, silent
 from fixate_jax.tuning.placement import Placement, put_rows
-from fixate_jax.tuning.setup import Question, open_mesh, read_pages, warn_of_empty_slots
+from fixate_jax.tuning.setup import open_mesh, read_pages, warn_of_empty_slots
 from fixate_jax.tuning.step import Evaluation, Jitted, make_evaluate
 
 BACKBONE = "backbone"

@@ -11,7 +11,7 @@ from fixate_jax.data.few import few_sessions
 from fixate_jax.data.store import SessionStore
 from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.tuning.batches import SessionData
+from fixate_jax.probing.batches import SessionData
 from fixate_jax.tuning.setup import Workspace, read_pages
 from fixate_jax.tuning.users import Report, append_users, tune_users
 from fixate_jax.tuning.users_memory import default_limit

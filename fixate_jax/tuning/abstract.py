@@ -15,7 +15,7 @@ from fixate_jax.backbones.loading import EMBEDDED, abstract_model, family_of
 from fixate_jax.backbones.published import PUBLISHED, write_published
 from fixate_jax.config import BackboneConfig, RunConfig
 from fixate_jax.errors import CheckpointError
-from fixate_jax.tuning.batches import Batch, Shapes
+from fixate_jax.probing.batches import Batch, Shapes
 from fixate_jax.tuning.loop import start_state
 from fixate_jax.tuning.step import TrainState
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from fixate_jax import hosts
 from fixate_jax.metrics import metric_columns, session_metrics
+from fixate_jax.probing.batches import Batch, evaluation_batches
 from fixate_jax.prompts import PromptParams, soft_prompt
-from fixate_jax.tuning.batches import Batch, evaluation_batches
 from fixate_jax.tuning.predictors import trivial_predictions
 from fixate_jax.tuning.setup import Workspace
 from fixate_jax.tuning.step import Evaluation

@@ -14,7 +14,7 @@ from fixate_jax import hosts
 from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import CacheConfig
 from fixate_jax.durable import mapped_array, staging, writing
-from fixate_jax.tuning.batches import length_buckets
+from fixate_jax.probing.batches import length_buckets
 from fixate_jax.tuning.placement import Placement, put
 
 Tier = Literal["device", "host", "disk", "step"]

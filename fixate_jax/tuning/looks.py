@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from fixate_jax.data.session import Session
+from fixate_jax.probing.batches import evaluation_batches
 from fixate_jax.prompts import PromptParams
 from fixate_jax.report.viewer import Look, SessionView, Viewer, page_data
-from fixate_jax.tuning.batches import evaluation_batches
 from fixate_jax.tuning.evaluate import Track, evaluate_batch, silent
 from fixate_jax.tuning.setup import Workspace
 

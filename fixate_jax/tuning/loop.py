@@ -16,10 +16,10 @@ from fixate_jax import hosts
 from fixate_jax.config import RunConfig
 from fixate_jax.errors import DivergedError, FixateError
 from fixate_jax.metrics import selection_score, session_metrics, summarise
+from fixate_jax.probing.batches import Batch, TrainingPlan, training_iterator
 from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams, init_prompt
 from fixate_jax.tuning.background import BackgroundSaver, snapshot
-from fixate_jax.tuning.batches import Batch, TrainingPlan, training_iterator
 from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.evaluate import predict
 from fixate_jax.tuning.log import MetricsLog

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from fixate_jax import hosts
 from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import DivergedError
-from fixate_jax.tuning.batches import Batch, SessionData
+from fixate_jax.probing.batches import Batch, SessionData
 
 SHOWN = 16
 """Sessions that the message names; the file names all."""

@@ -17,8 +17,8 @@ from fixate_jax.config import RunConfig
 from fixate_jax.devices import USABLE
 from fixate_jax.errors import ConfigError
 from fixate_jax.memory import Mesh, StepShape, Temporaries, temporaries
+from fixate_jax.probing.batches import Shapes
 from fixate_jax.tuning.abstract import AbstractBackbone, abstract_batch, abstract_state
-from fixate_jax.tuning.batches import Shapes
 from fixate_jax.tuning.features import choose_tier
 from fixate_jax.tuning.placement import Placement
 

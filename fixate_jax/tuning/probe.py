@@ -17,11 +17,11 @@ from fixate_jax.config import OperatorConfig, Position
 from fixate_jax.data.session import Session
 from fixate_jax.errors import DataError
 from fixate_jax.probing import Operator, heat_map, operator_of
+from fixate_jax.probing.batches import Batch, SessionData, evaluation_batches
+from fixate_jax.probing.encode import encode_sessions
+from fixate_jax.probing.passes import branches_of, label_log_probs, look_for, ready_inputs
 from fixate_jax.prompts import PromptParams, soft_prompt
-from fixate_jax.tuning.batches import Batch, SessionData, evaluation_batches
 from fixate_jax.tuning.evaluate import Track, silent
-from fixate_jax.tuning.setup import encode_sessions
-from fixate_jax.tuning.step import branches_of, candidate_log_probs, look, ready_inputs
 
 OWN = -1
 """Stands for the model's own answer in place of a slot."""
@@ -262,11 +262,11 @@ def _look(
     """Compiled once for each combination of shapes, backbone and operator in a process."""
     model: Any = nnx.merge(graph, params)
     prefix = model.prefill(ready_inputs(model, batch, operator), soft, prompted)
-    log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
+    log_probs = label_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)
     target = jnp.where(wanted == OWN, answer, wanted)
     chosen = target[:, None]
-    _, signed, attention = look(operator, model, branches_of(prefix, chosen), batch, chosen, eps)
+    _, signed, attention = look_for(operator, model, branches_of(prefix, chosen), batch, chosen, eps)
     return _Looked(log_probs, answer, target, signed[:, 0], attention[:, 0])
 
 

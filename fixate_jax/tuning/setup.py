@@ -5,11 +5,11 @@ import math
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -25,18 +25,15 @@ from fixate_jax.data.few import few_sessions
 from fixate_jax.data.session import SPLITS, Session
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
+from fixate_jax.probing.batches import SessionData
+from fixate_jax.probing.encode import Question, encode_sessions
 from fixate_jax.progress import track
-from fixate_jax.tuning.batches import SessionData
 from fixate_jax.tuning.features import FeatureStore, Track
 from fixate_jax.tuning.page_keys import NOWHERE, PageKeyStore, wants_page_keys
 from fixate_jax.tuning.placement import Placement, put, put_rows
 from fixate_jax.tuning.step import Jitted, make_evaluate
 
 PACKAGES = ("fixate-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
-
-
-Question: TypeAlias = tuple[str, tuple[str, ...], int, int]
-"""What a token sequence depends on: profile, labels, rows and columns of the page."""
 
 
 class SlotWarning(UserWarning):
@@ -215,28 +212,6 @@ def read_pages(
         return features, encoded, keys
     # Too large to keep: the step computes them, from features that may still fit.
     return FeatureStore(backbone, images, page_ids, config.cache, **how), encoded, None
-
-
-def encode_sessions(
-    backbone: Backbone,
-    sessions: Sequence[Session],
-    grids: Mapping[str, tuple[int, int]],
-    known: dict[Question, EncodedSession] | None = None,
-) -> list[EncodedSession]:
-    """The sessions' token sequences; those that ask the same of pages with the same grid are encoded once.
-
-    Args:
-        backbone: whose tokenizer and template to use.
-        sessions: the sessions.
-        grids: rows and columns of cells of each page.
-        known: what was encoded before; gets what is new.
-    """
-    encoded = {} if known is None else known
-    keys = [(s.profile, s.labels, *grids[s.page_id]) for s in sessions]
-    for key in keys:
-        if key not in encoded:
-            encoded[key] = backbone.encoder(profile=key[0], labels=key[1], rows=key[2], columns=key[3])
-    return [encoded[key] for key in keys]
 
 
 def warn_of_empty_slots(data: SessionData) -> None:

@@ -11,10 +11,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fixate_jax.backbones.inputs import Prefix, SequenceInputs, take_branches
+from fixate_jax.backbones.inputs import Prefix, take_branches
 from fixate_jax.backbones.sharding import sharing_rows
 from fixate_jax.config import PromptConfig, RunConfig
-from fixate_jax.errors import ConfigError
 from fixate_jax.objective import (
     Alignment,
     alignment_of,
@@ -24,16 +23,15 @@ from fixate_jax.objective import (
     session_mean,
     total_loss,
 )
-from fixate_jax.probing import Operator, Trace, operator_of, reads_source_row, slot_attention, take_visual
+from fixate_jax.probing import Operator, operator_of
+from fixate_jax.probing.batches import Batch
+from fixate_jax.probing.passes import EPS, branches_of, label_log_probs, look_for, pick, ready_inputs
 from fixate_jax.prompts import PromptParams, soft_prompt
-from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.optimizer import make_optimizer, rate_factor
 from fixate_jax.tuning.placement import Placement
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
-EPS = 1e-4
-"""ε of slot attention (FixATE)."""
 PROGRAMS = 32
 """Jitted steps, and evaluations, that a process keeps; the one used longest ago goes first."""
 
@@ -112,90 +110,10 @@ class Evaluation(NamedTuple):
     tokens_free: Float[Array, "batch visual"]
 
 
-def target_logit(
-    answer_ids: Int[Array, "batch branch tail"], answer_mask: Bool[Array, "batch branch tail"]
-) -> Callable[[Float[Array, "batch branch tail vocab"]], Float[Array, "batch branch"]]:
-    """ℓ: the sum of the answer tokens' logits, each at the position that predicts it (FixATE)."""
-
-    def target(logits: Float[Array, "batch branch tail vocab"]) -> Float[Array, "batch branch"]:
-        chosen = jnp.take_along_axis(logits, answer_ids[..., None], axis=-1)[..., 0]
-        return jnp.where(answer_mask, chosen, 0).sum(-1)
-
-    return target
-
-
-def with_features(model: Any, batch: Batch) -> SequenceInputs:
-    """The batch's sequences, the vision tower being run where features are not cached."""
-    if batch.pages is None:
-        return batch.inputs
-    return batch.inputs._replace(features=model.encode_pages(batch.pages))
-
-
-def ready_inputs(model: Any, batch: Batch, operator: Operator) -> SequenceInputs:
-    """The batch's sequences as an operator wants them.
-
-    Where the soft prompt follows the page and the operator looks at row ``src`` alone, the page's keys and values are
-    computed first if they are not cached: nothing trained has a part in them, so no gradient passes through the page.
-
-    Raises:
-        ConfigError: when they are cached, but the operator looks at other rows.
-    """
-    if batch.inputs.page_keys is not None:
-        if not reads_source_row(operator):
-            raise ConfigError(
-                f"operator {operator!r} looks at the page's own rows, of which only keys and values are here; give the "
-                "page's features, or choose an operator that reads the answering row alone (attn_lrp, attention, "
-                "attention_gradient)"
-            )
-        return batch.inputs
-    inputs = with_features(model, batch)
-    if inputs.page_valid is None or not reads_source_row(operator):
-        return inputs
-    return inputs._replace(page_keys=model.page_keys(inputs))
-
-
-def _pick(x: Array, slot: Int[Array, "batch chosen"]) -> Array:
-    return jax.vmap(lambda row, s: row[s])(x, slot)
-
-
-def branches_of(prefix: Prefix, slots: Int[Array, "batch chosen"]) -> Prefix:
-    """The prefix with the branches of some slots' labels, from one that has all of them, or one for all."""
-    return prefix.take_branches(slots if prefix.start.tail_hidden.shape[1] > 1 else jnp.zeros_like(slots))
-
-
-def look(
-    operator: Operator,
-    model: Any,
-    prefix: Prefix,
-    batch: Batch,
-    chosen: Int[Array, "batch chosen"],
-    eps: float = EPS,
-) -> tuple[
-    Float[Array, "batch chosen tail vocab"], Float[Array, "batch chosen visual"], Float[Array, "batch chosen slots"]
-]:
-    """Where a model looks for the labels of some slots.
-
-    Args:
-        operator: how to tell.
-        model: the backbone.
-        prefix: with one branch for each chosen slot, see :func:`branches_of`.
-        batch: the sessions.
-        chosen: the slots.
-        eps: ε of slot attention.
-
-    Returns:
-        The tail's logits, signed relevance of each visual token, and slot attention.
-    """
-    target = target_logit(_pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen))
-    logits, relevance = operator(Trace(model, prefix, target))
-    tokens = take_visual(relevance, batch.inputs.visual_position, prefix.start.moved)
-    return logits, tokens, slot_attention(jnp.abs(tokens), batch.slot_matrix, eps)
-
-
 def _own_answer(model: Any, prefix: Prefix, batch: Batch, end_token: int) -> Int[Array, " batch"]:
     """Slot with the most probable label; nothing is differentiated through the choice."""
     logits = jax.lax.stop_gradient(model.tail(prefix).logits)
-    return jnp.argmax(candidate_log_probs(logits, batch, end_token), axis=-1)
+    return jnp.argmax(label_log_probs(logits, batch, end_token), axis=-1)
 
 
 def session_losses(
@@ -222,12 +140,12 @@ def session_losses(
     if own:
         chosen = jnp.stack([batch.click, _own_answer(model, prefix, batch, end_token)], axis=1)
         prefix = branches_of(prefix, chosen)
-    ids, mask = _pick(batch.answer_ids, chosen), _pick(batch.answer_mask, chosen)
+    ids, mask = pick(batch.answer_ids, chosen), pick(batch.answer_mask, chosen)
     alignment = None
     if objective.alignment is None:
         logits = model.tail(prefix).logits
     else:
-        logits, _, attention = look(objective.operator, model, prefix, batch, chosen, objective.eps)
+        logits, _, attention = look_for(objective.operator, model, prefix, batch, chosen, objective.eps)
         each = objective.alignment(batch.gaze, attention[:, -1], batch.slot_mask)
         alignment = session_mean(each, batch.weight)
     return total_loss(
@@ -337,25 +255,6 @@ def _train_program(
     return jax.jit(step, donate_argnums=0, in_shardings=places, out_shardings=results)
 
 
-def candidate_log_probs(
-    logits: Float[Array, "batch branch tail vocab"], batch: Batch, end_token: int
-) -> Float[Array, "batch slots"]:
-    """Exact log-probability of every slot's label, from logits that share one prefix.
-
-    A label that begins another one also has to stop: the end token's log-probability is added, read off the longer
-    label's branch.
-    """
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    slots = batch.answer_ids.shape[1]
-    every = jnp.broadcast_to(log_probs, (log_probs.shape[0], slots, *log_probs.shape[2:]))
-    each = jnp.take_along_axis(every, batch.answer_ids[..., None], axis=-1)[..., 0]
-    score = jnp.where(batch.answer_mask, each, 0).sum(-1)
-    branch, place = jnp.maximum(batch.stop, 0)[..., 0], jnp.maximum(batch.stop, 0)[..., 1]
-    stop = jax.vmap(lambda row, b, t: row[b, t])(every[..., end_token], branch, place)
-    score = score + jnp.where(batch.stop[..., 0] >= 0, stop, 0)
-    return jnp.where(batch.slot_mask, score, -jnp.inf)
-
-
 def evaluate_batch(
     prompt: Float[Array, "batch tokens width"],
     use_prompt: Bool[Array, ""] | bool,
@@ -369,10 +268,10 @@ def evaluate_batch(
     """Answer probabilities, and slot attention for the true and for the model's own answer, from one prefill."""
     inputs = ready_inputs(model, batch, operator)
     prefix = model.prefill(inputs, prompt, use_prompt)
-    log_probs = candidate_log_probs(model.tail(prefix).logits, batch, end_token)
+    log_probs = label_log_probs(model.tail(prefix).logits, batch, end_token)
     answer = jnp.argmax(log_probs, axis=-1)
     chosen = jnp.stack([batch.click, answer], axis=1)
-    _, signed, attention = look(operator, model, branches_of(prefix, chosen), batch, chosen, eps)
+    _, signed, attention = look_for(operator, model, branches_of(prefix, chosen), batch, chosen, eps)
     tokens = jnp.abs(signed)
     return Evaluation(log_probs, answer, attention[:, 0], attention[:, 1], tokens[:, 0], tokens[:, 1])
 

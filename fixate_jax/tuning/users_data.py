@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from fixate_jax.backbones.inputs import HostOrDevice
 from fixate_jax.config import UsersConfig
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.tuning.batches import Batch
+from fixate_jax.probing.batches import Batch
 from fixate_jax.tuning.page_keys import PageKeyStore
 from fixate_jax.tuning.setup import Workspace
 

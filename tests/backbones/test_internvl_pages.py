@@ -15,7 +15,7 @@ from fixate_jax.config import BackboneConfig
 from fixate_jax.data.session import Session
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.probing import gather_visual, slot_attention
-from fixate_jax.tuning.batches import SessionData
+from fixate_jax.probing.batches import SessionData
 from tests.backbones.tiles import CELLS, SIDE, tile_config, vision_config, write_page_files
 
 PAGES = ((40, 40), (64, 32), (70, 40), (31, 100), (100, 61), (250, 90), (33, 380), (96, 96), (128, 96), (1, 50))

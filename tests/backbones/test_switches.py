@@ -24,7 +24,7 @@ from fixate_jax.config import BackboneConfig
 from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing import gather_visual, slot_attention
-from fixate_jax.tuning.batches import SessionData
+from fixate_jax.probing.batches import SessionData
 from tests.backbones.tiles import tile_config, vision_config, write_page_files
 
 WIDTH = 32

@@ -25,7 +25,7 @@ from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig
 from fixate_jax.data.session import Session
 from fixate_jax.probing import gather_visual, slot_attention, token_centres
-from fixate_jax.tuning.batches import SessionData
+from fixate_jax.probing.batches import SessionData
 from tests.backbones.tiles import mark_ids, tile_config, write_page_files
 
 WIDTH, PATCH, MERGE = 8, 4, 2

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fixate_jax.errors import DivergedError
+from fixate_jax.probing.batches import TrainingPlan
 from fixate_jax.tuning import loop
-from fixate_jax.tuning.batches import TrainingPlan
 from fixate_jax.tuning.checkpoint import CheckpointStore
 from fixate_jax.tuning.loop import train
 from fixate_jax.tuning.nonfinite import not_finite, not_finite_leaves, save_batch

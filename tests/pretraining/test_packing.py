@@ -16,7 +16,7 @@ from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
 from fixate_jax.pretraining.packing import WORDS, PackedBatch, Packer
 from fixate_jax.pretraining.tasks import KINDS, Example, Mark, Question
-from fixate_jax.tuning.batches import SessionData
+from fixate_jax.probing.batches import SessionData
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.step import make_evaluate
 from tests.pretraining.small import RECIPE, SHIPPED_RECIPE, packer_of, random_backbone

@@ -30,9 +30,9 @@ from fixate_jax.backbones.inputs import Stream
 from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
 from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.probing import Trace, operator_of, slot_attention, tail_gradient
+from fixate_jax.probing.batches import Batch
+from fixate_jax.probing.passes import target_logit
 from fixate_jax.prompts import PromptParams, soft_prompt
-from fixate_jax.tuning.batches import Batch
-from fixate_jax.tuning.step import target_logit
 from tests.worlds import World, numbers
 
 QWEN, INTERN = "qwen3_vl", "internvl"

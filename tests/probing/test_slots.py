@@ -15,7 +15,7 @@ from fixate_jax.backbones.tiny_random import write_tiny_random
 from fixate_jax.config import BackboneConfig
 from fixate_jax.errors import DataError
 from fixate_jax.probing import assign_slots, heat_map, take_visual
-from fixate_jax.tuning.batches import SessionData
+from fixate_jax.probing.batches import SessionData
 from fixate_jax.tuning.setup import SlotWarning, warn_of_empty_slots
 from tests.worlds import USERS, letters, made_up_session
 

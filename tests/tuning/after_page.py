@@ -11,7 +11,7 @@ from fixate_jax.backbones.processing import EncodedSession
 from fixate_jax.backbones.tiny_random import write_tiny_random
 from fixate_jax.backbones.tiny_sizes import TinySizes
 from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.tuning.batches import Batch, SessionData
+from fixate_jax.probing.batches import Batch, SessionData
 from tests.worlds import USERS, World, letters, numbers
 
 SOFT = 5

@@ -15,9 +15,9 @@ from fixate_jax.backbones.after_page import attend_over_page, seen_rows, without
 from fixate_jax.backbones.attention import blocked_attention
 from fixate_jax.backbones.processing import EncodedSession
 from fixate_jax.probing import operator_of
+from fixate_jax.probing.batches import Batch
+from fixate_jax.probing.passes import look_for
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning.batches import Batch
-from fixate_jax.tuning.step import look
 from tests.tuning.after_page import SIZES, SOFT, batches, by_tail, in_layout, run, whole, with_keys
 from tests.worlds import World
 
@@ -134,7 +134,7 @@ def relevance_of(names: Sequence[str], world: World, model: Any, soft: Any, batc
     click = batch.click[:, None]
     prefix = model.prefill(take_branches(batch.inputs, click), soft)
     config = replace(world.config.operator, steps=2)
-    return {n: look(operator_of(replace(config, name=n)), model, prefix, batch, click)[2][:, 0] for n in names}
+    return {n: look_for(operator_of(replace(config, name=n)), model, prefix, batch, click)[2][:, 0] for n in names}
 
 
 def test_every_operator_takes_the_layout(qwen: World) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixate_jax.probing import assign_slots
-from fixate_jax.tuning.batches import (
+from fixate_jax.probing.batches import (
     SessionData,
     TrainingPlan,
     evaluation_batches,

@@ -12,9 +12,9 @@ from PIL import Image
 
 from fixate_jax.backbones import load_backbone
 from fixate_jax.config import BackboneConfig, CacheConfig
-from fixate_jax.tuning.batches import SessionData
+from fixate_jax.probing.batches import SessionData
+from fixate_jax.probing.passes import with_features
 from fixate_jax.tuning.features import FeatureStore, Tier, choose_tier
-from fixate_jax.tuning.step import with_features
 from tests.worlds import World
 
 BUDGETS: dict[Tier, CacheConfig] = {

@@ -12,10 +12,9 @@ import pytest
 
 from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing import OPERATORS, operator_of, reads_source_row
+from fixate_jax.probing import OPERATORS, operator_of, passes, reads_source_row
+from fixate_jax.probing.batches import Batch
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning import step
-from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.step import evaluate_batch, loss_and_gradient, objective_of
 from tests.probing.both_ways import relative
 from tests.tuning.after_page import batches, run, with_keys
@@ -53,7 +52,7 @@ def test_keys_known_beforehand_give_the_same_step(page_world: World) -> None:
     chosen = list(OBJECTIVES)[: len(OBJECTIVES) if page_world.data.buckets[0].tail == 1 else 1]
     batch = batches(page_world.data)[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "reads_source_row", lambda _: False)
+        patch.setattr(passes, "reads_source_row", lambda _: False)
         reference = run(page_world, partial(steps, page_world, chosen), batch)
     ours = run(page_world, partial(steps, page_world, chosen), with_keys(page_world, batch))
     for name, (parts, gradient) in reference.items():
@@ -86,7 +85,7 @@ def test_keys_known_beforehand_give_the_same_evaluation(page_world: World) -> No
         for use in (True, False):
             found[use] = jax.device_get(ours(page_world.backbone.params, soft, jnp.asarray(use), cached))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(step, "reads_source_row", lambda _: False)
+                patch.setattr(passes, "reads_source_row", lambda _: False)
                 expected = jax.device_get(reference(page_world.backbone.params, soft, jnp.asarray(use), batch))
             for field, value in expected._asdict().items():
                 np.testing.assert_allclose(getattr(found[use], field), value, rtol=1e-5, atol=1e-5, err_msg=field)

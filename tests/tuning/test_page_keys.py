@@ -11,7 +11,7 @@ from PIL import Image
 
 from fixate_jax.backbones import load_backbone
 from fixate_jax.config import BackboneConfig, CacheConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.tuning.batches import SessionData, TrainingPlan, evaluation_batches, training_iterator
+from fixate_jax.probing.batches import SessionData, TrainingPlan, evaluation_batches, training_iterator
 from fixate_jax.tuning.features import FeatureStore
 from fixate_jax.tuning.page_keys import NOWHERE, PageKeyStore, wants_page_keys
 from tests.worlds import World

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fixate_jax.objective import kl
-from fixate_jax.probing import attn_lrp
+from fixate_jax.probing import attn_lrp, passes
+from fixate_jax.probing.batches import Batch
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning import step
-from fixate_jax.tuning.batches import Batch
 from fixate_jax.tuning.step import Objective
 
 END, VOCAB, SLOTS, TAIL = 4, 5, 3, 2
@@ -40,7 +40,7 @@ def logits_of(seed: int = 0) -> jax.Array:
 
 def test_a_label_that_begins_another_one_has_to_stop() -> None:
     logits = logits_of()
-    found = step.candidate_log_probs(logits, two_pages(), END)
+    found = passes.label_log_probs(logits, two_pages(), END)
     log_p = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     whole = log_p[0, 0, 1, 0], log_p[0, 1, 1, 1] + log_p[0, 2, 1, END], log_p[0, 2, 0, 1] + log_p[0, 2, 1, 2]
     np.testing.assert_allclose(found[0], whole, rtol=1e-6)
@@ -50,11 +50,11 @@ def test_a_label_that_begins_another_one_has_to_stop() -> None:
 def test_one_way_is_told_the_click_and_the_other_takes_the_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = logits_of().at[0, :, 1, 1].set(9.0).at[1, 0, 1, 0].set(9.0)
 
-    def look(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, eps: float) -> Any:
+    def look_for(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, eps: float) -> Any:
         told = jax.nn.one_hot(chosen, SLOTS)
         return None, -told, told
 
-    monkeypatch.setattr(step, "look", look)
+    monkeypatch.setattr(step, "look_for", look_for)
     monkeypatch.setattr(step, "ready_inputs", lambda model, batch, operator: None)
     monkeypatch.setattr(step, "branches_of", lambda prefix, slots: prefix)
     model = SimpleNamespace(
@@ -90,7 +90,7 @@ def test_sessions_of_a_step_count_alike_whatever_their_micro_batch(monkeypatch: 
 def test_which_answers_relevance_is_aligned(monkeypatch: pytest.MonkeyPatch, relevance: Any, seen: list[int]) -> None:
     """The click's or the own answer's; the next token is the click's either way."""
 
-    def look(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, eps: float) -> Any:
+    def look_for(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, eps: float) -> Any:
         rows = jnp.arange(2)[:, None]
         return logits_of()[rows, chosen], None, jnp.full((2, chosen.shape[1], SLOTS), chosen[..., None] + 1.0)
 
@@ -100,7 +100,7 @@ def test_which_answers_relevance_is_aligned(monkeypatch: pytest.MonkeyPatch, rel
         aligned.append(np.asarray(attention[:, 0]) - 1)
         return jnp.zeros(2)
 
-    monkeypatch.setattr(step, "look", look)
+    monkeypatch.setattr(step, "look_for", look_for)
     monkeypatch.setattr(step, "ready_inputs", lambda model, batch, operator: None)
     monkeypatch.setattr(step, "take_branches", lambda inputs, chosen: None)
     monkeypatch.setattr(step, "branches_of", lambda prefix, slots: prefix)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +31,7 @@ class Batch(NamedTuple):
         user: row of the user's coefficients.
         weight: 1 for a session, 0 for a row that only fills the batch.
         session: index of the session in its data set.
+        soft_position: where in the prefix the soft tokens stand; only of batches made by `encode`.
     """
 
     inputs: SequenceInputs
@@ -46,6 +46,7 @@ class Batch(NamedTuple):
     user: Int[HostOrDevice, "*micro batch"]
     weight: Float[HostOrDevice, "*micro batch"]
     session: Int[HostOrDevice, "*micro batch"]
+    soft_position: Int[HostOrDevice, "batch tokens"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +316,7 @@ class TrainingPlan:
 
 def training_iterator(
     data: SessionData, plan: TrainingPlan, *, accumulate: int, rows: Sequence[int] | None = None
-) -> grain.DatasetIterator:
+) -> Any:
     """Grain's iterator over training steps: read ahead in threads, its state is the number of steps taken.
 
     Args:
@@ -324,6 +325,8 @@ def training_iterator(
         accumulate: micro-batches a step.
         rows: of each micro-batch these alone, one process's share (None: all).
     """
+    import grain  # Only training reads ahead.
+
     size = plan.rows // accumulate
     own = None if rows is None else [micro * size + row for micro in range(accumulate) for row in rows]
 
