@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fixate_jax.probing.batches import Batch
     from fixate_jax.probing.encode import encode
     from fixate_jax.probing.look import Look, look
+    from fixate_jax.tuning.in_memory import Tuned, evaluate, tune
     from fixate_jax.tuning.probe import Relevance, probe, probe_batch
 
 _MODULES = ("backbones", "data", "emulation", "metrics", "objective", "probing", "prompts")
@@ -27,6 +28,9 @@ _NAMES = {
     "encode": "probing.encode",
     "Look": "probing.look",
     "look": "probing.look",
+    "Tuned": "tuning.in_memory",
+    "tune": "tuning.in_memory",
+    "evaluate": "tuning.in_memory",
     "Relevance": "tuning.probe",
     "probe": "tuning.probe",
     "probe_batch": "tuning.probe",
@@ -47,6 +51,9 @@ __all__ = [  # noqa: RUF022  (in the order in which one uses them)
     "encode",
     "Look",
     "look",
+    "Tuned",
+    "tune",
+    "evaluate",
     "Relevance",
     "probe",
     "probe_batch",

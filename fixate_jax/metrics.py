@@ -167,6 +167,37 @@ def _click_metrics(
     return rows | {f"recall@{k}": hit_at_k(log_probs, click, mask, k) for k in ks}
 
 
+def page_metrics(
+    gaze: Float[Array, "batch slots"],
+    attention: Float[Array, "batch slots"],
+    log_probs: Float[Array, "batch slots"],
+    click: Int[Array, " batch"],
+    mask: Bool[Array, "batch slots"],
+    *,
+    ks: tuple[int, ...] = (1, 3),
+    top_k: int = 5,
+) -> dict[str, Float[Array, " batch"]]:
+    """Every metric of each page, from arrays.
+
+    Args:
+        gaze: g.
+        attention: a; a page without any counts as uniform.
+        log_probs: of each slot's label as the answer.
+        click: the clicked slot.
+        mask: False at padding slots.
+        ks: the k of csh_k, tgo_k and recall_k.
+        top_k: slots that top-k JS keeps apart.
+
+    Returns:
+        kl, js, cosine, top_k_js, csh_k, tgo_k; log_loss, auc, recall_k; accuracy.
+    """
+    attention = jnp.where((attention.sum(-1, keepdims=True) > 0) | ~mask, attention, 1.0)
+    found = _attention_metrics(gaze, attention, click, mask, ks=ks, top_k=top_k)
+    found |= _click_metrics(log_probs, click, mask, ks=ks)
+    right = jnp.argmax(jnp.where(mask, log_probs, -jnp.inf), axis=-1) == click
+    return {name.replace("@", "_"): value for name, value in found.items()} | {"accuracy": right.astype(jnp.float32)}
+
+
 def session_metrics(frame: pd.DataFrame, *, ks: tuple[int, ...] = (1, 3), top_k: int = 5) -> pd.DataFrame:
     """Every metric of every prediction.
 

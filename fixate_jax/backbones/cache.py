@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from fixate_jax.backbones.checkpoint import MANIFEST, read_json
@@ -49,6 +48,8 @@ def write_cache(directory: Path, params: nnx.State, manifest: dict[str, Any]) ->
         params: the parameters.
         manifest: plain values to keep beside them.
     """
+    import orbax.checkpoint as ocp  # Takes a second to import, and few need it.
+
     _handler(params).save((directory / PARAMETERS).resolve(), args=ocp.args.PyTreeSave(_by_path(params)))
     manifest = {"format": FORMAT, **manifest, "parameters": describe(params)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -76,6 +77,8 @@ def read_cache(directory: Path, abstract: nnx.State, *, shardings: nnx.State | N
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
         for path, leaf, place in zip(_by_path(abstract), leaves, places, strict=True)
     }
+    import orbax.checkpoint as ocp
+
     arguments = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))
     found = _handler(abstract).restore((directory / PARAMETERS).resolve(), args=arguments)
     return jax.tree.unflatten(jax.tree.structure(abstract), [found[path] for path in wanted])
@@ -91,8 +94,10 @@ def _by_path(state: nnx.State) -> dict[str, Any]:
     return dict(zip(paths, jax.tree.leaves(state), strict=True))
 
 
-def _handler(state: nnx.State) -> ocp.Checkpointer:
+def _handler(state: nnx.State) -> Any:
     """Reads and writes with room in memory for the largest parameter, not for all of them; weights do not compress."""
+    import orbax.checkpoint as ocp
+
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     limit = largest // 10**9 + 1
     return ocp.Checkpointer(

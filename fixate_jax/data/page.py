@@ -46,8 +46,8 @@ class Page:
         boxes = np.asarray(self.boxes, np.float64)
         if boxes.shape != (len(self.labels), 4):
             raise DataError(
-                f"page: boxes of shape {boxes.shape} for {len(self.labels)} labels; give (x0, y0, x1, y1) for each slot, "
-                "in pixels"
+                f"page: boxes of shape {boxes.shape} for {len(self.labels)} labels; give (x0, y0, x1, y1) for each, in "
+                "pixels"
             )
         return boxes / np.array([width, height, width, height])
 

@@ -52,8 +52,38 @@ def encode(
         DataError: no page.
         LabelError: labels of a page do not suit the tokenizer.
     """
+    data = session_data(
+        backbone, pages, prompt_tokens=prompt_tokens, position=position, assignment=assignment, signal=None
+    )
+    batch = data.batch(range(len(pages)))
+    for row, given in enumerate(pages):
+        if isinstance(given, Session):
+            batch.gaze[row, : len(given.page.labels)] = data.sessions[row].gaze()
+    placed: Batch = jax.device_put(with_soft_position(batch, prompt_tokens))
+    return placed
+
+
+def session_data(
+    backbone: Backbone,
+    pages: Sequence[Page | Session],
+    *,
+    prompt_tokens: int,
+    position: Position,
+    assignment: Literal["centre", "area"],
+    signal: str | None,
+    users: Sequence[str] = (),
+) -> SessionData:
+    """Pages read and encoded once, from which any batch can be put together; arguments as of :func:`encode`.
+
+    Args:
+        signal: "fixation" where all pages are sessions and batches hold their gaze, else None.
+        users: whose rows of coefficients come first, in this order.
+
+    Raises:
+        DataError: no page.
+    """
     if not pages:
-        raise DataError("encode: no page is given; give at least one")
+        raise DataError("no page is given; give at least one")
     stored = [page.stored(f"page {i}") for i, page in enumerate(pages)]
     shown = [page.page if isinstance(page, Session) else page for page in pages]
     unique = {id(page): page for page in shown}
@@ -61,24 +91,23 @@ def encode(
     place = {key: i for i, key in enumerate(unique)}
     page_of = {session.page_id: place[id(page)] for session, page in zip(stored, shown, strict=True)}
     features = _page_features(backbone, read)
-    data = SessionData(
+    return SessionData(
         stored,
         encode_sessions(backbone, stored, {name: (read[i].rows, read[i].columns) for name, i in page_of.items()}),
-        {user: i for i, user in enumerate(dict.fromkeys(s.user_id for s in stored))},
+        {user: i for i, user in enumerate(dict.fromkeys([*users, *(s.user_id for s in stored)]))},
         features=lambda ids: (features[np.array([page_of[name] for name in ids])], None),
         prompt_tokens=prompt_tokens,
-        signal=None,
+        signal=signal,
         max_lengths=1,
         assignment=assignment,
         position=position,
     )
-    batch = data.batch(range(len(pages)))
-    for row, given in enumerate(pages):
-        if isinstance(given, Session):
-            batch.gaze[row, : stored[row].slots] = stored[row].gaze()
+
+
+def with_soft_position(batch: Batch, prompt_tokens: int) -> Batch:
+    """A batch that says where its soft tokens stand, as :func:`fixate_jax.probing.look.look` has to know."""
     where = np.asarray(batch.inputs.start)[:, None] + np.arange(prompt_tokens)
-    placed: Batch = jax.device_put(batch._replace(soft_position=where.astype(np.int32)))
-    return placed
+    return batch._replace(soft_position=where.astype(np.int32))
 
 
 @partial(jax.jit, static_argnums=0)
