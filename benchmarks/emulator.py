@@ -86,14 +86,14 @@ def make_calls(parsed: argparse.Namespace, work: Path) -> dict[str, Callable[[],
     together, by_user, single = emulator(parsed.batch), emulator(min(parsed.batch, parsed.pages)), emulator(1)
     some = [(user, page) for user in names for page in pages][:PART]
     calls: dict[str, Callable[[], object]] = {
-        TOGETHER: lambda: together.emulate(pages),
-        BY_USER: lambda: [by_user.emulate(pages, [user]) for user in names],
+        TOGETHER: lambda: together.visit_all(pages),
+        BY_USER: lambda: [by_user.visit_all(pages, [user]) for user in names],
         BY_VISIT: lambda: [single.visit([user], [page]) for user, page in some],
     }
-    whole = together.emulate(pages)
+    whole = together.visit_all(pages)
     for row, (user, page) in enumerate(some[:3]):
         np.testing.assert_allclose(single.visit([user], [page]).attention[0], whole.attention[row], atol=1e-5)
-    by_user.emulate(pages, names[:1])
+    by_user.visit_all(pages, names[:1])
     return calls
 
 

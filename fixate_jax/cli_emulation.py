@@ -70,7 +70,7 @@ class Emulate:
         emulator = open_emulator(self.source, seed=self.seed, backbone=self.backbone)
         emulator = with_assignment(emulator, self.assignment)
         pages = read_pages(self.pages, emulator, width=self.page_width, profile=self.profile)
-        visits = emulator.emulate(
+        visits = emulator.visit_all(
             pages,
             self.users or None,
             unknown=self.unknown,

@@ -142,7 +142,7 @@ def test_every_shipped_preset_parses(preset: Path, command: str) -> None:
         (["train", "--train.epochs", "0"], "train.epochs = 0: at least 1 is needed"),
         (["train", DEMO, "--objective.gamma", "-1"], "objective.gamma = -1.0: must not be negative"),
         (["train", DEMO, "--train.epohcs", "3"], "--train.epochs INT"),
-        (["train", DEMO, "--objective.alignment", "mse"], "--objective.alignment"),
+        (["train", DEMO, "--objective.alignment", "mse"], "objective.alignment"),
         (["train", "nothing.yaml"], "error: nothing.yaml: cannot be read"),
         (["prepare", "nothing.yaml"], "error: nothing.yaml: cannot be read"),
         (["train", DEMO, "--data.name", "human_choice"], "error: data.path = None: give the folder of human_choice"),

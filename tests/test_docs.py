@@ -201,6 +201,18 @@ def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.Mo
     np.testing.assert_allclose(found.relevance.sum(-1), 1, rtol=1e-5)
 
 
+def test_the_examples_of_composing_run(capsys: pytest.CaptureFixture[str]) -> None:
+    from fixate_jax.backbones.loading import SHIPPED
+
+    if not (SHIPPED / "tiny-qwen3-vl").is_dir():
+        pytest.skip("no weights are in this copy")
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs" / "howto" / "compose.md", "python"):
+        exec(block, names)
+    assert (names["losses"][-1] < names["losses"][0]).all()
+    assert names["visits"].attention.shape == (2, 1, 3)
+
+
 def test_the_examples_of_probing_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from fixate_jax.backbones.loading import SHIPPED
 

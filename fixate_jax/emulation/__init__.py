@@ -7,12 +7,13 @@ from fixate_jax.emulation.emulator import BACKBONE, UserEmulator
 from fixate_jax.emulation.few_shot import learn_users
 from fixate_jax.emulation.opening import load_run, open_emulator
 from fixate_jax.emulation.pages import Page, pages_of_sessions
-from fixate_jax.emulation.visits import Visits
+from fixate_jax.emulation.visits import Emulation, Visits
 
 __all__ = [
     "BACKBONE",
     "BackboneWarning",
     "Comparison",
+    "Emulation",
     "Origin",
     "Page",
     "UserEmulator",

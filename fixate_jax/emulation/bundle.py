@@ -65,6 +65,10 @@ def write_bundle(
         ConfigError: the directory exists, or a user is not known.
         DiskError: it cannot be written; nothing is left behind.
     """
+    if emulator.operator is not None:
+        raise ConfigError(
+            "a bundle names its operator by settings; make the emulator with a config instead of operator"
+        )
     if directory.exists():
         raise ConfigError(f"{directory}: exists; choose another folder or remove it")
     wanted = emulator.users if users is None else tuple(users)

@@ -210,7 +210,7 @@ def compare_versions(
     shares = {measure: np.zeros((*shape, slots)) for measure in MEASURES}
     answered = np.zeros(shape)
     for v, pages in enumerate(matched):
-        visits = emulator.emulate(pages, shown, unknown=unknown, track=track)
+        visits = emulator.visit_all(pages, shown, unknown=unknown, track=track)
         found = {"attention": _scaled(visits), "click": visits.probabilities(temperature)}
         for measure, rows in found.items():
             shares[measure][v] = rows.reshape(*shape[1:], slots)

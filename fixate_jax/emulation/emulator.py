@@ -17,15 +17,18 @@ from scipy.special import logsumexp
 
 from fixate_jax.backbones import Backbone, EncodedSession
 from fixate_jax.backbones.sharding import shardings
-from fixate_jax.config import RunConfig
+from fixate_jax.config import CacheConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.data.page import Page as PageInMemory
 from fixate_jax.data.session import Session
 from fixate_jax.emulation.pages import Page, require_distinct
-from fixate_jax.emulation.visits import Visits
+from fixate_jax.emulation.visits import Emulation, Visits
 from fixate_jax.errors import ConfigError
+from fixate_jax.probing import Operator, reads_source_row
 from fixate_jax.probing.batches import SessionData
 from fixate_jax.probing.encode import Question
 from fixate_jax.prompts import PromptParams, population_prompt, soft_prompt
 from fixate_jax.tuning.evaluate import Track, silent
+from fixate_jax.tuning.in_memory import Tuned
 from fixate_jax.tuning.placement import Placement, put_rows
 from fixate_jax.tuning.setup import open_mesh, read_pages, warn_of_empty_slots
 from fixate_jax.tuning.step import Evaluation, Jitted, make_evaluate
@@ -36,16 +39,17 @@ MULTIPLE = 16
 """Sizes of a call are rounded up to multiples of it, so that the next one is likely to fit what is compiled."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class UserEmulator:
     """Emulated users of pages.
 
     Attributes:
         backbone: the frozen model.
-        prompt: trained basis and coefficients.
+        prompt: trained basis and coefficients; what :func:`fixate_jax.tuning.in_memory.tune` returns brings the rest.
         users: whose the rows of the coefficients are.
         config: settings under which the prompts were tuned; those of operator, prompt and cache count, and of
             ``train`` the batch of evaluation, the mesh and the number of sequence lengths.
+        operator: how to tell where the model looks, instead of the settings' operator.
         directory: for page features that fit nowhere but on disk (None: those are computed each time).
         encoded: token sequences of questions asked before.
     """
@@ -56,8 +60,35 @@ class UserEmulator:
     config: RunConfig
     directory: Path | None = None
     encoded: dict[Question, EncodedSession] = field(default_factory=dict, repr=False)
+    operator: Operator | None = None
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompt: PromptParams | Tuned,
+        users: Sequence[str] = (),
+        config: RunConfig | None = None,
+        directory: Path | None = None,
+        encoded: dict[Question, EncodedSession] | None = None,
+        operator: Operator | None = None,
+    ):
+        if isinstance(prompt, Tuned):
+            users, operator, config = prompt.users, prompt.operator, _settings(prompt)
+            prompt = prompt.prompt
+        values = {
+            "backbone": backbone,
+            "prompt": prompt,
+            "users": tuple(users),
+            "config": RunConfig() if config is None else config,
+            "directory": directory,
+            "encoded": {} if encoded is None else encoded,
+            "operator": operator,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
         people, (_, tokens, width) = len(self.prompt.coefficients), self.prompt.basis.shape
         if people != len(self.users) or len(set(self.users)) < people or BACKBONE in self.users:
             raise ConfigError(
@@ -92,7 +123,7 @@ class UserEmulator:
     def evaluate(self) -> Jitted:
         """The jitted evaluation, the same as in tuning."""
         end = self.backbone.encoder.end_token
-        return make_evaluate(self.backbone.graph, self.config, end, placement=self.placement)
+        return make_evaluate(self.backbone.graph, self.config, end, operator=self.operator, placement=self.placement)
 
     @cached_property
     def soft_prompts(self) -> Float[Array, "rows tokens width"]:
@@ -100,6 +131,33 @@ class UserEmulator:
         return _soft_prompts(self.prompt)
 
     def emulate(
+        self,
+        pages: Sequence[Page | PageInMemory],
+        users: Sequence[str] | None = None,
+        *,
+        unknown: Literal["error", "population"] = "error",
+    ) -> Emulation:
+        """Show every page to every user: arrays of users × pages × slots.
+
+        Args:
+            pages: what to show.
+            users: to whom (None: to all); ``"backbone"`` is the model without a prompt.
+            unknown: what to do with users who were not tuned: stop, or take the population prompt for them.
+
+        Raises:
+            FixateError: as :meth:`visit_all`, which has more to ask for and returns a visit a row.
+        """
+        shown = [page if isinstance(page, Page) else _named(i, page) for i, page in enumerate(pages)]
+        visits = self.visit_all(shown, users, unknown=unknown)
+        shape = (len(visits) // len(shown), len(shown), visits.attention.shape[1])
+        return Emulation(
+            users=visits.users[:: len(shown)],
+            attention=visits.attention.reshape(shape),
+            click_probability=visits.probabilities().reshape(shape),
+            visits=visits,
+        )
+
+    def visit_all(
         self,
         pages: Sequence[Page],
         users: Sequence[str] | None = None,
@@ -149,7 +207,7 @@ class UserEmulator:
         relevance: bool = False,
         track: Track = silent,
     ) -> Visits:
-        """Show one page to each user, arguments otherwise as in :meth:`emulate`.
+        """Show one page to each user, arguments otherwise as in :meth:`visit_all`.
 
         Args:
             users: who; a user may come again.
@@ -254,6 +312,31 @@ class UserEmulator:
         soft = jnp.take(self.soft_prompts, np.maximum(chosen, 0)[own], axis=0)
         placed, placed_batch = (put_rows(x, self.placement.rows, own, size) for x in (soft, batch))
         return self.evaluate(placed, np.asarray(chosen[0] >= 0), self.params, placed_batch)
+
+
+def _settings(tuned: Tuned) -> RunConfig:
+    """Settings under which prompts were tuned in memory."""
+    basis, tokens, _ = tuned.prompt.basis.shape
+    # Keys of pages serve none but operators that read the answering row alone.
+    kept = (
+        CacheConfig() if reads_source_row(tuned.operator) else CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0)
+    )
+    return RunConfig(
+        prompt=PromptConfig(basis=basis, tokens=tokens, position=tuned.position),
+        operator=OperatorConfig(assignment=tuned.assignment),
+        cache=kept,
+    )
+
+
+def _named(index: int, page: PageInMemory) -> Page:
+    """A page in memory as emulated users see it."""
+    return Page(
+        page_id=f"page {index}",
+        image=page.picture(),
+        boxes=page.relative_boxes,
+        labels=tuple(page.labels),
+        profile=page.profile,
+    )
 
 
 @jax.jit

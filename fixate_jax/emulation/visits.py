@@ -134,6 +134,23 @@ class Visits:
         return pd.DataFrame(columns)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Emulation:
+    """Every page seen by every user.
+
+    Attributes:
+        users: who.
+        attention: a, the share of attention on each slot, for the user's own answer; 0 where the page has no such slot.
+        click_probability: of each slot; they sum to 1 over a page.
+        visits: the same with a row a visit, users first: draws of clicks, log-probabilities, tables.
+    """
+
+    users: tuple[str, ...]
+    attention: Float[np.ndarray, "users pages slots"]
+    click_probability: Float[np.ndarray, "users pages slots"]
+    visits: Visits
+
+
 def _number(name: str) -> int:
     """A number of 32 bits that stands for a name, the same in every process."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:4])

@@ -277,13 +277,20 @@ def evaluate_batch(
 
 
 def make_evaluate(
-    graph: nnx.GraphDef, config: RunConfig, end_token: int, *, placement: Placement | None = None
+    graph: nnx.GraphDef,
+    config: RunConfig,
+    end_token: int,
+    *,
+    operator: Operator | None = None,
+    placement: Placement | None = None,
 ) -> Jitted[[Float[Array, "batch tokens width"], bool, nnx.State, Batch], Evaluation]:
     """The jitted evaluation of a batch under given soft prompts; one compilation with and without prompt.
 
-    Everything in one process that evaluates the same backbone with the same operator shares it.
+    Everything in one process that evaluates the same backbone with the same operator shares it. `operator` takes the
+    place of the settings' one.
     """
-    return _evaluate_program(graph, operator_of(config.operator), config.operator.eps, end_token, placement)
+    operator = operator_of(config.operator) if operator is None else operator
+    return _evaluate_program(graph, operator, config.operator.eps, end_token, placement)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)

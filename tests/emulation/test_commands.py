@@ -136,7 +136,7 @@ def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(grown.prompt.coefficients)[:1], prompt.coefficients)
     assert np.abs(np.diff(np.asarray(grown.prompt.coefficients)[1:], axis=0)).max() > 1e-4
     page = pages_of_sessions(store, store.sessions[:1])
-    both = [emulator.emulate(page, [store.users[0]]).log_probs for emulator in (known, grown)]
+    both = [emulator.visit_all(page, [store.users[0]]).log_probs for emulator in (known, grown)]
     np.testing.assert_allclose(both[0], both[1], atol=1e-5)
     with pytest.raises(ConfigError, match="emulated already"):
         learn_users(grown, store, users=store.users[2:3])

@@ -91,7 +91,7 @@ def test_the_same_pages_make_no_difference(compared: Comparison) -> None:
 def test_items_are_followed_to_where_they_stand(
     emulator: UserEmulator, pages: list[Page], compared: Comparison
 ) -> None:
-    old = emulator.emulate(pages).frame()
+    old = emulator.visit_all(pages).frame()
     total = old.groupby(["user_id", "page_id"])["attention"].transform("sum")
     old["attention"] /= total
     for measure, column in (("click", "probability"), ("attention", "attention")):
@@ -150,9 +150,9 @@ def test_whom_to_ask_can_be_chosen(emulator: UserEmulator, pages: list[Page], co
 def test_attention_that_found_nothing_is_even(
     emulator: UserEmulator, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    visits = emulator.emulate(pages[:2], ["u0"])
+    visits = emulator.visit_all(pages[:2], ["u0"])
     blind = replace(visits, attention=np.zeros_like(visits.attention))
-    monkeypatch.setattr(UserEmulator, "emulate", lambda *_, **__: blind)
+    monkeypatch.setattr(UserEmulator, "visit_all", lambda *_, **__: blind)
     found = compare_versions(emulator, {"old": pages[:2], "new": pages[:2]}, ["u0"]).shares["attention"]
     np.testing.assert_allclose(found[0, 0], [[1 / 3] * 3 + [0] * 3, [1 / 6] * 6])
 
@@ -264,7 +264,7 @@ def test_carousels_are_drawn_in_versions(bundle: Path, tmp_path: Path, monkeypat
         asked.append(self)
         return by_size(self, *told, **more)
 
-    monkeypatch.setattr(UserEmulator, "emulate", emulate)
+    monkeypatch.setattr(UserEmulator, "visit_all", emulate)
     assert run("compare", bundle, "--carousels", "rows", "sizes", *wanted) == 0
     slots = pd.read_csv(out / "slots.csv")
     assert list(dict.fromkeys(slots["version"])) == ["as drawn", "rows", "sizes"]

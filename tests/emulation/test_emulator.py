@@ -50,7 +50,7 @@ def pages(world: World) -> list[Page]:
 
 @pytest.fixture(scope="module")
 def visits(emulator: UserEmulator, pages: list[Page]) -> Visits:
-    return emulator.emulate(pages, relevance=True)
+    return emulator.visit_all(pages, relevance=True)
 
 
 def test_users_and_pages_come_in_order(visits: Visits, pages: list[Page]) -> None:
@@ -88,17 +88,17 @@ def test_they_say_what_a_probe_of_the_same_prompt_says(world: World, visits: Vis
 def test_the_backbone_alone_and_strangers_can_be_asked(
     world: World, emulator: UserEmulator, pages: list[Page], visits: Visits
 ) -> None:
-    both = emulator.emulate(pages[:2], [BACKBONE, "u1", "somebody"], unknown="population")
+    both = emulator.visit_all(pages[:2], [BACKBONE, "u1", "somebody"], unknown="population")
     np.testing.assert_allclose(both.attention[2], visits.attention[len(pages)][: both.attention.shape[1]], atol=1e-5)
     alone = probe(
         world.backbone, world.backbone.params, world.sessions[0], image=pages[0].image, operator=CONFIG.operator
     )
     np.testing.assert_allclose(both.attention[0, : pages[0].slots], alone.slot_attention, atol=1e-5)
     shared = PromptParams(population_prompt(world.prompt())[None], jnp.zeros((1, 1)))
-    mean = emulator.with_prompt(shared, ["mean"]).emulate(pages[:2])
+    mean = emulator.with_prompt(shared, ["mean"]).visit_all(pages[:2])
     np.testing.assert_allclose(both.attention[4:], mean.attention, atol=1e-5)
     with pytest.raises(ConfigError, match="somebody: not tuned here; give unknown='population'"):
-        emulator.emulate(pages, ["somebody"])
+        emulator.visit_all(pages, ["somebody"])
 
 
 def test_twenty_users_on_fifty_pages_are_as_each_alone(world: World) -> None:
@@ -112,11 +112,11 @@ def test_twenty_users_on_fifty_pages_are_as_each_alone(world: World) -> None:
     ]
     cheap = replace(CONFIG, operator=replace(CONFIG.operator, name="attention"))
     wide, single = (replace(cheap, train=TrainConfig(eval_batch=rows, max_lengths=1)) for rows in (50, 1))
-    together = UserEmulator(backbone=world.backbone, prompt=prompt, users=people, config=wide).emulate(pages)
+    together = UserEmulator(backbone=world.backbone, prompt=prompt, users=people, config=wide).visit_all(pages)
     singly = UserEmulator(backbone=world.backbone, prompt=prompt, users=people, config=single)
     for visit in rng.permutation(1000)[:8].tolist():
         page = together.pages[visit]
-        alone = singly.emulate([page], [together.users[visit]])
+        alone = singly.visit_all([page], [together.users[visit]])
         assert alone.users == (together.users[visit],)
         np.testing.assert_allclose(alone.attention[0], together.attention[visit, : page.slots], atol=1e-5)
         np.testing.assert_allclose(alone.log_probs[0], together.log_probs[visit, : page.slots], atol=1e-5)
@@ -162,7 +162,7 @@ def test_the_table_has_a_row_for_each_visit_and_slot(visits: Visits) -> None:
 def test_a_profile_of_the_user_stands_in_for_the_pages(
     emulator: UserEmulator, pages: list[Page], visits: Visits
 ) -> None:
-    told = emulator.emulate(pages, profiles={"u1": "likes a film"})
+    told = emulator.visit_all(pages, profiles={"u1": "likes a film"})
     for row in range(len(visits)):
         slots = visits.pages[row].slots
         difference = np.abs(told.log_probs[row, :slots] - visits.log_probs[row, :slots]).max()
@@ -170,10 +170,10 @@ def test_a_profile_of_the_user_stands_in_for_the_pages(
 
 
 def test_few_programs_are_compiled_and_none_again(emulator: UserEmulator, pages: list[Page]) -> None:
-    emulator.emulate(pages)
+    emulator.visit_all(pages)
     before = emulator.evaluate._cache_size()
     assert before <= 4, "one for all pages, and what calls with shorter or longer questions needed"
-    emulator.emulate(pages)
+    emulator.visit_all(pages)
     assert emulator.evaluate._cache_size() == before
 
 
@@ -203,7 +203,7 @@ def test_bad_pages_are_named(pages: list[Page], change: dict[str, Any], message:
 
 def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page], visits: Visits) -> None:
     with pytest.raises(DataError, match="page 'page1': two pages have this id"):
-        emulator.emulate([pages[0], replace(pages[0], page_id="page1"), pages[1]])
+        emulator.visit_all([pages[0], replace(pages[0], page_id="page1"), pages[1]])
     with pytest.raises(ConfigError, match="2 users and 1 pages"):
         emulator.visit(["u0", "u1"], pages[:1])
     with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be above 0"):
@@ -213,7 +213,7 @@ def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page],
     with pytest.raises(ConfigError, match="draws = 0"):
         visits.clicks(seed=0, draws=0)
     with pytest.raises(ConfigError, match="relevance=True"):
-        emulator.emulate(pages[1:2]).heat_map(0)
+        emulator.visit_all(pages[1:2]).heat_map(0)
     with pytest.raises(ConfigError, match="3 rows of coefficients want as many names"):
         emulator.with_prompt(emulator.prompt, ["a", "b"])
     with pytest.raises(ConfigError, match=r"4 tokens of width 128, where prompt\.tokens is 5"):
@@ -228,6 +228,6 @@ def test_a_prompt_behind_the_page_gives_the_same_alone(world: World, tmp_path: P
     )
     emulator = UserEmulator(backbone=world.backbone, prompt=world.prompt(), users=USERS, config=config)
     pages = pages_of(world)
-    together, alone = emulator.emulate(pages), emulator.emulate(pages[1:2], ["u2"])
+    together, alone = emulator.visit_all(pages), emulator.visit_all(pages[1:2], ["u2"])
     np.testing.assert_allclose(alone.attention[0], together.attention[9], atol=1e-5)
     assert np.abs(together.attention[0] - together.attention[4]).max() > 1e-4

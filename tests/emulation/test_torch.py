@@ -61,6 +61,6 @@ def test_an_exported_prompt_gives_our_logits(positions: Any, tmp_path: Path, mon
 
     ours = np.asarray(logits(backbone.params, batch.inputs, emulator.soft_prompts[1:2]))[0, 0, -1]
     np.testing.assert_allclose(theirs, ours, atol=2e-4)
-    visits = emulator.emulate([page], ["bob", BACKBONE])
+    visits = emulator.visit_all([page], ["bob", BACKBONE])
     np.testing.assert_allclose(found["probabilities"].numpy(), visits.probabilities()[0], atol=1e-4)
     assert np.abs(visits.log_probs[0] - visits.log_probs[1]).max() > 0.05, "the prompt does something"

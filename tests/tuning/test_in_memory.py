@@ -90,3 +90,16 @@ def test_who_and_what_cannot_be_used(backbone: Backbone, sessions: list[fx.Sessi
     for call in (lambda: fx.tune(backbone, []), lambda: fx.evaluate(backbone, tuned, [])):
         with pytest.raises(DataError, match="no session is given"):
             call()
+
+
+def test_emulated_people_do_what_a_look_says(backbone: Backbone, sessions: list[fx.Session], tuned: fx.Tuned) -> None:
+    page = sessions[0].page
+    seen = fx.UserEmulator(backbone, tuned).emulate([page, page], ("cyd", "ada"))
+    assert seen.users == ("cyd", "ada") and seen.attention.shape == (2, 2, 3) and len(seen.visits) == 4
+    np.testing.assert_allclose(seen.click_probability.sum(-1), 1, rtol=1e-5)
+    batch = fx.encode(backbone, [page], prompt_tokens=3)
+    for user, attention, chances in zip(seen.users, seen.attention, seen.click_probability, strict=True):
+        look = fx.look(backbone, batch, tuned.prompts([user])[0], tuned.operator)
+        np.testing.assert_allclose(attention, np.repeat(look.slot_attention, 2, 0), rtol=1e-4, atol=1e-6)
+        odds = np.exp(look.label_log_probs - jnp.max(look.label_log_probs))
+        np.testing.assert_allclose(chances, np.repeat(odds / odds.sum(), 2, 0), rtol=1e-4, atol=1e-6)
