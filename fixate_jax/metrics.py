@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax import objective
+from fixate_jax.backbones.inputs import HostOrDevice
 from fixate_jax.errors import DataError
 
 KEYS = ("session_id", "user_id", "split", "method", "mode")
@@ -167,12 +168,13 @@ def _click_metrics(
     return rows | {f"recall@{k}": hit_at_k(log_probs, click, mask, k) for k in ks}
 
 
+@partial(jax.jit, static_argnames=("ks", "top_k"))
 def page_metrics(
-    gaze: Float[Array, "batch slots"],
-    attention: Float[Array, "batch slots"],
-    log_probs: Float[Array, "batch slots"],
-    click: Int[Array, " batch"],
-    mask: Bool[Array, "batch slots"],
+    gaze: Float[HostOrDevice, "batch slots"],
+    attention: Float[HostOrDevice, "batch slots"],
+    log_probs: Float[HostOrDevice, "batch slots"],
+    click: Int[HostOrDevice, " batch"],
+    mask: Bool[HostOrDevice, "batch slots"],
     *,
     ks: tuple[int, ...] = (1, 3),
     top_k: int = 5,

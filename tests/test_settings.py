@@ -51,7 +51,7 @@ def test_whole_numbers_do_for_fractions_and_dates_for_folders(tmp_path: Path) ->
         ("prompt: {personal: 1}", r"prompt\.personal = 1"),
         ("data: {name: no}", r"data\.name = False"),
         ("data: {path: 3}", r"data\.path = 3"),
-        ("objective: {alignment: mse}", r"objective\.alignment = 'mse': should be 'kl'"),
+        ("objective: {alignment: mse}", r"objective\.alignment = 'mse': choose one of kl"),
         ("objective: {gama: 1}", r"preset\.yaml: objective\.gama: no such setting; did you mean 'gamma'\?"),
         ("objective: {xyz: 1}", r"objective\.xyz: no such setting; known here: alignment, relevance, gamma"),
         ("objectiv: {gamma: 1}", r"objectiv: no such setting; did you mean 'objective'\?"),

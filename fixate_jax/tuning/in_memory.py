@@ -230,11 +230,11 @@ def evaluate(
         prompt = None if soft is None else soft[np.maximum(filled, 0)]
         seen = _look(backbone, rows, prompt, operator, own=relevance == "own")
         found = page_metrics(
-            jnp.asarray(rows.gaze),
+            rows.gaze,
             seen.slot_attention,
             seen.label_log_probs,
-            jnp.asarray(rows.click),
-            jnp.asarray(rows.slot_mask),
+            rows.click,
+            rows.slot_mask,
             ks=ks,
             top_k=top_k,
         )
