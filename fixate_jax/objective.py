@@ -264,7 +264,7 @@ def total_loss(
         beta: β.
         next_token: from `next_token_loss`.
         penalty: from `coefficient_penalty`.
-        alignment: from `alignment_loss`; None when tuning without alignment.
+        alignment: mean over the sessions of an `Alignment`; None when tuning without alignment.
         attention_weight: λ at this step, from `attention_weight_schedule`.
 
     Returns:

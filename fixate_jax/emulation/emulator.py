@@ -73,6 +73,10 @@ class UserEmulator:
         operator: Operator | None = None,
     ):
         if isinstance(prompt, Tuned):
+            if users or config is not None or operator is not None:
+                raise ConfigError(
+                    "tuned prompts bring users, settings and operator; leave users, config and operator out"
+                )
             users, operator, config = prompt.users, prompt.operator, _settings(prompt)
             prompt = prompt.prompt
         values = {

@@ -51,8 +51,8 @@ class Tuned:
 
     def prompts(
         self, users: Sequence[str], *, unknown: Literal["error", "population"] = "error"
-    ) -> Float[Array, "..."]:
-        """Soft tokens (users, tokens, width) of some users.
+    ) -> Float[Array, "users tokens width"]:
+        """Soft tokens of some users.
 
         Args:
             users: whose; may repeat.

@@ -85,6 +85,8 @@ def test_who_and_what_cannot_be_used(backbone: Backbone, sessions: list[fx.Sessi
     stranger = fx.Session(page=sessions[0].page, user="eve", gaze=[1, 1, 1], click=0)
     with pytest.raises(ConfigError, match="user 'eve' was not tuned; there are ada, ben, cyd"):
         fx.evaluate(backbone, tuned, [stranger])
+    with pytest.raises(ConfigError, match="bring users, settings and operator; leave"):
+        fx.UserEmulator(backbone, tuned, users=["eve"])
     mean = tuned.prompts(["eve"], unknown="population")[0]
     np.testing.assert_allclose(mean, tuned.prompts(PEOPLE).mean(0), atol=1e-6)
     for call in (lambda: fx.tune(backbone, []), lambda: fx.evaluate(backbone, tuned, [])):
