@@ -1,5 +1,5 @@
 # make demo | test | test-faults | test-versions | mutants | lint | bench | bench-gpu | results | results-operators
-# make results-recgaze | results-analysis | results-scale | docs | clean
+# make results-scale | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
 , := ,
@@ -31,7 +31,7 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test test-faults test-versions test-lowest test-newest mutants lint bench bench-gpu docs results results-operators results-recgaze results-analysis results-scale clean
+.PHONY: demo test test-faults test-versions test-lowest test-newest mutants lint bench bench-gpu docs results results-operators results-scale clean
 .DELETE_ON_ERROR:
 
 $(UV):
@@ -128,12 +128,6 @@ results: $(VENV)/.installed
 
 results-operators: $(VENV)/.installed
 	$(BIN)/python train/results_operators.py --data-path $(DATA) --out runs/operators
-
-results-recgaze: $(VENV)/.installed
-	$(BIN)/python train/results_recgaze.py --out runs/recgaze
-
-results-analysis: $(VENV)/.installed
-	$(BIN)/python train/results_analysis.py --data-path $(DATA) --out runs/analysis
 
 results-scale: $(VENV)/.installed
 	$(BIN)/python train/results_scale.py --data-path $(DATA) --out runs/scale

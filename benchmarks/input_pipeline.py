@@ -3,7 +3,7 @@
 python -m benchmarks.input_pipeline               about 7 minutes on 2 cores
 python -m benchmarks.input_pipeline --pairs 3     a quick look
 
-Pages are those of made-up people before RecGaze's screens, the step is that of training with the operator attention.
+Pages are carousels of synthetic users, the step is that of training with the operator attention.
 Every round begins with a new iterator, so nothing was read ahead while something else was timed. What happens once,
 before training, is timed apart from it: making the store, and running the vision tower over its pages.
 """
@@ -121,7 +121,7 @@ def prepare(data: DataConfig) -> tuple[SessionStore, list[Once]]:
     pages = len({session.page_id for session in store.sessions})
     read_s, draw_s = (b - a for a, b in pairwise(began))
     return store, [
-        Once(what="people made up, logs written and read", pages=pages, seconds=read_s),
+        Once(what="users and pages drawn up", pages=pages, seconds=read_s),
         Once(what="pages drawn and stored", pages=pages, seconds=draw_s),
     ]
 
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="which ones")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="sessions a step")
     parser.add_argument("--steps", type=int, default=12, help="steps of a round")
-    parser.add_argument("--users", type=int, default=8, help="made-up people")
+    parser.add_argument("--users", type=int, default=8, help="synthetic users")
     parsed = parser.parse_args(arguments)
     console = Console(width=140)
     headings = (f"{PIPELINE}, sessions/s", f"{STEP}, sessions/s", f"{FED}, sessions/s")
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        data = DataConfig(name="synthetic_recgaze", max_users=parsed.users, page_width=320, store=folder / "store")
+        data = DataConfig(name="synthetic_carousel", max_users=parsed.users, page_width=320, store=folder / "store")
         store, once = prepare(data)
         for name in parsed.backbones:
             workspace = open_workspace(settings(name, data), store, directory=folder / name)

@@ -80,7 +80,7 @@ class TuneUsers:
     """Tune each user alone, many side by side, then evaluate. Give it again to go on after a stop."""
 
     preset: Preset = None
-    """Settings to start from, e.g. configs/synthetic_carousel.yaml; flags override them."""
+    """Settings to start from, e.g. configs/demo.yaml; flags override them."""
     run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
     """Run directory (None: runs/users- and the preset's name)."""
     basis: Path | None = None

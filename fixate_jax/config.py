@@ -28,7 +28,7 @@ class DataConfig:
     name: str = "human_choice"
     """Data set, a key of the registry in fixate_jax.data."""
     path: Path | None = None
-    """Folder of the raw data set; synthetic_recgaze: of the screens that people see (None: built-in ones)."""
+    """Folder of the raw data set (None: synthetic users, or a store that is there)."""
     store: Path | None = None
     """Folder of the prepared session store; made from `path` when it does not exist yet."""
     slots: Literal["alternatives", "texts"] = "alternatives"

@@ -16,7 +16,7 @@ from fixate_jax.tuning import experiment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
-CAROUSEL = str(CONFIGS / "synthetic_carousel.yaml")
+CAROUSEL = str(CONFIGS / "demo.yaml")
 RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
@@ -101,12 +101,12 @@ def test_help_lists_every_field_with_its_meaning(
 def test_a_presets_values_are_the_defaults_of_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     command = cli.parse(["train", DEMO, "--train.epochs", "3", "--train.seeds", "1", "2", "--prompt.no-personal"])
     assert isinstance(command, cli.Train)
-    assert command.settings.data.name == "synthetic_recgaze"
-    assert command.settings.train.eval_batch == 32
+    assert command.settings.data.name == "synthetic_carousel"
+    assert command.settings.train.eval_batch == 36
     assert (command.settings.train.epochs, command.settings.train.seeds) == (3, (1, 2))
     assert command.settings.prompt.personal is False
     assert call("train", DEMO, "--help") == 0
-    assert "(default: synthetic_recgaze)" in capsys.readouterr().out
+    assert "(default: synthetic_carousel)" in capsys.readouterr().out
 
 
 def test_a_recipes_values_are_the_defaults_of_the_flags() -> None:

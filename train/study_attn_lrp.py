@@ -3,7 +3,7 @@
     python train/study_attn_lrp.py --backbones tiny-qwen3-vl tiny-internvl
 
 For every backbone and every way of dividing W = A ⊙ G by row (all other settings being those of
-configs/synthetic_carousel.yaml, with its former weight of alignment, 2):
+configs/demo.yaml, with its former weight of alignment, 2):
 
 - rows: at the first prompt, how far the row sums D = ΣW cancel, and how much of all relevance comes from the rows that
   cancel most;
@@ -277,7 +277,7 @@ def main(
     for name, divide in VARIANTS.items():
         OPERATORS[name] = dividing(divide)
     OPERATORS[ATTENTION] = OPERATORS["attention"]
-    preset = load_config(ROOT / "configs" / "synthetic_carousel.yaml")
+    preset = load_config(ROOT / "configs" / "demo.yaml")
     for backbone in backbones:
         config = replace(
             preset,

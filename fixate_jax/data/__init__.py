@@ -58,13 +58,11 @@ class DataSet:
 
     Attributes:
         prepare: reads the raw data and adds sessions to a store's writer.
-        files: the raw files in ``data.path`` that the store is made of; None where there are none.
-        made_up: its people are made up, so that ``data.path`` can be left out and no row is bad.
+        files: the raw files in ``data.path`` that the store is made of; None for synthetic users, who need none.
     """
 
     prepare: Preparer
     files: Callable[[Path], list[Path]] | None
-    made_up: bool = False
 
 
 def _prepare_human_choice(config: DataConfig, writer_of: WriterOf) -> None:
@@ -80,10 +78,8 @@ DATASETS: dict[str, DataSet] = {
     "recgaze": DataSet(prepare=recgaze.prepare, files=recgaze.source_files),
     "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files),
     "own": DataSet(prepare=own.prepare, files=own.source_files),
-    "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None, made_up=True),
-    "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None, made_up=True),
-    "synthetic_recgaze": DataSet(prepare=synthetic.recgaze.prepare, files=synthetic.recgaze.source_files, made_up=True),
-    "synthetic_adserp": DataSet(prepare=synthetic.adserp.prepare, files=None, made_up=True),
+    "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
+    "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None),
 }
 """Data sets by name."""
 
@@ -95,7 +91,7 @@ def store_settings(config: DataConfig) -> dict[str, Any]:
     """What a store's content depends on: the settings that shape it, and a checksum of the raw files.
 
     The checksum, ``source``, is left out when ``config.path`` is None, as for a store whose raw data are elsewhere;
-    that of people who are made up without raw files is "generated".
+    that of synthetic users is "generated".
 
     Raises:
         ConfigError: when the data set is unknown or its path does not exist.
@@ -104,15 +100,15 @@ def store_settings(config: DataConfig) -> dict[str, Any]:
         raise ConfigError(f"data.name = {config.name!r}: choose one of {', '.join(DATASETS)}")
     settings = {k: v for k, v in vars(config).items() if k not in (*NOT_STORED, "path")}
     data_set = DATASETS[config.name]
-    if data_set.made_up:
+    if data_set.files is None:
         del settings["on_bad_row"]
-    if data_set.files is None or config.path is None:
-        return settings | ({"source": "generated"} if data_set.made_up else {})
+        return settings | {"source": "generated"}
+    if config.path is None:
+        return settings
     digest = hashlib.sha256()
     for file in data_set.files(config.path):
         if not file.is_file():
-            hint = f"give the folder of {config.name}" + (" or leave it out" if data_set.made_up else "")
-            raise ConfigError(f"data.path = {config.path}: {file} is not there; {hint}")
+            raise ConfigError(f"data.path = {config.path}: {file} is not there; give the folder of {config.name}")
         with file.open("rb") as handle:
             digest.update(file.name.encode() + b"\0" + hashlib.file_digest(handle, "sha256").digest())
     return settings | {"source": digest.hexdigest()}

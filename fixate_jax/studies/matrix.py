@@ -111,7 +111,7 @@ class Study:
         for cell in self.cells(variant):
             cells.setdefault(cell.config.data.split_seed, []).append(cell)
         frames = {split: read_cells(own, signal=self.signal) for split, own in cells.items()}
-        if len(frames) > 1 and DATASETS[self.base.data.name].made_up:  # Another seed makes up other people.
+        if len(frames) > 1 and DATASETS[self.base.data.name].files is None:  # Another seed makes up other people.
             frames = {split: f.assign(user_id=f"{split}:" + f["user_id"]) for split, f in frames.items()}
         return pool_runs(frames)
 

@@ -29,7 +29,7 @@ from fixate_jax.errors import ConfigError, DiskError
 from fixate_jax.report import gaze as pictures
 from tests.analysis.made_up import PATTERNS, SETTINGS, boxes, layout, same
 
-DEMO = str(Path(__file__).parents[2] / "configs" / "synthetic_carousel.yaml")
+DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

@@ -4,15 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import synthetic
 from fixate_jax.durable import remove_leftovers, replacing, staging, staging_name, unfinished_name
 from fixate_jax.errors import ConfigError, DiskError
 from fixate_jax.lock import LOCK_FILE
@@ -70,23 +67,6 @@ def test_folders_of_dead_writers_go_and_those_of_others_stay(tmp_path: Path) -> 
         assert set(tmp_path.iterdir()) == {mine, alive, elsewhere, another}
     remove_leftovers(directory)
     assert set(tmp_path.iterdir()) == {alive, elsewhere, another}
-
-
-def test_raw_logs_of_made_up_people_are_such_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for module in (synthetic.recgaze.generator, synthetic.adserp.generator):
-        seen: list[str] = []
-        write = "write_recgaze" if module is synthetic.recgaze.generator else "write_adserp"
-
-        def stop(folder: Path, seen: list[str] = seen, **_: object) -> None:
-            seen.append(folder.name)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, write, stop)
-        with pytest.raises(KeyboardInterrupt):
-            module.prepare(DataConfig(name="synthetic", max_users=1), lambda names: pytest.fail("not reached"))
-        assert seen == [staging_name(tmp_path / f"fixate-{write.removeprefix('write_')}").name]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""The movies on the carousel screens of the RecGaze study: read from its ``item_features.csv`` or a table of titles."""
+"""The movies on the carousel screens of the RecGaze study: read from its ``item_features.csv``."""
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from fixate_jax.data.recgaze.tables import (
 )
 from fixate_jax.errors import DataError
 
-ITEM_FIELDS = {"id": "MovieID", "title": "TMDB_title", "genres": "TMDB_genres", "poster": "TMDB_poster_path"}
-TITLE_FIELDS = {"title": "title", "genres": "genres", "poster": "poster_file"}
+NUMBER, TITLE, GENRES, POSTER = "MovieID", "TMDB_title", "TMDB_genres", "TMDB_poster_path"
 PLACE_FIELDS = ("TaskID", "Carousel_position", "Movie_position_in_carousel")
 LIMITS = dict(zip(PLACE_FIELDS, ((0, MAX_TASK), (1, CAROUSELS), (1, MOVIES)), strict=True))
 MAX_MOVIE_ID = 2**53
@@ -59,37 +58,11 @@ def read_screens(path: Path) -> dict[int, Screen]:
     Raises:
         DataError: naming the file, the line and the field, or the place on a screen that no row fills.
     """
-    return _read(path, ITEM_FIELDS, None)
-
-
-def screens_from_csv(path: Path, *, genres: Sequence[str] | None = None) -> dict[int, Screen]:
-    """Screens by task, from a table of the titles seen.
-
-    Its columns are ``TaskID``, ``Carousel_position``, ``Carousel_genre``, ``Movie_position_in_carousel``, ``title``,
-    ``genres`` and ``poster_file``; others are not read. It has no numbers of movies, so they are made by ``movie_id``.
-
-    Args:
-        path: the file.
-        genres: those that carousels may have; None: any.
-
-    Raises:
-        DataError: as ``read_screens``, or for another genre.
-    """
-    return _read(path, TITLE_FIELDS, genres)
-
-
-def movie_id(task: Any, carousel: Any, place: Any) -> Any:
-    """The number of a movie, or the numbers of many, where the study's own are not known."""
-    return 1000 * task + MOVIES * (carousel - 1) + place
-
-
-def _read(path: Path, fields: Mapping[str, str], genres: Sequence[str] | None) -> dict[int, Screen]:
-    numbers = [*PLACE_FIELDS, *(name for key, name in fields.items() if key == "id")]
-    texts = ["Carousel_genre", *(name for key, name in fields.items() if key != "id")]
-    table = read_small_table(path, numbers=numbers, texts=texts)
+    texts = ("Carousel_genre", TITLE, GENRES, POSTER)
+    table = read_small_table(path, numbers=(*PLACE_FIELDS, NUMBER), texts=texts)
     no_odd_lines(table)
-    rows = _rows_on_screens(table, fields["title"], genres)
-    movies = _movies(table, fields)
+    rows = _rows_on_screens(table)
+    movies = _movies(table)
     places = list(zip(*(table.numbers[name] for name in PLACE_FIELDS), strict=True))
     row_genres = table.words("Carousel_genre")
     seen: dict[int, dict[tuple[int, int], Movie]] = {}
@@ -106,7 +79,7 @@ def _read(path: Path, fields: Mapping[str, str], genres: Sequence[str] | None) -
     return {task: _screen(path, task, seen[task], found) for task in sorted(seen)}
 
 
-def _rows_on_screens(table: Table, title: str, genres: Sequence[str] | None) -> list[int]:
+def _rows_on_screens(table: Table) -> list[int]:
     """The rows that have a task, with numbers and texts as they must be."""
     shown = ~np.isnan(table.numbers["TaskID"])
     if not shown.any():
@@ -115,22 +88,15 @@ def _rows_on_screens(table: Table, title: str, genres: Sequence[str] | None) -> 
         low, high = LIMITS.get(column, (0, MAX_MOVIE_ID))
         bad = ~((values >= low) & (values <= high) & (np.floor(values) == values))
         stop_at(table, shown & bad, column, f"must be a whole number from {low} to {high}")
-    for column in (title, "Carousel_genre"):
+    for column in (TITLE, "Carousel_genre"):
         stop_at(table, shown & ~np.array(table.words(column), bool), column, "is empty; fill it in")
-    if genres is not None:
-        other = ~np.isin(table.words("Carousel_genre"), list(genres))
-        stop_at(table, shown & other, "Carousel_genre", f"must be one of {', '.join(genres)}")
     return np.flatnonzero(shown).tolist()
 
 
-def _movies(table: Table, fields: Mapping[str, str]) -> list[Movie]:
+def _movies(table: Table) -> list[Movie]:
     """The movie of every row; the number of one on no screen means nothing."""
-    if "id" in fields:
-        numbers = table.numbers[fields["id"]]
-    else:
-        numbers = np.array(movie_id(*(table.numbers[name] for name in PLACE_FIELDS)))
-    whole = np.clip(np.nan_to_num(numbers), 0, MAX_MOVIE_ID).astype(np.int64).tolist()
-    titles, genres, posters = (table.words(fields[key]) for key in ("title", "genres", "poster"))
+    whole = np.clip(np.nan_to_num(table.numbers[NUMBER]), 0, MAX_MOVIE_ID).astype(np.int64).tolist()
+    titles, genres, posters = (table.words(name) for name in (TITLE, GENRES, POSTER))
     return [
         Movie(
             movie_id=number,

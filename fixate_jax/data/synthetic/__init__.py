@@ -1,5 +1,5 @@
-"""Made-up people, to be had without any raw data: films of RecGaze's kind, result pages of AdSERP's, simpler pages."""
+"""Synthetic users, to be had without any raw data."""
 
-from fixate_jax.data.synthetic import adserp, carousel, choice, recgaze
+from fixate_jax.data.synthetic import carousel, choice
 
-__all__ = ["adserp", "carousel", "choice", "recgaze"]
+__all__ = ["carousel", "choice"]

@@ -3,10 +3,11 @@
 import csv
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fixate_jax.data.recgaze.posters import GENRES
-from fixate_jax.data.recgaze.screens import Movie, read_screens, screens_from_csv
+from fixate_jax.data.recgaze.screens import Movie, read_screens
 from fixate_jax.errors import DataError
 
 HEADER = (
@@ -83,8 +84,13 @@ def test_tables_that_are_no_screens_are_refused(tmp_path: Path) -> None:
             read_screens(path)
 
 
-def test_the_real_screens_are_read(shared_data: Path) -> None:
-    screens = screens_from_csv(shared_data / "recgaze_screens" / "screens.csv")
+def test_the_real_screens_are_read(shared_data: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(shared_data / "recgaze_screens" / "screens.csv", keep_default_na=False)
+    place = (table["Carousel_position"] - 1) * 15 + table["Movie_position_in_carousel"]
+    table["MovieID"] = 1000 * table["TaskID"] + place
+    names = {"title": "TMDB_title", "genres": "TMDB_genres", "poster_file": "TMDB_poster_path"}
+    table.rename(columns=names).to_csv(tmp_path / "item_features.csv", index=False)
+    screens = read_screens(tmp_path / "item_features.csv")
     assert list(screens) == list(range(41))
     assert screens[0][0].movies[1] == Movie(
         2, "Inception (2010)", ("Action", "Adventure", "Sci-Fi"), "rWDkbJlIyqN8KcqXajh9sZMwGzo.jpg"

@@ -15,8 +15,8 @@ from fixate_jax.data.recgaze import read_recgaze
 from fixate_jax.data.recgaze.pages import draw_viewport
 from fixate_jax.data.recgaze.screens import read_screens
 from fixate_jax.data.recgaze.store import FEATURES, LABELS, Tastes, read_tastes, slot_features
-from fixate_jax.data.synthetic.recgaze import write_recgaze
 from fixate_jax.errors import DataError
+from tests.data.synthetic.recgaze import write_recgaze
 
 TASKS = (1, 2, 4, 7, 31, 32)
 """Two tasks to train on, test and validation tasks."""

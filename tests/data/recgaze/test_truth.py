@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from fixate_jax.data.recgaze import read_recgaze
-from fixate_jax.data.synthetic.recgaze import Truth, write_recgaze
+from tests.data.synthetic.recgaze import Truth, write_recgaze
 
-USERS = int(os.environ.get("RECGAZE_USERS", "87"))
-"""People in the logs, by default as many as the study had."""
+USERS = int(os.environ.get("RECGAZE_USERS", "20"))
+"""Users in the logs; the study had 87."""
 
 
 @pytest.fixture(scope="module")

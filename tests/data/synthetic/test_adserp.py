@@ -9,9 +9,9 @@ import pytest
 from fixate_jax.data.adserp import AdSerp, read_adserp
 from fixate_jax.data.adserp.files import file_of
 from fixate_jax.data.adserp.store import make_session
-from fixate_jax.data.synthetic.adserp import Truth, write_adserp
-from fixate_jax.data.synthetic.adserp.pages import make_page
-from fixate_jax.data.synthetic.adserp.people import CSS
+from tests.data.synthetic.adserp import Truth, write_adserp
+from tests.data.synthetic.adserp.pages import make_page
+from tests.data.synthetic.adserp.people import CSS
 
 USERS, TRIALS = 20, 15
 

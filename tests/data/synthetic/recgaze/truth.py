@@ -14,8 +14,8 @@ import pandas as pd
 from fixate_jax.data.recgaze.geometry import CAROUSELS, places_on
 from fixate_jax.data.recgaze.screens import Screen
 from fixate_jax.data.store import natural_order
-from fixate_jax.data.synthetic.recgaze.people import Person
-from fixate_jax.data.synthetic.recgaze.view import MOVIE, Aoi, full_rows, visible_rows
+from tests.data.synthetic.recgaze.people import Person
+from tests.data.synthetic.recgaze.view import MOVIE, Aoi, full_rows, visible_rows
 
 TICKS = 10_000
 """Time is counted in tenths of a millisecond, so many a second."""

@@ -6,10 +6,10 @@ It stays where it is on the screen while the page moves under it.
 import numpy as np
 
 from fixate_jax.data.recgaze.geometry import VIEWPORT
-from fixate_jax.data.synthetic.recgaze.people import Person
-from fixate_jax.data.synthetic.recgaze.truth import CursorSample
-from fixate_jax.data.synthetic.recgaze.view import area_under
-from fixate_jax.data.synthetic.recgaze.walk import MS, Walk
+from tests.data.synthetic.recgaze.people import Person
+from tests.data.synthetic.recgaze.truth import CursorSample
+from tests.data.synthetic.recgaze.view import area_under
+from tests.data.synthetic.recgaze.walk import MS, Walk
 
 EVERY_MS = 125
 """Time between two entries of the cursor's place in ms, and so what each stands for; in s exact in binary."""

@@ -1,18 +1,16 @@
-"""The screens that made-up people see: the study's own, where their list is at hand, or a built-in small catalogue.
+"""The screens that synthetic users see: a small catalogue.
 
 The built-in titles are put together from the words below and belong to no film.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
-from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen, movie_id, screens_from_csv
-from fixate_jax.data.synthetic.recgaze.people import GENRES
-from fixate_jax.errors import DataError
+from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen
+from tests.data.synthetic.recgaze.people import GENRES
 
 TASKS = 40
 """Screens of the study; the practice screen, 0, is not among them."""
@@ -81,17 +79,9 @@ def _built_in(task: int, titles: dict[str, list[str]]) -> Screen:
     return tuple(rows)
 
 
-def from_list(path: Path, tasks: Sequence[int]) -> dict[int, Screen]:
-    """Screens of some tasks from a ``screens.csv``.
-
-    Raises:
-        DataError: naming file, line and field of what is bad, or the task or place that is missing.
-    """
-    screens = screens_from_csv(path, genres=GENRES)
-    missing = [str(task) for task in tasks if task not in screens]
-    if missing:
-        raise DataError(f"{path}: no rows of task {', '.join(missing)}; a list of the study's screens has them")
-    return {task: screens[task] for task in tasks}
+def movie_id(task: int, carousel: int, place: int) -> int:
+    """The number of a movie."""
+    return 1000 * task + MOVIES * (carousel - 1) + place
 
 
 def genre_weights(screen: Screen) -> Float[np.ndarray, "carousels movies genres"]:

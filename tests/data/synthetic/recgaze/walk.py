@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fixate_jax.data.recgaze import geometry
-from fixate_jax.data.synthetic.recgaze import view as seen
-from fixate_jax.data.synthetic.recgaze.aims import Aim
-from fixate_jax.data.synthetic.recgaze.people import Person
-from fixate_jax.data.synthetic.recgaze.truth import TICKS, Diary, Poster
-from fixate_jax.data.synthetic.recgaze.view import Aoi
+from tests.data.synthetic.recgaze import view as seen
+from tests.data.synthetic.recgaze.aims import Aim
+from tests.data.synthetic.recgaze.people import Person
+from tests.data.synthetic.recgaze.truth import TICKS, Diary, Poster
+from tests.data.synthetic.recgaze.view import Aoi
 
 STAY = 0.4
 """Log-odds of looking at the same poster once more, before curiosity."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from fixate_jax.data.recgaze.screens import Screen
-from fixate_jax.data.synthetic.recgaze.people import GENRES, Person
-from fixate_jax.data.synthetic.recgaze.truth import TICKS, CursorSample
-from fixate_jax.data.synthetic.recgaze.view import BACKGROUND, MOVIE, Aoi, eighth
-from fixate_jax.data.synthetic.recgaze.walk import MS, Fixation, Walk
+from tests.data.synthetic.recgaze.people import GENRES, Person
+from tests.data.synthetic.recgaze.truth import TICKS, CursorSample
+from tests.data.synthetic.recgaze.view import BACKGROUND, MOVIE, Aoi, eighth
+from tests.data.synthetic.recgaze.walk import MS, Fixation, Walk
 
 AOI_FIELDS = (
     "type",

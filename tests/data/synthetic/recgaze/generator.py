@@ -1,38 +1,29 @@
-"""The raw tables that made-up people leave, and a store of what the reader makes of them."""
+"""The raw tables that synthetic users leave."""
 
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import recgaze
 from fixate_jax.data.recgaze import tables
 from fixate_jax.data.recgaze.screens import Screen
-from fixate_jax.data.store import StoreWriter, natural_order
-from fixate_jax.data.synthetic.recgaze.aims import FIRST_SEMI_FREE_TASK, aim_of
-from fixate_jax.data.synthetic.recgaze.catalogue import TASKS, built_in, from_list, genre_weights
-from fixate_jax.data.synthetic.recgaze.cursor import cursor_of
-from fixate_jax.data.synthetic.recgaze.logs import (
+from fixate_jax.data.store import natural_order
+from fixate_jax.errors import ConfigError
+from tests.data.synthetic.recgaze.aims import FIRST_SEMI_FREE_TASK, aim_of
+from tests.data.synthetic.recgaze.catalogue import TASKS, built_in, genre_weights
+from tests.data.synthetic.recgaze.cursor import cursor_of
+from tests.data.synthetic.recgaze.logs import (
     NON_PUBLIC_COLUMNS,
     PUBLIC_COLUMNS,
     task_lines,
     write_items,
     write_users,
 )
-from fixate_jax.data.synthetic.recgaze.people import Person, draw_people
-from fixate_jax.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, TICKS, Truth, TruthBook
-from fixate_jax.data.synthetic.recgaze.walk import Walk
-from fixate_jax.durable import staging
-from fixate_jax.errors import ConfigError
+from tests.data.synthetic.recgaze.people import Person, draw_people
+from tests.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, TICKS, Truth, TruthBook
+from tests.data.synthetic.recgaze.walk import Walk
 
-SCREENS = "screens.csv"
-"""The list of the study's screens in ``data.path``, if that is given."""
-USERS = 40
-"""People, if `data.max_users` does not say."""
 SKIPPED = 0.02
 """Share of the tasks that a person leaves out."""
 TASK_SECONDS = 300
@@ -47,7 +38,6 @@ def write_recgaze(
     *,
     users: int,
     seed: int,
-    screens: Path | None = None,
     tasks: Sequence[int] = range(1, TASKS + 1),
     samples: int = 1,
 ) -> Truth:
@@ -57,7 +47,6 @@ def write_recgaze(
         directory: where the four files go; made if need be.
         users: people; the first ones are the same whatever the number.
         seed: the same seed gives the same bytes.
-        screens: a ``screens.csv`` with the titles and genres of the study's screens; None: the built-in catalogue.
         tasks: which of the 40 screens there are; what a person does on one does not depend on the others.
         samples: gaze samples of each fixation in the non-public table.
 
@@ -66,7 +55,6 @@ def write_recgaze(
 
     Raises:
         ConfigError: fewer than one person, task or sample, or an unknown task.
-        DataError: ``screens`` cannot be used.
     """
     wanted = sorted(set(tasks))
     for name, least in {"users": users, "samples": samples, "tasks": len(wanted)}.items():
@@ -74,7 +62,7 @@ def write_recgaze(
             raise ConfigError(f"{name}: at least 1 is needed")
     if not 1 <= wanted[0] <= wanted[-1] <= TASKS:
         raise ConfigError(f"tasks = {wanted[0]} to {wanted[-1]}: screens are numbered from 1 to {TASKS}")
-    pages = built_in(wanted) if screens is None else from_list(screens, wanted)
+    pages = built_in(wanted)
     people = draw_people(users, seed)
     index = {person.user_id: place for place, person in enumerate(people)}
     people = tuple(people[index[name]] for name in natural_order(index))
@@ -108,24 +96,6 @@ def _live(
             walk, cursor, person=person, subject=place + 1, task=task, screen=screen, samples=samples, rng=rng
         )
         book.add(person.user_id, task, screen, walk.diary, cursor)
-
-
-def source_files(path: Path) -> list[Path]:
-    """The raw file that made-up sessions depend on."""
-    return [path / SCREENS]
-
-
-def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWriter]) -> None:
-    """Have made-up people look at made-up screens, or at those of ``data.path``, and read their logs like anybody's.
-
-    Raises:
-        DataError: the list of screens cannot be used.
-    """
-    users = USERS if config.max_users is None else config.max_users
-    screens = None if config.path is None else config.path / SCREENS
-    with staging(Path(tempfile.gettempdir()) / "fixate-recgaze") as folder:
-        write_recgaze(folder, users=users, seed=config.split_seed, screens=screens)
-        recgaze.prepare(replace(config, path=folder), writer_of)
 
 
 def _schedule(tasks: Collection[int], rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from fixate_jax.data.synthetic.adserp.pages import SITES, Area, ResultsPage
+from tests.data.synthetic.adserp.pages import SITES, Area, ResultsPage
 
 PLACE_SPREAD, PLACE_MEAN = 0.2, 0.35
 """How much less each area further down is looked at, over people."""

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
-from fixate_jax.data.synthetic.recgaze.people import GENRES, Person
-from fixate_jax.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, Poster
+from tests.data.synthetic.recgaze.people import GENRES, Person
+from tests.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, Poster
 
 FIRST_SEMI_FREE_TASK = 31
 """From this task on people look for a film of one genre, and from 36 on for one film."""

@@ -12,9 +12,7 @@ element tells no rank; a click by touch, without a cursor.
 """
 
 import json
-import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import adserp
 from fixate_jax.data.adserp.files import ADS, FOLDERS, file_of
 from fixate_jax.data.adserp.reader import COLUMNS, PARTICIPANTS, TRAITS, assign_splits, profile_text
-from fixate_jax.data.store import StoreWriter
-from fixate_jax.data.synthetic.adserp.pages import SITES, Area, ResultsPage, draw_screenshot, make_page
-from fixate_jax.data.synthetic.adserp.people import CSS, LEAST_SEEN, Recording, View, area_under, make_person
-from fixate_jax.durable import staging
+from tests.data.synthetic.adserp.pages import SITES, Area, ResultsPage, draw_screenshot, make_page
+from tests.data.synthetic.adserp.people import CSS, LEAST_SEEN, Recording, View, area_under, make_person
 
 USERS, TRIALS = 20, 24
 """People, if `data.max_users` does not say, and how often each searches."""
@@ -106,14 +100,6 @@ def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Trut
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["split"] = assign_splits(frame, seed=0)
     return Truth(sessions=frame, dropped=dict(dropped))
-
-
-def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWriter]) -> None:
-    """Have made-up people search, and read their files like anybody's."""
-    users = USERS if config.max_users is None else config.max_users
-    with staging(Path(tempfile.gettempdir()) / "fixate-adserp") as folder:
-        write_adserp(folder, users=users, trials=TRIALS, seed=config.split_seed)
-        adserp.prepare(replace(config, path=folder), writer_of)
 
 
 def _live(recording: Recording) -> dict[str, Any] | str:
