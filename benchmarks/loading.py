@@ -23,14 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.convert import convert
 from fixate_jax.backbones.tiny_random import TinySizes, tensor_shapes, write_model
 from fixate_jax.config import BackboneConfig
 from fixate_jax.progress import track
 
 SIZES = TinySizes(vocab=151_936, width=1024, ff=3072, layers=28, heads=16, kv_heads=8, head_dim=128)
 """The decoder of Qwen3-0.6B: 1.2 GB in bfloat16."""
-SAFETENSORS, CACHE, TRANSFORMERS = "safetensors", "orbax cache", "transformers"
+SAFETENSORS, TRANSFORMERS = "safetensors", "transformers"
 SLACK = 128 * 10**6
 """Bytes that loading may take beside what is placed and 1.3 times the largest parameter."""
 
@@ -94,7 +93,7 @@ def load_alone(how: str, directory: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Imports and first calls are paid for before.
         warm = write_checkpoint(Path(folder) / "warm", TinySizes())
-        load(warm if how != CACHE else Path(convert(BackboneConfig(path=str(warm)), Path(folder) / "cache").path))
+        load(warm)
     for file in directory.rglob("*"):
         if file.is_file():
             with file.open("rb") as content:
@@ -134,8 +133,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model = write_checkpoint(Path(folder) / "model", SIZES)
-        convert(BackboneConfig(path=str(model)), Path(folder) / "cache")
-        cases = {SAFETENSORS: model, CACHE: Path(folder) / "cache", TRANSFORMERS: model}
+        cases = {SAFETENSORS: model, TRANSFORMERS: model}
         rounds = [
             {how: measure(how, directory) for how, directory in cases.items()}
             for _ in track(range(arguments.rounds), "Loading")

@@ -156,48 +156,6 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Convert:
-    """Write a backbone as a cache that is loaded as it lies, or as safetensors in its original layout."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A Hugging Face directory, a cache, a repository on the Hub, or the name of an embedded backbone."""
-    out: Annotated[Path, tyro.conf.Positional]
-    """Directory to write; must not exist."""
-    to: Literal["cache", "safetensors"] = "cache"
-    """What to write."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the weights (None: the checkpoint's own)."""
-    tapped_layers: int = BackboneConfig.tapped_layers
-    """`backbone.tapped_layers` of the runs that will use the cache."""
-    revision: str | None = None
-    """Branch, tag or commit of the repository on the Hub (None: its main branch)."""
-    max_shard_gb: float = 5.0
-    """Largest safetensors file in gigabytes (10^9 bytes)."""
-
-    def run(self) -> int:
-        """Run the command."""
-        from fixate_jax.backbones.convert import convert
-
-        if self.max_shard_gb <= 0:
-            raise ConfigError(f"--max-shard-gb {self.max_shard_gb}: must be above 0")
-        settings = BackboneConfig(path=self.checkpoint, revision=self.revision, tapped_layers=self.tapped_layers)
-        with tempfile.TemporaryDirectory() as work:
-            made = convert(
-                settings,
-                self.out,
-                to=self.to,
-                dtype=self.dtype,
-                max_shard_bytes=int(self.max_shard_gb * 10**9),
-                work=Path(work),
-            )
-        flags = f"--backbone.path {made.path} --backbone.dtype {made.dtype}"
-        if self.to == "cache":
-            flags += f" --backbone.tapped-layers {made.tapped_layers}"
-        Console().print(f"written: {self.out}; use it with {flags}", soft_wrap=True, highlight=False, markup=False)
-        return 0
-
-
-@dataclass(frozen=True)
 class Analyze:
     """Say what a data set holds before anything is tuned: is gaze personal and stable, does it go with the clicks."""
 
@@ -310,7 +268,6 @@ Command = (
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
-    | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[PretrainTiny, tyro.conf.subcommand("pretrain-tiny")]

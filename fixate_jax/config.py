@@ -67,8 +67,7 @@ class BackboneConfig:
     """Which frozen vision-language model, and how to run it."""
 
     path: str = "tiny-random"
-    """A Hugging Face directory or one made by `fixate convert`, a repository on the Hub (owner/name), or the name of
-    an embedded backbone."""
+    """A Hugging Face directory, a repository on the Hub (owner/name), or the name of an embedded backbone."""
     revision: str | None = None
     """Branch, tag or commit of the repository on the Hub (None: its main branch)."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -52,11 +52,11 @@ def shell(tmp_path: Path) -> Shell:
 
 
 def test_a_dry_run_for_slurm(shell: Shell) -> None:
-    topology = ["--nodes", "2", "--gpus", "8", "--model", "qwen3-vl-8b", "--account", "lab", "--run", "runs/my run"]
+    topology = ["--nodes", "2", "--gpus", "8", "--model", "tiny-qwen3-vl", "--account", "lab", "--run", "runs/my run"]
     done = shell(SLURM, *topology, "--dry-run", "--", *SETTINGS, "--train.mesh", "2", "8", "1")
     assert done.returncode == 0, done.stderr
     assert shell.called == []
-    assert "qwen3-vl-8b, 8.767 billion parameters" in done.stdout
+    assert "tiny-qwen3-vl, 0.002 billion parameters" in done.stdout
     assert "data 2 × fsdp 8 × tensor 1 = 16 devices of 80 GB" in done.stdout
     assert "fits: " in done.stdout and "Operations of a step" in done.stdout
     command = next(line for line in done.stdout.splitlines() if line.startswith("sbatch "))
@@ -69,8 +69,13 @@ def test_a_dry_run_for_slurm(shell: Shell) -> None:
 
 def test_a_job_is_submitted_as_printed_and_goes_on_after_its_limit(shell: Shell) -> None:
     topology = ["--nodes", "2", "--gpus", "4"]
-    dry = shell(SLURM, *topology, "--dry-run", "--model", "qwen3-vl-2b", "--", *SETTINGS, "--train.mesh", "1", "8", "1")
-    sent = shell(SLURM, *topology, "--", *SETTINGS, "--train.mesh", "1", "8", "1")
+    shell.stub("fixate", "true")
+    settings = [*SETTINGS, "--train.mesh", "1", "8", "1"]
+    dry = shell(SLURM, *topology, "--dry-run", "--", *settings, FIXATE="fixate")
+    (planned,) = shell.called
+    assert planned.startswith("fixate plan configs/human_choice.yaml") and planned.endswith("--devices 8")
+    shell.calls.unlink()
+    sent = shell(SLURM, *topology, "--", *settings, FIXATE="fixate")
     assert sent.returncode == 0, sent.stderr
     command, job = dry.stdout[dry.stdout.index("sbatch ") :].split(" <<JOB\n")
     assert shell.called == [command]
@@ -87,21 +92,23 @@ def test_a_job_is_submitted_as_printed_and_goes_on_after_its_limit(shell: Shell)
 def test_a_dry_run_for_a_pod(shell: Shell) -> None:
     slice_ = ["--name", "pod", "--zone", "us-east5-a", "--type", "v6e-16", "--directory", "my study"]
     settings = [*SETTINGS, "--train.mesh", "1", "16", "1"]
-    done = shell(TPU, *slice_, "--model", "internvl3.5-8b", "--dry-run", "--", *settings)
+    shell.stub("fixate", "true")
+    done = shell(TPU, *slice_, "--model", "tiny-internvl", "--dry-run", "--", *settings, FIXATE="fixate")
     assert done.returncode == 0, done.stderr
-    assert shell.called == []
-    assert "fsdp 16 × tensor 1 = 16 devices of 32 GB" in done.stdout
+    planned = " ".join(["fixate plan", *settings, "--models tiny-internvl --device tpu-v6e --devices 16"])
+    assert shell.called == [planned]
+    shell.calls.unlink()
     words = shlex.split(done.stdout.strip().splitlines()[-1])
     assert words[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"] and "--worker=all" in words
     there = shlex.split(words[-1].removeprefix("--command="))
-    assert there[:3] == ["cd", "my study", "&&"] and there[6:] == [
+    assert there[:3] == ["cd", "my study", "&&"] and there[4:] == [
         "train",
         *settings,
         "--run",
         "runs/tpu",
         "--distributed",
     ]
-    assert shell(TPU, *slice_, "--", *settings).returncode == 0
+    assert shell(TPU, *slice_, "--", *settings, FIXATE="fixate").returncode == 0
     assert shell.called == [" ".join(words)]
 
 
@@ -132,7 +139,9 @@ def test_mistakes_are_said_and_nobody_is_reached(shell: Shell, arguments: list[s
 
 
 def test_a_plan_that_does_not_fit_fails(shell: Shell) -> None:
-    settings = ["--backbone.dtype", "bfloat16", "--train.mesh", "1", "4", "1"]
-    done = shell(TPU, "--here", "--type", "v5litepod-4", "--model", "qwen3-vl-32b", "--dry-run", "--", *settings)
+    shell.stub("fixate", "exit 1")
+    where = ["--here", "--type", "v5litepod-4", "--dry-run"]
+    done = shell(TPU, *where, "--", "--train.mesh", "1", "4", "1", FIXATE="fixate")
     assert done.returncode == 1
-    assert "does not fit" in done.stdout and "fixate_jax.cli train --backbone.dtype" in done.stdout
+    assert shell.called == ["fixate plan --train.mesh 1 4 1 --device tpu-v5e --devices 4"]
+    assert "fixate train --train.mesh" in done.stdout

@@ -9,7 +9,6 @@ device gets of it is a slice. Only that slice is read, into the stacked paramete
 
 import json
 import mmap
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -29,7 +28,6 @@ from fixate_jax.progress import bytes_bar
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-MANIFEST = "fixate_cache.json"
 """What a cache made of a checkpoint says of itself, the checkpoint's tensors included."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -188,13 +186,11 @@ class TensorFiles:
 
 
 def tensor_names(directory: Path) -> set[str]:
-    """Names of a checkpoint's tensors; of the original's, where the directory is a cache made of it.
+    """Names of a checkpoint's tensors.
 
     Raises:
         CheckpointError: see :class:`TensorFiles`.
     """
-    if (directory / MANIFEST).is_file():
-        return set(read_json(directory / MANIFEST).get("tensors", {}))
     with TensorFiles(directory) as files:
         return files.names
 
@@ -294,10 +290,10 @@ def _misshapen(files: TensorFiles, rule: Rule, names: Sequence[str], wanted: tup
     )
 
 
-def exported(
+def export_tensors(
     params: nnx.State, rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The inverse of :func:`load_parameters`, tensor by tensor: names and values, in the parameters' types.
+) -> dict[str, np.ndarray]:
+    """The inverse of :func:`load_parameters`: tensors by name, in the parameters' types.
 
     Args:
         params: the parameters.
@@ -305,26 +301,16 @@ def exported(
         shapes: shape of every tensor in the checkpoint.
     """
     flat = dict(_flat(params))
-    unwritten = Counter(name for rule in rules for name in rule.tensors)
-    begun: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for rule in rules:
         value = np.asarray(flat[rule.path][...])
         for row, names in zip(value if rule.layers is not None else value[None], rule.rows, strict=True):
             start = 0
             for name in names:
-                if name not in begun:
-                    begun[name] = np.empty(shapes[name], value.dtype)
-                view = rule.transform(begun[name])
+                if name not in tensors:
+                    tensors[name] = np.empty(shapes[name], value.dtype)
+                view = rule.transform(tensors[name])
                 width = view.shape[-1] if view.ndim else 0
                 fill(view, row[..., start : start + width] if view.ndim else row)
                 start += width
-                unwritten[name] -= 1
-                if not unwritten[name]:
-                    yield name, begun.pop(name)
-
-
-def export_tensors(
-    params: nnx.State, rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """All of :func:`exported` at once."""
-    return dict(exported(params, rules, shapes))
+    return tensors

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from fixate_jax.backbones import internvl, qwen3_vl, tiny_random
-from fixate_jax.backbones.cache import is_cache, read_cache, require_sound
 from fixate_jax.backbones.checkpoint import load_parameters, read_json
 from fixate_jax.backbones.family import Family, PageProcessor
 from fixate_jax.backbones.hub import download, is_hub_id
@@ -172,7 +171,7 @@ def load_backbone(
     sharding: ShardingRule = shardings,
     **options: Any,
 ) -> Backbone:
-    """Load a backbone: from a Hugging Face model directory, from the Hub, or from what `fixate convert` wrote.
+    """Load a backbone: from a Hugging Face model directory or from the Hub.
 
     Args:
         settings: which one and how to run it; or which one alone, as :func:`resolve` takes it.
@@ -192,22 +191,17 @@ def load_backbone(
     family = family_of(directory)
     config = family.read_config(directory, settings)
     # What can be wrong with settings and small files is found before gigabytes are read.
-    if is_cache(directory):
-        require_sound(directory, small=True)
     page_processor = family.page_processor(directory, settings, config)
     encoder = SessionEncoder(directory, family, config, instruction_role=settings.instruction_role)
     graph, abstract = abstract_model(family, config)
     places = None if mesh is None else sharding(abstract, mesh)
-    if is_cache(directory):
-        params = read_cache(directory, abstract, shardings=places)
-    else:
-        params = load_parameters(
-            directory,
-            abstract,
-            family.rules(config),
-            ignored=lambda name: family.ignored_tensor(config, name),
-            shardings=places,
-        )
+    params = load_parameters(
+        directory,
+        abstract,
+        family.rules(config),
+        ignored=lambda name: family.ignored_tensor(config, name),
+        shardings=places,
+    )
     return Backbone(
         config=config,
         graph=graph,

@@ -1,42 +1,39 @@
-"""What a run would need: mesh, memory of each device, operations of a step; from shapes alone, nothing is allocated."""
+"""What a run would need: mesh, memory of each device, operations of a step. The step is compiled for shapes alone."""
 
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import AbstractMesh
 
 from fixate_jax import flops
 from fixate_jax.backbones.decoder_layer import DecoderConfig
-from fixate_jax.backbones.flash import LANES
-from fixate_jax.backbones.sharding import AXES, shardings
+from fixate_jax.backbones.sharding import make_mesh, shardings
 from fixate_jax.config import RunConfig
 from fixate_jax.devices import USABLE
 from fixate_jax.errors import ConfigError
-from fixate_jax.memory import Mesh, StepShape, Temporaries, temporaries
 from fixate_jax.probing.batches import Shapes
-from fixate_jax.tuning.abstract import AbstractBackbone, abstract_batch, abstract_state
+from fixate_jax.tuning.abstract import AbstractBackbone, abstract_batch, abstract_state, open_abstract
 from fixate_jax.tuning.features import choose_tier
 from fixate_jax.tuning.placement import Placement
+from fixate_jax.tuning.step import make_train_step
+from fixate_jax.tuning.users_memory import least_effort
 
-OPERATORS = ("attn_lrp", "attention_gradient", "attention")
-"""Operators that look at row ``src`` alone, whose step is prefill and tail."""
+COUNTED = ("attn_lrp", "attention_gradient", "attention")
+"""Operators that look at row ``src`` alone, whose operations :mod:`fixate_jax.flops` counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is tuned, as far as sizes go.
+    """Sizes of what is tuned.
 
     Attributes:
         page: width and height of a page in pixels.
-        text: tokens of the chat beside page and soft prompt: template, profile, instruction.
+        text: tokens of the chat next to page and soft prompt: template, profile, instruction.
         before: how many of those stand before the page.
         slots: slots of a page.
         answer: tokens of the longest answer.
-        users: people.
+        users: users.
         pages: different pages, whose features are cached.
     """
 
@@ -66,23 +63,23 @@ class Plan:
         parameters: numbers in the model, vision tower included.
         shapes: of a sequence.
         mesh: devices along (data, fsdp, tensor).
-        arguments: bytes of the step's arguments on each device, by part.
-        temporaries: bytes that it holds beside them.
-        idle: bytes on each device that no step touches, by part.
+        batch: sessions of a micro-batch.
+        parts: bytes on each device, by part.
+        per_session: bytes that one more session of the micro-batch takes on each device.
         cache: bytes of what is kept of all pages.
         tier: where they are kept.
         cached: what is kept, in words.
-        flops: operations of an optimizer step on all devices, by part.
+        flops: operations of an optimizer step on all devices, by part; nothing where the operator's are not counted.
         page_flops: operations of the vision tower on one page, once in a run.
         device: bytes of a device.
     """
 
     parameters: int
     shapes: Shapes
-    mesh: Mesh
-    arguments: dict[str, int]
-    temporaries: Temporaries
-    idle: dict[str, int]
+    mesh: tuple[int, int, int]
+    batch: int
+    parts: dict[str, float]
+    per_session: float
     cache: int
     tier: str
     cached: str
@@ -91,43 +88,21 @@ class Plan:
     device: int
 
     @property
-    def step_bytes(self) -> int:
-        """Arguments and temporaries of the compiled step on each device, what XLA's memory analysis counts."""
-        return sum(self.arguments.values()) + self.temporaries.total
-
-    @property
-    def device_bytes(self) -> int:
+    def device_bytes(self) -> float:
         """All that a device holds during a step."""
-        return self.step_bytes + sum(self.idle.values())
+        return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
         """Whether that is within what may be filled of a device."""
         return self.device_bytes <= USABLE * self.device
 
-
-def part_bytes(params: nnx.State, places: nnx.State) -> dict[str, int]:
-    """Bytes of each part of a model on each device.
-
-    Args:
-        params: weights as shapes and types.
-        places: their shardings.
-    """
-    found: dict[str, int] = {}
-    for (path, leaf), (_, place) in zip(nnx.to_flat_state(params), nnx.to_flat_state(places), strict=True):
-        found[str(path[0])] = found.get(str(path[0]), 0) + placed_bytes(leaf, place)
-    return found
-
-
-def placed_bytes(tree: Any, places: Any) -> int:
-    """Bytes on each device of a tree of shapes and types, given a sharding for each."""
-    sizes = jax.tree.map(lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, tree, places)
-    return sum(jax.tree.leaves(sizes))
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of a tree of shapes and types."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    @property
+    def largest_batch(self) -> int:
+        """Sessions of the largest micro-batch that fits, in steps of what the mesh asks for; 0 if none does."""
+        share = self.mesh[0] * self.mesh[1]
+        room = USABLE * self.device - (self.device_bytes - self.batch * self.per_session)
+        return max(0, int(room // (share * self.per_session))) * share
 
 
 def sequence_shapes(backbone: AbstractBackbone, config: RunConfig, work: Workload) -> Shapes:
@@ -145,59 +120,89 @@ def sequence_shapes(backbone: AbstractBackbone, config: RunConfig, work: Workloa
     )
 
 
-def make_plan(
-    backbone: AbstractBackbone,
-    config: RunConfig,
-    work: Workload,
-    *,
-    device: int,
-    kernels: bool = True,
-) -> Plan:
-    """Count everything.
+def lower_step(backbone: AbstractBackbone, config: RunConfig, work: Workload) -> Any:
+    """The training step on a mesh of the devices here, lowered for shapes and types.
+
+    Raises:
+        ConfigError: there are too few devices.
+    """
+    train, there = config.train, jax.device_count()
+    if math.prod(train.mesh) > there:
+        raise ConfigError(
+            f"train.mesh = {train.mesh}: {math.prod(train.mesh)} devices are needed, and {there} are here"
+        )
+    shapes, mesh = sequence_shapes(backbone, config, work), make_mesh(train.mesh)
+    state = abstract_state(config, users=work.users, width=backbone.config.decoder.width)
+    batch = abstract_batch(shapes, backbone.config, rows=train.batch, accumulate=train.accumulate)
+    placement = Placement(mesh, shardings(backbone.params, mesh)).with_state(state) if mesh.size > 1 else None
+    step = make_train_step(backbone.graph, config, users=work.users, steps=100, placement=placement)
+    return step.lower(state, backbone.params, batch)
+
+
+def make_plan(model: str, config: RunConfig, work: Workload, *, device: int) -> Plan:
+    """Compile the step for two sizes of the micro-batch, and read off what it takes.
+
+    A CPU's compiler makes float32 copies of bfloat16 arrays, which an accelerator does not. There a bfloat16 step is
+    compiled in float32, and what it holds next to its arguments counts half.
 
     Args:
-        backbone: the model, without weights.
+        model: see :func:`fixate_jax.tuning.abstract.open_abstract`.
         config: the run's settings.
         work: sizes of pages and texts.
         device: bytes of a device.
-        kernels: whether the platform has a flash kernel, which holds no scores of attention (GPUs and TPUs do).
 
     Raises:
-        ConfigError: when the operator's step is not planned.
+        ConfigError: there are fewer devices than the mesh asks for.
+        CheckpointError: there is no such model.
     """
-    _check(config)
-    mesh, decoder, shapes = config.train.mesh, backbone.config.decoder, sequence_shapes(backbone, config, work)
-    rows, sessions = config.train.batch // (mesh[0] * mesh[1]), config.train.batch * config.train.accumulate
-    # A mesh without devices is enough for shapes.
-    grid: Any = AbstractMesh(mesh, AXES)
-    weights = part_bytes(backbone.params, shardings(backbone.params, grid))
+    backbone = open_abstract(model, config.backbone)
+    halved = config.backbone.dtype == "bfloat16" and jax.default_backend() == "cpu"
+    compiled = open_abstract(model, replace(config.backbone, dtype="float32")) if halved else backbone
+    decoder, shapes, batch = backbone.config.decoder, sequence_shapes(backbone, config, work), config.train.batch
+
+    def temporaries(rows: int) -> float:
+        train = replace(config.train, batch=rows, eval_batch=rows)
+        found = least_effort(lower_step(compiled, replace(config, train=train), work)).memory_analysis()
+        return found.temp_size_in_bytes / (2 if halved else 1)
+
+    held, mesh = temporaries(batch), make_mesh(config.train.mesh)
+    weights = placed_bytes(backbone.params, shardings(backbone.params, mesh))
     state = abstract_state(config, users=work.users, width=decoder.width)
-    batch = abstract_batch(shapes, backbone.config, rows=rows, accumulate=config.train.accumulate)
+    rows = abstract_batch(shapes, backbone.config, rows=batch, accumulate=config.train.accumulate)
+    inputs = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows)) / mesh.size
+    inputs *= config.train.mesh[2]  # Devices along the last axis share rows.
     page = page_bytes(decoder, shapes)
-    cache = work.pages * page
-    tier = choose_tier(cache, config.cache)
-    parts = train_parts(decoder, config, shapes)
+    tier = choose_tier(work.pages * page, config.cache)
+    parts: dict[str, float] = {
+        "weights": float(weights),
+        "prompt and optimizer": float(placed_bytes(state, Placement(mesh, None).with_state(state).state)),
+        "batch": inputs,
+        "temporaries": held,
+        "cache of pages": float(work.pages * page if tier == "device" else 0),
+    }
+    sessions = batch * config.train.accumulate
+    units = backbone.family.page_units(*backbone.pages.grid(*work.page), backbone.config)
     return Plan(
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backbone.params)),
         shapes=shapes,
-        mesh=mesh,
-        arguments={
-            "decoder weights": weights["decoder"],
-            "prompt and optimizer": placed_bytes(state, Placement(grid, None).with_state(state).state),
-            "batch": tree_bytes(batch),
-        },
-        temporaries=temporaries(decoder, step_shape(decoder, config, shapes, kernels=kernels)),
-        idle={
-            "vision tower weights": sum(size for name, size in weights.items() if name != "decoder"),
-            "cache of pages": cache if tier == "device" else 0,
-        },
-        cache=cache,
+        mesh=config.train.mesh,
+        batch=batch,
+        parts=parts,
+        # What a step takes grows evenly with its batch.
+        per_session=(temporaries(2 * batch) - held + inputs) / batch,
+        cache=work.pages * page,
         tier=tier,
         cached=f"{'keys and values' if shapes.page else 'features'} of {work.pages} pages",
-        flops={name: sessions * part.total for name, part in parts.items()},
-        page_flops=flops.encode_page(backbone.config, units=_units(backbone, work)).total,
+        flops={name: sessions * part.total for name, part in train_parts(decoder, config, shapes).items()},
+        page_flops=flops.encode_page(backbone.config, units=units).total,
         device=device,
     )
+
+
+def placed_bytes(tree: Any, places: Any) -> int:
+    """Bytes on each device of a tree of shapes and types, given a sharding for each."""
+    sizes = jax.tree.map(lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, tree, places)
+    return sum(jax.tree.leaves(sizes))
 
 
 def page_bytes(decoder: DecoderConfig, shapes: Shapes) -> int:
@@ -207,45 +212,16 @@ def page_bytes(decoder: DecoderConfig, shapes: Shapes) -> int:
     return shapes.visual * (1 + decoder.deepstack_levels) * decoder.width * decoder.dtype.itemsize
 
 
-def step_shape(decoder: DecoderConfig, config: RunConfig, shapes: Shapes, *, kernels: bool) -> StepShape:
-    """One device's share of a micro-batch."""
-    data, fsdp, tensor = config.train.mesh
-    takes = shapes.seq >= LANES and decoder.dtype == jnp.bfloat16 and decoder.head_dim <= LANES and not shapes.page
-    return StepShape(
-        rows=config.train.batch // (data * fsdp),
-        seq=shapes.seq,
-        tail=shapes.tail * _branches(config, shapes),
-        cached=shapes.page,
-        flash=kernels and takes and config.backbone.attention == "auto",
-        tensor=tensor,
-        fsdp=fsdp,
-    )
-
-
-def _branches(config: RunConfig, shapes: Shapes) -> int:
-    """Tails of a session in training: the clicked label's, or all where the model's own answer is asked for."""
-    own = config.objective.alignment != "none" and config.objective.relevance == "own"
-    return shapes.slots if own and shapes.tail > 1 else 1
-
-
-def _units(backbone: AbstractBackbone, work: Workload) -> int:
-    return backbone.family.page_units(*backbone.pages.grid(*work.page), backbone.config)
-
-
 def train_parts(decoder: DecoderConfig, config: RunConfig, shapes: Shapes) -> dict[str, flops.Flops]:
-    """Operations of one session."""
-    second = config.operator.name != "attention" and config.objective.alignment != "none"
+    """Operations of one session; nothing where the operator's are not counted."""
+    aligned = config.objective.alignment != "none"
+    if aligned and config.operator.name not in COUNTED:
+        return {}
+    second = aligned and config.operator.name != "attention"
     return flops.train_parts(decoder, seq=shapes.seq, answer=shapes.tail, aligned=second, cached=shapes.page)
 
 
-def _check(config: RunConfig) -> None:
-    if config.operator.name not in OPERATORS and config.objective.alignment != "none":
-        raise ConfigError(
-            f"operator.name = {config.operator.name!r}: its step is not planned; planned are {', '.join(OPERATORS)}"
-        )
-
-
-def require_devices(mesh: Mesh, devices: int | None) -> None:
+def require_devices(mesh: tuple[int, int, int], devices: int | None) -> None:
     """Check that a mesh takes all devices of a job.
 
     Raises:
@@ -256,24 +232,3 @@ def require_devices(mesh: Mesh, devices: int | None) -> None:
             f"train.mesh = {mesh}: names {math.prod(mesh)} devices, and there are {devices}; all of them have to be "
             f"used, as in --train.mesh 1 {devices} 1"
         )
-
-
-def largest_batch(backbone: AbstractBackbone, config: RunConfig, work: Workload, **how: Any) -> int:
-    """Sessions of the largest micro-batch that fits, in steps of what the mesh asks for; 0 if none does.
-
-    Args:
-        backbone: the model, without weights.
-        config: the run's settings; their own batch does not count.
-        work: sizes of pages and texts.
-        how: `device` and `kernels`, as in :func:`make_plan`.
-    """
-    share = config.train.mesh[0] * config.train.mesh[1]
-
-    def held(count: int) -> int:
-        train = replace(config.train, batch=count * share, eval_batch=share)
-        return make_plan(backbone, replace(config, train=train), work, **how).device_bytes
-
-    # Whatever depends on the batch grows evenly with it.
-    one, two = held(1), held(2)
-    room = USABLE * how["device"] - (2 * one - two)
-    return max(0, int(room // (two - one))) * share

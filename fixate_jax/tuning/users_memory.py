@@ -62,12 +62,14 @@ class Memory:
         return low
 
 
-def program_bytes(lowered: Any) -> int:
-    """What a program takes on a device while it runs, arguments and results included, from its compiled form.
+def least_effort(lowered: Any) -> Any:
+    """A program compiled with the least effort at code: buffers are laid out before that, and alike."""
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
-    It is compiled with the least effort at code: buffers are laid out before that, and alike.
-    """
-    found = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).memory_analysis()
+
+def program_bytes(lowered: Any) -> int:
+    """What a program takes on a device while it runs, arguments and results included, from its compiled form."""
+    found = least_effort(lowered).memory_analysis()
     arguments, results = found.argument_size_in_bytes, found.output_size_in_bytes
     return int(found.temp_size_in_bytes + arguments + results - found.alias_size_in_bytes)
 

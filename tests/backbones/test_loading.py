@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 
 from fixate_jax.backbones import load_backbone, loading, resolve
 from fixate_jax.backbones.checkpoint import INDEX_FILE, SINGLE_FILE
-from fixate_jax.backbones.convert import convert
 from fixate_jax.backbones.loading import FAMILIES, family_of
 from fixate_jax.backbones.qwen3_vl import read_config
 from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
@@ -184,24 +183,17 @@ def test_missing_companion_files(directory: Path, name: str, message: str) -> No
     refused(directory, str(directory), message)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "cache"])
 def test_small_files_and_settings_are_looked_at_before_the_weights(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if form == "cache":
-        settings = convert(BackboneConfig(path=str(directory), tapped_layers=2), tmp_path / "cache")
-        directory = Path(settings.path)
-    for name in ("load_parameters", "read_cache"):
-        monkeypatch.setattr(loading, name, lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "load_parameters", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ConfigError, match=r"backbone\.max_tiles is not for Qwen3-VL"):
         load(directory, max_tiles=2)
     for file in directory.glob("tokenizer*"):
         file.unlink()
-    # A cache misses the file itself, by its list of checksums.
-    refused(directory, str(directory), "tokenizer.json: not found" if form == "cache" else "no usable tokenizer")
+    refused(directory, str(directory), "no usable tokenizer")
     (directory / "preprocessor_config.json").unlink()
-    processor = "preprocessor_config.json: not found" if form == "cache" else "no usable image processor"
-    refused(directory, str(directory), processor)
+    refused(directory, str(directory), "no usable image processor")
 
 
 def test_old_rope_spelling_equals_new(directory: Path) -> None:

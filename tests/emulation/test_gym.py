@@ -1,10 +1,7 @@
 """A recommender meets emulated users: by Gymnasium's rules, the same alone or in company, and paid as defined."""
 
-import copy
 import re
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -22,23 +19,10 @@ from fixate_jax.emulation import Page, UserEmulator
 from fixate_jax.emulation.gym import (
     CarouselEnv,
     CarouselVectorEnv,
-    CarouselWorld,
     MadeUpPeople,
-    PopularityPolicy,
-    RandomPolicy,
-    TastePolicy,
-    ThompsonPolicy,
-    evaluate_policies,
-    explore,
-    learning_curve,
-    play,
-    play_policies,
-    summarise_policies,
 )
-from fixate_jax.emulation.gym.comparison import MakePolicy
 from fixate_jax.errors import ConfigError, DataError
 from fixate_jax.prompts import PromptParams
-from fixate_jax.report.policies import policy_curves
 from tests.test_docs import ROOT, blocks
 from tests.worlds import USERS
 
@@ -276,99 +260,8 @@ def test_made_up_people_click_by_their_formula() -> None:
         MadeUpPeople(count=0)
 
 
-@pytest.fixture
-def bare_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages on which nothing is drawn or checked: most of the time of thousands of visits by people who read names."""
-    blank = CarouselEnv(PEOPLE, **SMALL).world.page(range(15))
-
-    def bare(world: CarouselWorld, layout: Sequence[int]) -> Page:
-        page = copy.copy(blank)
-        object.__setattr__(page, "items", tuple(world.item_names[item] for item in layout))
-        return page
-
-    monkeypatch.setattr(CarouselWorld, "page", bare)
-
-
-@pytest.mark.usefixtures("bare_pages")
-def test_who_knows_more_earns_more_and_the_bandit_learns(tmp_path: Path) -> None:
-    people = MadeUpPeople(count=4)
-    env = CarouselVectorEnv(people, num_envs=4, items=20, steps=40)
-    policies: dict[str, MakePolicy] = {
-        "random": lambda seed: RandomPolicy(items=20, slots=5, seed=seed),
-        "popularity": lambda seed: explore(env, seed),
-        "taste": lambda seed: TastePolicy(people.tastes(20), slots=5),
-        "bandit": lambda seed: ThompsonPolicy(env.world.genres, users=4, slots=5, seed=seed),
-    }
-    played = play_policies(env, policies, range(6))
-    assert len(played) == 4 * 6 * 4 * 40
-    assert set(played["user"]) == set(people.users)
-    table = summarise_policies(played).set_index("policy")
-    late = summarise_policies(played, first_round=30).set_index("policy")
-    assert table.index.tolist() == list(policies)
-    assert table["against"].tolist()[1:] == list(policies)[:3]
-    assert (table["low"] <= table["reward"]).all() and (table["reward"] <= table["high"]).all()
-    assert (table.loc[["popularity", "taste"], "difference_low"] > 0).all()
-    means = played.groupby("policy")["reward"].mean()
-    np.testing.assert_allclose(table["reward"], means[table.index])
-    np.testing.assert_allclose(table["difference"].iloc[1:], np.diff(table["reward"]))
-    curve = learning_curve(played, "bandit", window=10)
-    assert curve["round"].tolist() == [5, 15, 25, 35]
-    assert curve["reward"].iloc[-1] == pytest.approx(late.loc["bandit", "reward"])
-    assert curve["reward"].iloc[-1] > curve["reward"].iloc[0] + 0.1
-    assert policy_curves(tmp_path / "curve.png", {"bandit": curve}, title="people", reward="clicks").is_file()
-    with pytest.raises(DataError, match="6 policies in one figure"):
-        policy_curves(tmp_path / "many.png", dict.fromkeys("abcdef", curve), title="", reward="")
-    with pytest.raises(ConfigError, match="policy='nobody', window=8: played were random"):
-        learning_curve(played, "nobody", window=8)
-    with pytest.raises(ConfigError, match="first_round=40: 0 seeds left"):
-        summarise_policies(played, first_round=40)
-
-
-@pytest.mark.usefixtures("bare_pages")
-def test_an_evaluation_can_be_made_again() -> None:
-    env = CarouselVectorEnv(PEOPLE, num_envs=6, page_width=64, steps=4)
-    policies = {"bandit": lambda seed: ThompsonPolicy(env.world.genres, users=12, slots=5, seed=seed)}
-    first, second = (evaluate_policies(env, policies, (0, 1)) for _ in range(2))
-    assert first.equals(second)
-    one = play(env, RandomPolicy(items=40, slots=5, seed=0), 1)
-    other = play(env, RandomPolicy(items=40, slots=5, seed=0), 2)
-    assert not (one["reward"] == other["reward"]).all()
-
-
-def test_popularity_is_the_click_rate() -> None:
-    policy = PopularityPolicy(clicks=np.array([1, 3, 2, 0]), shown=np.array([2, 10, 4, 1]), slots=2)
-    assert policy.act({"user": np.zeros(3, int)}).tolist() == [[0, 2]] * 3
-    with pytest.raises(ConfigError, match=r"items \[3\] were never shown; explore for longer"):
-        PopularityPolicy(clicks=np.zeros(4, int), shown=np.array([2, 10, 4, 0]), slots=2)
-
-
-def test_the_bandit_ends_with_the_ridge_regression_of_each_user() -> None:
-    rng = np.random.default_rng(0)
-    features, weights = rng.normal(size=(6, 3)), rng.normal(size=(2, 3))
-    bandit = ThompsonPolicy(features, users=2, slots=2, seed=0, prior=0.5, noise=0.1)
-    rows: dict[int, list[tuple[np.ndarray, float]]] = {0: [], 1: []}
-    for _ in range(200):
-        users = np.array([0, 1, 1])
-        shown = np.zeros((3, 6), bool)
-        for row in shown:
-            row[rng.choice(6, 2, replace=False)] = True
-        clicked = shown & (np.cumsum(shown, axis=1) == 1)
-        rewards = (clicked * (weights[users] @ features.T)).sum(axis=1)
-        bandit.learn(users, clicked, shown, rewards)
-        for user, seen, hit, reward in zip(users.tolist(), shown, clicked, rewards, strict=True):
-            rows[user] += [(features[i], reward if hit[i] else 0.0) for i in np.flatnonzero(seen)]
-    for user, found in rows.items():
-        x, y = np.array([f for f, _ in found]), np.array([r for _, r in found])
-        wanted = np.linalg.solve(x.T @ x / 0.01 + np.eye(3) / 0.25, x.T @ y / 0.01)
-        mean = np.linalg.solve(np.asarray(bandit.precision[user]), np.asarray(bandit.moment[user]))
-        np.testing.assert_allclose(mean, wanted, rtol=1e-3, atol=1e-4)
-        best = np.argsort(-(features @ wanted))[:2].tolist()
-        assert bandit.act({"user": np.array([user])})[0].tolist() == best, "by now it is sure"
-
-
 def test_the_examples_of_the_documentation_run() -> None:
     names: dict[str, Any] = {}
     for block in blocks(ROOT / "docs" / "howto" / "gym.md", "python"):
         exec(re.sub(r"steps=\d+", "steps=6", block), names)
-    assert names["table"]["policy"].tolist() == ["random", "popularity", "taste"]
     assert names["observations"]["user"].shape == (12,)

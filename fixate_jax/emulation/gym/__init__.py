@@ -1,4 +1,4 @@
-"""Recommenders that learn from emulated users: a Gymnasium environment, policies, and a fair comparison of them.
+"""Recommenders that learn from emulated users: a Gymnasium environment.
 
 Importing this makes ``gymnasium.make("fixate/Carousel-v0")`` and ``gymnasium.make_vec`` work.
 """
@@ -10,17 +10,8 @@ except ModuleNotFoundError as error:
         'fixate_jax.emulation.gym needs gymnasium: pip install "fixate-jax[gym]"', name=error.name
     ) from error
 
-from fixate_jax.emulation.gym.comparison import (
-    evaluate_policies,
-    explore,
-    learning_curve,
-    play,
-    play_policies,
-    summarise_policies,
-)
 from fixate_jax.emulation.gym.env import CarouselEnv
 from fixate_jax.emulation.gym.people import MadeUpPeople
-from fixate_jax.emulation.gym.policies import Policy, PopularityPolicy, RandomPolicy, TastePolicy, ThompsonPolicy
 from fixate_jax.emulation.gym.vector import CarouselVectorEnv
 from fixate_jax.emulation.gym.world import CarouselWorld, Emulator
 
@@ -40,15 +31,4 @@ __all__ = [
     "CarouselWorld",
     "Emulator",
     "MadeUpPeople",
-    "Policy",
-    "PopularityPolicy",
-    "RandomPolicy",
-    "TastePolicy",
-    "ThompsonPolicy",
-    "evaluate_policies",
-    "explore",
-    "learning_curve",
-    "play",
-    "play_policies",
-    "summarise_policies",
 ]
