@@ -57,8 +57,6 @@ class Compare:
     """What the model is told about the task (None: a neutral sentence; for carousels the one of their people)."""
     page_width: int | None = None
     """Width of the pages that the model sees, in pixels (None: as when the prompts were tuned)."""
-    page: Path | None = None
-    """Markdown file whose marks get the text as well (None: none), see `fixate ablate`."""
     backbone: str | None = None
     """Where a bundle's backbone is (None: where it was)."""
 
@@ -82,7 +80,7 @@ class Compare:
             seed=self.bootstrap_seed,
             track=track,
         )
-        written = write_comparison(comparison, self.out, self.page)
+        written = write_comparison(comparison, self.out)
         console = Console()
         print_table(moves(comparison.summary()), title="How much moves, %", console=console, digits=1)
         for version in comparison.versions[1:]:
@@ -100,10 +98,6 @@ class Compare:
         if len(set(self.versions)) < len(self.versions) or len(set(self.carousels)) < len(self.carousels):
             raise ConfigError(f"versions: {' '.join(map(str, self.versions or self.carousels))}; name each once")
         check_numbers(self.temperature, self.page_width)
-        if self.page is not None:
-            from fixate_jax.studies.report import check_marks
-
-            check_marks(self.page, self.out.name)
 
     def _carousels(self, emulator: "UserEmulator") -> dict[str, list["Page"]]:
         from fixate_jax.data.synthetic.carousel import PROFILE
@@ -133,26 +127,22 @@ def version_names(folders: Sequence[Path]) -> list[str]:
     raise ConfigError(f"versions: {' '.join(map(str, folders))}; name each once")
 
 
-def write_comparison(comparison: "Comparison", out: Path, page: Path | None = None) -> Path:
+def write_comparison(comparison: "Comparison", out: Path) -> Path:
     """Write ``items.csv``, ``slots.csv``, ``summary.csv``, three figures, and ``comparison.md`` that shows them.
 
     Args:
         comparison: to write.
         out: folder.
-        page: Markdown file with the marks ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, NAME being the folder's,
-            between which the text goes; the figures go beside it as NAME-….png.
 
     Returns:
         The path of ``comparison.md``.
 
     Raises:
-        ConfigError: the page has no such marks.
         DiskError: something cannot be written.
     """
     from fixate_jax.durable import write_text
     from fixate_jax.report.comparison import page_versions, version_differences
     from fixate_jax.report.emulated import write_table
-    from fixate_jax.studies.report import publish
 
     items, slots = comparison.items(), comparison.slots()
     for name, table in {"items": items, "slots": slots, "summary": comparison.summary()}.items():
@@ -166,9 +156,6 @@ def write_comparison(comparison: "Comparison", out: Path, page: Path | None = No
     ]
     text = page_text(comparison, items, pictures=[figure.name for figure in figures])
     write_text(out / "comparison.md", text)
-    if page is not None:
-        beside = {f"{out.name}-{figure.name}": figure for figure in figures}
-        publish(page, out.name, page_text(comparison, items, pictures=list(beside)), beside)
     return out / "comparison.md"
 
 

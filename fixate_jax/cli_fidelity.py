@@ -31,24 +31,17 @@ class Fidelity:
     """Folder for tables, figure and page (None: fidelity/ and the run's name, and the split unless it is test)."""
     seed: int = 0
     """Of the bootstrap, the simulated clicks and the permutations."""
-    page: Path | None = None
-    """Markdown file whose marks get the text as well (None: none), see `fixate ablate`."""
 
     def run(self) -> int:
         """Run the command."""
         from fixate_jax.emulation.fidelity import gather
         from fixate_jax.report.tables import print_table
-        from fixate_jax.studies.report import check_marks
 
         name = self.source.resolve().name
         out = self.out or Path("fidelity") / (name if self.split == "test" else f"{name}-{self.split}")
-        if self.page is not None:
-            check_marks(self.page, out.name)
         frames = read_predictions(self.source, self.split)
         humans, predicted = gather(frames)
-        measures = write_fidelity(
-            humans, predicted, out, seed=self.seed, page=self.page, what=f"{name}, {self.split} sessions"
-        )
+        measures = write_fidelity(humans, predicted, out, seed=self.seed, what=f"{name}, {self.split} sessions")
         console = Console()
         for note in notes(humans, len(frames), self.split):
             console.print(note, highlight=False, markup=False)
@@ -124,7 +117,6 @@ def write_fidelity(
     out: Path,
     *,
     seed: int,
-    page: Path | None,
     what: str,
 ) -> pd.DataFrame:
     """Write ``measures.csv``, ``reliability.csv``, ``slots.csv``, ``figure.png`` and ``fidelity.md``.
@@ -134,22 +126,18 @@ def write_fidelity(
         predicted: methods, from the same.
         out: folder.
         seed: of everything drawn.
-        page: Markdown file with the marks ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, NAME being the folder's,
-            between which the text goes; the figure goes beside it as NAME.png.
         what: run and split, for titles.
 
     Returns:
         The measures.
 
     Raises:
-        ConfigError: the page has no such marks.
         DiskError: something cannot be written.
     """
     from fixate_jax.durable import write_text
     from fixate_jax.emulation import fidelity
     from fixate_jax.report.emulated import write_table
     from fixate_jax.report.fidelity import fidelity_figure
-    from fixate_jax.studies.report import publish
 
     tables = {
         "measures": fidelity.measures_table(humans, predicted, seed=seed),
@@ -158,12 +146,9 @@ def write_fidelity(
     }
     for name, table in tables.items():
         write_table(out / f"{name}.csv", table)
-    figure = fidelity_figure(out / "figure.png", **tables, title=f"Fidelity: {what}")
+    fidelity_figure(out / "figure.png", **tables, title=f"Fidelity: {what}")
     lines = page_lines(humans, tables["measures"], what)
     write_text(out / "fidelity.md", "\n".join([*lines, f"![{what}](figure.png)", ""]))
-    if page is not None:
-        picture = f"{out.name}.png"
-        publish(page, out.name, "\n".join([*lines, f"![{what}]({picture})", ""]), {picture: figure})
     return tables["measures"]
 
 

@@ -18,7 +18,7 @@ SEEDS = (42, 123, 456)
 
 @dataclass(frozen=True)
 class Ablate:
-    """Tune a preset without each of its parts, and say which earn their place. Give it again to go on after a stop."""
+    """Tune a preset without each of its parts, and say which earn their place. Run it again to resume."""
 
     preset: Preset = None
     """Settings to start from, e.g. configs/human_choice.yaml; flags override them."""
@@ -29,22 +29,20 @@ class Ablate:
     seeds: tuple[int, ...] = SEEDS
     """Seeds of the prompts; `train.seeds` is not used."""
     splits: tuple[int, ...] | None = None
-    """Seeds of the train/validation/test split (None: that of the settings). Where people are made up, each
-    seed makes up others, who count as more people."""
+    """Seeds of the train/validation/test split (None: that of the settings). Of synthetic users each
+    seed draws others, who count as more users."""
     measure: str = "test"
     """Sessions to measure on: validation or test."""
     jobs: int = 2
-    """Worker processes; each gets its part of the cores."""
-    page: Path | None = None
-    """Markdown page whose lines between `<!-- begin NAME -->` and `<!-- end NAME -->` are replaced by the tables, NAME
-    being that of `out`'s folder."""
-    forecast: bool = False
-    """Say how long it will take, and stop."""
+    """Processes of this machine, each with its share of the cores (1: this process)."""
+    cluster: str | None = None
+    """Address of a Dask scheduler whose workers tune instead, such as tcp://host:8786."""
     settings: Settings = field(default_factory=RunConfig)
 
     def run(self) -> int:
         """Run the command."""
         from fixate_jax.studies.ablation import chosen, variants_of, with_cursor
+        from fixate_jax.studies.jobs import Workers
         from fixate_jax.studies.matrix import Study
         from fixate_jax.studies.run import run_study
 
@@ -59,13 +57,14 @@ class Ablate:
             measured=_split(self.measure),
             signal=base.data.signal,
         )
-        _say(run_study(study, title=f"Ablation, {name}", jobs=self.jobs, page=self.page, only_forecast=self.forecast))
+        workers = Workers(jobs=self.jobs, cluster=self.cluster)
+        _say(run_study(study, title=f"Ablation, {name}", workers=workers))
         return 0
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Tune a preset at many values of some settings, measured on validation. Give it again to go on after a stop."""
+    """Tune a preset at many values of some settings, measured on validation. Run it again to resume."""
 
     preset: Preset = None
     """Settings to start from, e.g. configs/human_choice.yaml; flags override them."""
@@ -82,21 +81,19 @@ class Sweep:
     seeds: tuple[int, ...] = SEEDS
     """Seeds of the prompts; `train.seeds` is not used."""
     splits: tuple[int, ...] | None = None
-    """Seeds of the train/validation/test split (None: that of the settings). Where people are made up, each
-    seed makes up others, who count as more people."""
+    """Seeds of the train/validation/test split (None: that of the settings). Of synthetic users each
+    seed draws others, who count as more users."""
     measure: str = "validation"
     """Sessions to measure on: validation, or test where nothing is chosen by it."""
     jobs: int = 2
-    """Worker processes; each gets its part of the cores."""
-    page: Path | None = None
-    """Markdown page whose lines between `<!-- begin NAME -->` and `<!-- end NAME -->` are replaced by the tables, NAME
-    being that of `out`'s folder."""
-    forecast: bool = False
-    """Say how long it will take, and stop."""
+    """Processes of this machine, each with its share of the cores (1: this process)."""
+    cluster: str | None = None
+    """Address of a Dask scheduler whose workers tune instead, such as tcp://host:8786."""
     settings: Settings = field(default_factory=RunConfig)
 
     def run(self) -> int:
         """Run the command."""
+        from fixate_jax.studies.jobs import Workers
         from fixate_jax.studies.matrix import Study
         from fixate_jax.studies.run import run_study
         from fixate_jax.studies.sweep import parse_axes, variants_of
@@ -113,7 +110,8 @@ class Sweep:
             measured=_split(self.measure),
             signal=self.settings.data.signal,
         )
-        _say(run_study(study, title=f"Sweep, {name}", jobs=self.jobs, page=self.page, only_forecast=self.forecast))
+        workers = Workers(jobs=self.jobs, cluster=self.cluster)
+        _say(run_study(study, title=f"Sweep, {name}", workers=workers))
         return 0
 
 
@@ -129,6 +127,5 @@ def _split(name: str) -> Split:
     raise ConfigError(f"--measure {name}: choose one of {', '.join(SPLITS)}")
 
 
-def _say(page: Path | None) -> None:
-    if page is not None:
-        Console().print(f"tables and figure: {page}")
+def _say(page: Path) -> None:
+    Console().print(f"tables and figure: {page}")

@@ -14,7 +14,7 @@ SHOWN = ("method", "k", "metric", "mean", "sd")
 
 @dataclass(frozen=True)
 class Transfer:
-    """Train a basis on half of the people and fit the others from a few sessions. Give it again to go on."""
+    """Train a basis on half of the people and fit the others from a few sessions. Run it again to resume."""
 
     preset: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")] = None
     """Settings to start from, e.g. configs/human_choice.yaml; flags override them."""
@@ -24,22 +24,25 @@ class Transfer:
     """How many sessions of a new person are known, each count by itself; all of them come on top."""
     halves_seed: int = 0
     """Seed of the cut of the people into two halves."""
-    page: Path | None = None
-    """Markdown page whose lines between `<!-- begin NAME -->` and `<!-- end NAME -->` are replaced by tables and
-    figures, NAME being that of the run's folder."""
+    jobs: int = 1
+    """Processes of this machine, each with its share of the cores (1: this process)."""
+    cluster: str | None = None
+    """Address of a Dask scheduler whose workers tune instead, such as tcp://host:8786."""
     settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
     def run(self) -> int:
         """Run the command."""
         from fixate_jax.report.tables import print_table
+        from fixate_jax.studies.jobs import Workers
         from fixate_jax.studies.transfer import TransferSettings, run_transfer
 
         name = self.preset.stem if self.preset else self.settings.data.name
         run = self.run_dir or Path("runs") / f"transfer-{name}"
         wanted = TransferSettings(sessions=self.sessions, halves_seed=self.halves_seed)
-        measures, _ = run_transfer(self.settings, run, wanted, page=self.page)
+        workers = Workers(jobs=self.jobs, cluster=self.cluster)
+        measures, _ = run_transfer(self.settings, run, wanted, workers=workers)
         shown = measures[measures["metric"].isin(("kl ↓", "accuracy ↑"))]
         console = Console()
         print_table(shown[list(SHOWN)], title="New people: means, sd over seeds", console=console)
-        console.print(f"everything: {run / 'tables.md'} and beside it", soft_wrap=True)
+        console.print(f"written: {run / 'page.md'} and next to it", soft_wrap=True)
         return 0

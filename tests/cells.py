@@ -76,7 +76,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     def session_metrics(frame: pd.DataFrame, top_k: int) -> pd.DataFrame:
         return frame.assign(js=[gaze[0] for gaze in frame["gaze"]]).drop(columns="gaze")
 
-    def run_cells(groups: Any, *, out: Path, jobs: int, title: str) -> None:
+    def run_cells(groups: Any, *, out: Path, workers: Any, title: str) -> None:
         for group in groups:
             cells.check_cells(group)
             for cell in group:

@@ -22,7 +22,7 @@ RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
 COMMANDS = (
     "prepare, train, tune-users, ablate, sweep, transfer, evaluate, emulate, compare, fidelity, export, probe, "
-    "faithfulness, verify, convert, analyze, plan, pretrain-tiny, read"
+    "faithfulness, verify, analyze, plan, pretrain-tiny, read"
 )
 
 
@@ -71,14 +71,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("prepare", flags(RunConfig())),
         ("train", [*flags(RunConfig()), "--run "]),
         ("tune-users", [*flags(RunConfig()), "--run ", "--basis "]),
-        ("ablate", [*flags(RunConfig()), "--variants ", "--seeds ", "--splits ", "--jobs ", "--page ", "--forecast"]),
-        ("sweep", [*flags(RunConfig()), "--over ", "--design ", "--draws ", "--measure ", "--jobs ", "--forecast"]),
+        ("ablate", [*flags(RunConfig()), "--variants ", "--seeds ", "--splits ", "--jobs ", "--cluster "]),
+        ("sweep", [*flags(RunConfig()), "--over ", "--design ", "--draws ", "--measure ", "--jobs ", "--cluster "]),
         ("transfer", [*flags(RunConfig()), "--run ", "--sessions ", "--halves-seed "]),
         ("evaluate", ["RUN", "--split "]),
         ("probe", ["RUN", "--session ", "--operator ", "--seed ", "--smooth", "--out ", "--data-path "]),
         ("faithfulness", ["RUN", "--operators ", "--sessions ", "--split ", "--draws ", "--seed ", "--out "]),
         ("verify", ["--image ", "--tolerance ", *flags(RunConfig().backbone, "backbone.")]),
-        ("convert", ["--to ", "--dtype ", "--tapped-layers ", "--revision ", "--max-shard-gb "]),
         ("plan", [*flags(RunConfig()), "--models ", "--device ", "--device-gb ", "--devices ", "--page ", "--pages "]),
         ("pretrain-tiny", [*flags(Recipe()), "--run ", "--until "]),
         ("read", ["--pages ", "--seed ", "--tapped-layers "]),

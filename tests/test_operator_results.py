@@ -10,6 +10,7 @@ import pytest
 
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing import OPERATORS
+from fixate_jax.studies.jobs import Workers
 from fixate_jax.tuning import cells
 from tests.cells import fake_cells, load_script
 
@@ -47,7 +48,7 @@ def test_a_group_goes_on_where_it_stopped_and_ends_in_tables(
 ):
     asked = fake_cells(monkeypatch)
     plan = small(script, tmp_path / "operators", backbones=("tiny-qwen3-vl", "tiny-internvl"))
-    cells.run_cells(plan.groups(), out=plan.out, jobs=1, title="")
+    cells.run_cells(plan.groups(), out=plan.out, workers=Workers(), title="")
     every = [cell for group in plan.groups() for cell in group]
     assert len(asked) == len(every) == 16 and all(cell.measures.exists() for cell in every)
     gone = every[5]
@@ -56,7 +57,7 @@ def test_a_group_goes_on_where_it_stopped_and_ends_in_tables(
     directory = gone.folder / f"seed-{gone.seed}"
     (directory / cells.SECONDS).unlink()
     directory.rmdir()
-    cells.run_cells(plan.groups(), out=plan.out, jobs=1, title="")
+    cells.run_cells(plan.groups(), out=plan.out, workers=Workers(), title="")
     assert len(asked) == 17 and asked[-1][1:] == (gone.seed, "test")
     assert all(path.read_bytes() == content for path, content in before.items() if path != gone.measures)
 

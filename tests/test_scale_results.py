@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fixate_jax.errors import ConfigError
+from fixate_jax.studies.jobs import Workers
 from fixate_jax.tuning import cells
 from tests.cells import fake_cells, load_script
 
@@ -34,9 +35,9 @@ def test_cells_end_in_tables(script: ModuleType, tmp_path: Path, monkeypatch: py
     asked = fake_cells(monkeypatch)
     monkeypatch.setattr(script, "run_cells", cells.run_cells)
     plan = script.Plan(data_path=Path("x"), out=tmp_path / "scale", seeds=(7, 8), splits=(0, 1))
-    script.main(plan, jobs=1)
+    script.main(plan, workers=Workers())
     assert len(asked) == 2 * 3 * 2 * 2
-    script.main(plan, jobs=1)
+    script.main(plan, workers=Workers())
     assert len(asked) == 2 * 3 * 2 * 2, "finished cells are not repeated"
 
     rows, tests = pd.read_csv(plan.out / "measures.csv"), pd.read_csv(plan.out / "tests.csv")

@@ -1,6 +1,6 @@
 """The second table of docs/results/comparison.md: emulated users beside the made-up people they were tuned on.
 
-    python train/results_compare.py --page docs/results/comparison.md
+    python train/results_compare.py --out runs/truth && python train/fill_page.py runs/truth docs/results/comparison.md
 
 The people of `demo-users` are drawn, so what they would do on a page that nobody has shown them is known: habits,
 tastes, and how the click follows are formulas. Both see the same versions of the same carousel pages. The people know
@@ -26,7 +26,7 @@ from fixate_jax.progress import track
 from fixate_jax.report.tables import to_markdown
 from fixate_jax.statistics import bootstrap_interval
 from fixate_jax.studies.provenance import provenance
-from fixate_jax.studies.report import fill, provenance_lines
+from fixate_jax.studies.report import provenance_lines
 
 POSTERS = {item_name(poster): poster for poster in CATALOGUE}
 VISITS = 200
@@ -40,14 +40,12 @@ class Plan:
     Attributes:
         source: users tuned on made-up people at carousels.
         out: where the table goes.
-        page: Markdown file with the marks ``<!-- begin truth -->`` and ``<!-- end truth -->`` (None: none).
         pages: how many.
         page_seed: of the posters on them.
     """
 
     source: str = "demo-users"
-    out: Path = Path("runs/compare")
-    page: Path | None = None
+    out: Path = Path("runs/truth")
     pages: int = 24
     page_seed: int = 0
 
@@ -142,8 +140,6 @@ def main(plan: tyro.conf.OmitArgPrefixes[Plan]) -> None:
     text = "\n".join([*provenance_lines([provenance()]), "", to_markdown(found, 2)])
     write_text(plan.out / "truth.csv", found.to_csv(index=False))
     write_text(plan.out / "truth.md", text)
-    if plan.page is not None:
-        fill(plan.page, "truth", text)
     print(text)
 
 

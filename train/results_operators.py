@@ -22,6 +22,7 @@ from fixate_jax.report.operators import operator_overview
 from fixate_jax.report.tables import comparison_table, pool_runs, to_markdown
 from fixate_jax.settings import load_config
 from fixate_jax.statistics import holm
+from fixate_jax.studies.jobs import Workers
 from fixate_jax.tuning.cells import OPERATORS, Cell, read_cells, run_cells, seconds_of, with_operator
 from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, absolute_paths
 
@@ -159,14 +160,17 @@ def report(plan: Plan) -> Path:
     return operator_overview(plan.out / "operators.png", rows, trivial)
 
 
-def main(plan: tyro.conf.OmitArgPrefixes[Plan], jobs: int = 2) -> None:
+TWO = Workers(jobs=2)
+
+
+def main(plan: tyro.conf.OmitArgPrefixes[Plan], workers: tyro.conf.OmitArgPrefixes[Workers] = TWO) -> None:
     """Tune, measure and write the tables.
 
     Args:
         plan: what is tuned.
-        jobs: worker processes; each gets its part of the cores.
+        workers: who does it.
     """
-    run_cells(plan.groups(), out=plan.out, jobs=jobs, title="Operators")
+    run_cells(plan.groups(), out=plan.out, workers=workers, title="Operators")
     print(json.dumps({"tables": str(plan.out / "tables.md"), "figure": str(report(plan))}, indent=1))
 
 

@@ -19,6 +19,7 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.metrics import summarise
 from fixate_jax.report.tables import comparison_table, pool_runs, to_markdown
 from fixate_jax.settings import load_config
+from fixate_jax.studies.jobs import Workers
 from fixate_jax.tuning.cells import Cell, read_cells, run_cells, seconds_of
 from fixate_jax.tuning.experiment import BACKBONE, FIXATE, absolute_paths
 
@@ -128,15 +129,18 @@ def report(plan: Plan) -> None:
     (plan.out / "tables.md").write_text("\n".join(text), encoding="utf-8")
 
 
-def main(plan: tyro.conf.OmitArgPrefixes[Plan], jobs: int = 2) -> None:
+TWO = Workers(jobs=2)
+
+
+def main(plan: tyro.conf.OmitArgPrefixes[Plan], workers: tyro.conf.OmitArgPrefixes[Workers] = TWO) -> None:
     """Tune, measure and write the tables.
 
     Args:
         plan: what is tuned.
-        jobs: worker processes; each gets its part of the cores.
+        workers: who does it.
     """
     groups = [plan.cells(b, v, split) for v in plan.variants for b in plan.backbones for split in plan.splits]
-    run_cells(groups, out=plan.out, jobs=jobs, title="Tuning")
+    run_cells(groups, out=plan.out, workers=workers, title="Tuning")
     report(plan)
     print(json.dumps({"tables": str(plan.out / "tables.md")}, indent=1))
 

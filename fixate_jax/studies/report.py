@@ -1,14 +1,13 @@
 """Tables, a figure and a page of a study, from what is on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fixate_jax.durable import replacing, write_text
-from fixate_jax.errors import ConfigError
+from fixate_jax.durable import write_text
 from fixate_jax.metrics import LOWER_IS_BETTER, summarise, user_means
 from fixate_jax.report.studies import Point, axis_lines, differences
 from fixate_jax.report.tables import arrow, comparison_table, to_markdown
@@ -89,18 +88,13 @@ def _effect(people: pd.DataFrame, metric: str, other: str) -> float:
     return float(difference.mean() / sd) if sd > 0 else 0.0
 
 
-def write_report(study: Study, *, title: str, facts: Sequence[dict[str, Any]], page: Path | None) -> Path:
-    """Write `measures.csv`, `tests.csv`, `figure.png` and `page.md`; put the page's text between the marks of another.
+def write_report(study: Study, *, title: str, facts: Sequence[dict[str, Any]]) -> Path:
+    """Write `measures.csv`, `tests.csv`, `figure.png` and `page.md`; returns the page.
 
     Args:
         study: with all its cells on disk.
         title: of the figure.
         facts: one of :func:`fixate_jax.studies.provenance.provenance` for each time that it was computed at.
-        page: Markdown file with a line ``<!-- begin NAME -->`` and a line ``<!-- end NAME -->``, NAME being the study
-            folder's, between which the text goes; the figure goes beside it as NAME.png.
-
-    Raises:
-        ConfigError: the page has no such lines.
     """
     found = read(study)
     measures, tests = measures_table(study, found), tests_table(study, found)
@@ -109,54 +103,7 @@ def write_report(study: Study, *, title: str, facts: Sequence[dict[str, Any]], p
     figure = _figure(study, found, tests, study.out / "figure.png", title)
     text = _page(study, measures, tests, facts)
     write_text(study.out / "page.md", f"{text}\n![{title}]({figure.name})\n")
-    if page is not None:
-        picture = f"{study.out.name}.png"
-        publish(page, study.out.name, f"{text}\n![{title}]({picture})\n", {picture: figure})
     return study.out / "page.md"
-
-
-def publish(page: Path, name: str, text: str, pictures: Mapping[str, Path]) -> None:
-    """Put pictures beside a page, each whole, and then the text that shows them between its marks.
-
-    Args:
-        page: Markdown file with the marks of that name.
-        name: of the marks.
-        text: to put there.
-        pictures: name beside the page → file.
-
-    Raises:
-        ConfigError: the page or its marks are not there.
-        DiskError: something cannot be written.
-    """
-    check_marks(page, name)
-    for beside, picture in pictures.items():
-        with replacing(page.parent / beside) as temporary:
-            temporary.write_bytes(picture.read_bytes())
-    fill(page, name, text)
-
-
-def fill(page: Path, name: str, text: str) -> None:
-    """Replace what stands between a page's marks of that name.
-
-    Raises:
-        ConfigError: the page or its marks are not there.
-    """
-    before, begin, end = check_marks(page, name)
-    head, rest = before.split(begin)
-    write_text(page, f"{head}{begin}\n\n{text}\n{end}{rest.split(end)[1]}")
-
-
-def check_marks(page: Path, name: str) -> tuple[str, str, str]:
-    """What a page says, and its marks of a name.
-
-    Raises:
-        ConfigError: the page or its marks are not there.
-    """
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if before.count(begin) != 1 or before.count(end) != 1 or before.index(begin) > before.index(end):
-        raise ConfigError(f"--page {page}: needs one line {begin!r} and after it one line {end!r}")
-    return before, begin, end
 
 
 def _figure(

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from fixate_jax.config import RunConfig
 from fixate_jax.data import open_or_prepare
@@ -23,11 +24,11 @@ from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import ConfigError
 from fixate_jax.lock import locked
 from fixate_jax.metrics import session_metrics
-from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams, population_prompt
 from fixate_jax.studies.few import new_person_predictions, population_predictions
+from fixate_jax.studies.jobs import Workers, spread
 from fixate_jax.studies.provenance import provenance
-from fixate_jax.studies.report import check_marks, provenance_lines
+from fixate_jax.studies.report import provenance_lines
 from fixate_jax.studies.transfer_report import (
     ALL,
     COEFFICIENTS,
@@ -37,10 +38,11 @@ from fixate_jax.studies.transfer_report import (
     TOGETHER,
     write_transfer,
 )
+from fixate_jax.tuning.cells import Cell, open_cell
 from fixate_jax.tuning.evaluate import predict
 from fixate_jax.tuning.experiment import BACKBONE, absolute_paths, check_run, claim_run, seed_directory
 from fixate_jax.tuning.loop import train
-from fixate_jax.tuning.setup import Workspace, open_workspace
+from fixate_jax.tuning.setup import Workspace
 from fixate_jax.tuning.users import UserPrompts, tune_users
 from fixate_jax.tuning.users_memory import default_limit
 
@@ -72,54 +74,61 @@ class TransferSettings:
 
 
 def run_transfer(
-    config: RunConfig, run: Path, wanted: TransferSettings, *, page: Path | None = None
+    config: RunConfig, run: Path, wanted: TransferSettings, *, workers: Workers | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train the bases, fit the new people, measure, and write tables and figures.
 
-    Given again after a stop at any moment it ends with the same tables; what is finished is not done again.
+    Run again after a stop at any moment it ends with the same tables; what is finished is not done again.
 
     Args:
         config: the settings; `users.steps`, `users.batch` and the optimizer's are those of a new person.
         run: the run directory.
         wanted: what the study adds.
-        page: see :func:`fixate_jax.studies.transfer_report.write_transfer`.
+        workers: who does it (None: this process).
 
     Returns:
         Measures and tests, see :mod:`fixate_jax.studies.transfer_report`.
 
     Raises:
-        FixateError: naming what is wrong with settings, data, page or run directory.
+        FixateError: naming what is wrong with settings, data or run directory.
     """
-    config = absolute_paths(config)
+    config, workers = absolute_paths(config), workers or Workers()
     config = replace(config, train=replace(config.train, max_lengths=1))
-    if page is not None:
-        check_marks(page, run.name)  # Before the work, not after it.
     with locked(run):
         check_run(run, config)
-        store = open_or_prepare(config.data)
+        open_or_prepare(config.data)
         claim_run(run, config)
         _claim_halves(run, wanted)
-        study = _Transfer(open_workspace(config, store, directory=run), run, wanted)
-        pieces = study.pieces()
-        todo = [piece for piece in pieces if not piece[0].exists()]
+        study = open_transfer(config, run.absolute(), wanted)
+        parts = study.parts()
+        todo = [name for name, pieces in parts.items() if not all(path.exists() for path, _ in pieces)]
         if todo:
             _note(run)
-        with bar("Transfer", len(pieces), done=len(pieces) - len(todo)) as (progress, task):
-            for path, compute in todo:
-                progress.update(task, note=str(path.relative_to(run).with_suffix("")))
-                with replacing(path) as partial:
-                    compute().to_parquet(partial, index=False)
-                progress.update(task, advance=1)
-        measured = pd.concat([pd.read_parquet(path) for path, _ in pieces], ignore_index=True)
+        work = partial(compute_part, config=config, run=run.absolute(), wanted=wanted)
+        for done, _ in enumerate(spread(work, todo, workers=workers, out=run), 1):
+            Console(stderr=True).print(f"transfer: {len(parts) - len(todo) + done} of {len(parts)} parts done")
+        paths = [path for pieces in parts.values() for path, _ in pieces]
+        measured = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
         return write_transfer(
             run,
             measured,
             counts=wanted.counts,
             most=study.most_sessions,
-            name=config.data.name,
             about=_about(config, wanted, _facts(run)),
-            page=page,
         )
+
+
+def open_transfer(config: RunConfig, run: Path, wanted: TransferSettings) -> "_Transfer":
+    """The study on the workspace that this process holds."""
+    return _Transfer(open_cell(Cell(folder=run, config=config, seed=0), run), run, wanted)
+
+
+def compute_part(name: str, *, config: RunConfig, run: Path, wanted: TransferSettings) -> None:
+    """The pieces of a part that are not on disk yet, one after the other."""
+    for path, compute in open_transfer(config, run, wanted).parts()[name]:
+        if not path.exists():
+            with replacing(path) as temporary:
+                compute().to_parquet(temporary, index=False)
 
 
 def _about(config: RunConfig, wanted: TransferSettings, facts: Sequence[dict[str, Any]]) -> str:
@@ -184,18 +193,16 @@ class _Transfer:
         sessions = self.workspace.sessions("train")
         return float(pd.Series([s.user_id for s in sessions]).value_counts().median())
 
-    def pieces(self) -> list[Piece]:
-        """Every piece, in the order in which they are computed."""
-        return list(self._pieces())
-
-    def _pieces(self) -> Iterator[Piece]:
+    def parts(self) -> dict[str, list[Piece]]:
+        """The pieces that build on each other, part by part."""
         seeds = self.config.train.seeds
-        yield self.run / "backbone.parquet", partial(self._backbone, seeds)
+        found: dict[str, list[Piece]] = {"backbone": [(self.run / "backbone.parquet", partial(self._backbone, seeds))]}
         for seed in seeds:
-            folder = seed_directory(self.run, seed)
-            yield folder / "together.parquet", partial(self._together, seed)
+            together = seed_directory(self.run, seed) / "together.parquet"
+            found[f"seed {seed}, together"] = [(together, partial(self._together, seed))]
             for direction in self.directions:
-                yield from direction.pieces(seed)
+                found[f"seed {seed}, half {direction.number}"] = list(direction.pieces(seed))
+        return found
 
     def _backbone(self, seeds: Sequence[int]) -> pd.DataFrame:
         frame = self.measure(predict(self.workspace, None, "test", BACKBONE), seed=0, k=NOTHING)

@@ -13,7 +13,6 @@ from fixate_jax.metrics import metric_columns, user_means
 from fixate_jax.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, method_differences, save_figure
 from fixate_jax.report.tables import arrow, to_markdown
 from fixate_jax.statistics import bootstrap_interval, compare_methods, holm
-from fixate_jax.studies.report import publish
 from fixate_jax.tuning.experiment import BACKBONE
 
 COEFFICIENTS, POPULATION, TOGETHER, SWAPPED = "coefficients", "population_prompt", "together", "coefficients_swapped"
@@ -38,42 +37,31 @@ def write_transfer(
     *,
     counts: Sequence[int],
     most: float,
-    name: str,
     about: str = "",
-    page: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write `measures.csv`, `tests.csv`, `tables.md`, `cold_start.png` and `transfer.png`; fill in a page.
+    """Write `measures.csv`, `tests.csv`, `page.md`, `cold_start.png` and `transfer.png`.
 
     Args:
         run: the run directory.
         measured: `metrics.session_metrics` of every method, with the columns `seed` and `k`.
         counts: values of `k` in their order, `ALL` last.
         most: training sessions of a person, the place of `ALL` on the axis.
-        name: of the data.
         about: what the page says above the tables: settings, commands, commits, machines.
-        page: Markdown file with marks, see :func:`fixate_jax.studies.report.fill`; the figures go beside it.
 
     Returns:
         The measures and the tests.
-
-    Raises:
-        ConfigError: the page has no such marks.
     """
     free = measured[measured["mode"] == "FR"].reset_index(drop=True)
     people = per_person(free)
     measures, tests = measures_table(free), tests_table(people, counts)
     for stem, table in {"measures": measures, "tests": tests}.items():
         write_text(run / f"{stem}.csv", table.to_csv(index=False))
-    text = _text(measures, tests, people)
-    write_text(run / "tables.md", f"# New people of {name}\n\n{text}")
     cold_start(run / "cold_start.png", people, counts=counts, most=most)
     rows = {f"against {other.replace('_', ' ')}": _pair(people, other) for other in OTHERS}
     against = dict.fromkeys(TESTED, "the other")
     method_differences(run / "transfer.png", rows, reference=COEFFICIENTS, against=against)
-    if page is not None:
-        pictures = {f"{run.name}-{stem}.png": run / f"{stem}.png" for stem in PICTURES}
-        shown = "".join(f"\n![{w}]({name})\n" for name, w in zip(pictures, PICTURES.values(), strict=True))
-        publish(page, run.name, f"{about}\n\n{text}{shown}", pictures)
+    shown = "".join(f"\n![{what}]({stem}.png)\n" for stem, what in PICTURES.items())
+    write_text(run / "page.md", f"{about}\n\n{_text(measures, tests, people)}{shown}")
     return measures, tests
 
 

@@ -1,32 +1,25 @@
 """Many short runs for one table: tuned and measured once, spread over worker processes, and resumable."""
 
 import json
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
 import pandas as pd
 
 from fixate_jax.config import RunConfig
 from fixate_jax.data import Split, open_or_prepare
 from fixate_jax.durable import replacing, write_text
-from fixate_jax.errors import ConfigError, FixateError
+from fixate_jax.errors import ConfigError
 from fixate_jax.lock import locked
 from fixate_jax.metrics import session_metrics
 from fixate_jax.progress import bar
 from fixate_jax.prompts import PromptParams
+from fixate_jax.studies.jobs import Workers, spread
 from fixate_jax.tuning.evaluate import predict, predict_without_model, swapped_metrics
 from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, check_run, claim_run, seed_directory
 from fixate_jax.tuning.loop import train
@@ -76,10 +69,8 @@ class Cell:
         return self.folder / f"seed-{self.seed}.parquet"
 
 
-_stop: Event | None = None
-"""Set when another worker has failed; None outside of workers."""
-_opened: dict[tuple[Any, ...], Workspace] | None = None
-"""In a worker: the workspace that it opened last, for the groups that come."""
+_opened: dict[tuple[Any, ...], Workspace] = {}
+"""The workspace that this process opened last, for the groups that come."""
 
 Group = Sequence[Cell]
 """Cells that one worker does one after the other; those on the same backbone and sessions better stand together."""
@@ -101,46 +92,38 @@ def with_operator(config: RunConfig, name: str) -> RunConfig:
     )
 
 
-def run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> None:
+def run_cells(groups: Sequence[Group], *, out: Path, workers: Workers, title: str) -> None:
     """Tune and measure every cell that is not on disk yet.
 
     Args:
-        groups: the cells; every worker process takes one group after the other.
+        groups: the cells; a worker does one group after the other.
         out: where the workers' logs, compiled programs and page features go.
-        jobs: worker processes; each gets its part of the cores.
+        workers: who does it.
         title: of the progress bar.
 
     Raises:
         ConfigError: when a folder was made with other settings, or another process is at it.
-        FixateError: from tuning; what other workers are at is finished first, and nothing else begun.
+        FixateError: from tuning.
     """
-    with ExitStack() as locks:
-        for folder in dict.fromkeys(cell.folder for group in groups for cell in group):
-            locks.enter_context(locked(folder))
-        _run_cells(groups, out=out, jobs=jobs, title=title)
-
-
-def _run_cells(groups: Sequence[Group], *, out: Path, jobs: int, title: str) -> None:
     cells = [cell for group in groups for cell in group]
-    for cell in cells:
-        check_measured(cell)
-    for cell in cells:
-        claim_run(cell.folder, cell.config)
-    for data in {repr(cell.config.data): cell.config.data for cell in cells}.values():
-        open_or_prepare(data)  # Once, before the workers ask for it.
-    waiting_groups = [group for group in groups if not all(cell.measures.exists() for cell in group)]
-    if not waiting_groups:
-        return
-    done = sum(cell.measures.exists() for cell in cells)
-    with pool_of_workers(jobs, out) as pool, bar(title, len(cells), done=done) as (progress, task):
-        waiting: set[Future[None]] = {pool.submit(run_group, group, out) for group in waiting_groups}
-        while waiting:
-            finished, waiting = wait(waiting, timeout=5.0, return_when="FIRST_COMPLETED")
-            progress.update(task, completed=sum(cell.measures.exists() for cell in cells))
-            for future in finished:
-                if future.exception() is not None:
-                    progress.console.print(f"stopping after the present cells: {future.exception()!r}")
-                future.result()
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(cell.folder for cell in cells):
+            stack.enter_context(locked(folder))
+        for cell in cells:
+            check_measured(cell)
+        for cell in cells:
+            claim_run(cell.folder, cell.config)
+        for data in {repr(cell.config.data): cell.config.data for cell in cells}.values():
+            open_or_prepare(data)  # Once, before the workers ask for it.
+        waiting = [group for group in groups if not all(cell.measures.exists() for cell in group)]
+        if not waiting:
+            return
+        done = sum(cell.measures.exists() for cell in cells)
+        # In this process tuning shows its own bars.
+        shown = stack.enter_context(bar(title, len(cells), done=done)) if workers.elsewhere else None
+        for _ in spread(partial(run_group, out=out), waiting, workers=workers, out=out):
+            if shown is not None:
+                shown[0].update(shown[1], completed=sum(cell.measures.exists() for cell in cells))
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
@@ -170,56 +153,6 @@ def check_measured(cell: Cell) -> None:
         )
 
 
-@contextmanager
-def pool_of_workers(jobs: int, out: Path) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes, each with its part of the cores; compiled programs and logs go to ``out``.
-
-    Where the body raises, nothing that waits is begun, and what workers are at is finished first.
-
-    Raises:
-        ConfigError: fewer than one worker.
-        FixateError: a worker process died.
-    """
-    if jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: at least 1 is needed")
-    context = multiprocessing.get_context("spawn")
-    stop, others = context.Event(), multiprocessing.active_children()
-    cores: Queue[set[int]] = context.Queue()
-    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for number, part in enumerate(np.array_split(there, jobs)):
-        cores.put({int(core) for core in part} or set(there[number % max(1, len(there)) :][:1]))
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cores, stop, out)) as pool:
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            # Some wait for work that never comes, after a polite signal that tuning took for its own.
-            for worker in multiprocessing.active_children():
-                if worker not in others:
-                    worker.kill()
-            raise FixateError(
-                f"a worker process died, see {out}/worker-*.log; where memory ran out, fewer --jobs need less. What is "
-                "done is kept: give the same command again to go on"
-            ) from error
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _start_worker(cores: Queue, stop: Event, out: Path) -> None:
-    """Take a part of the cores, keep compiled programs, and leave the terminal to the parent's bar."""
-    global _stop, _opened
-    _stop, _opened = stop, {}
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores.get())
-    log = os.open(out / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def opened_with(config: RunConfig) -> tuple[Any, ...]:
     """What a workspace is made of: settings that are equal in this can share one."""
     prompt, train = config.prompt, config.train
@@ -227,14 +160,6 @@ def opened_with(config: RunConfig) -> tuple[Any, ...]:
     kept = config.operator.name if prompt.position == "after_image" else ""
     layout = (prompt.tokens, prompt.position, config.operator.assignment, kept)
     return (config.data, config.backbone, layout, train.max_lengths, train.eval_batch, train.mesh, config.cache)
-
-
-def _leave_with_parent() -> None:
-    """End this worker when its parent was killed: whoever gives the command again finds nobody at work."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def without_seeds(config: RunConfig) -> RunConfig:
@@ -255,8 +180,6 @@ def run_group(group: Group, out: Path) -> None:
     for cell in group:
         if cell.measures.exists():
             continue
-        if _stop is not None and _stop.is_set():
-            return
         if shared is None or workspace is None or opened_with(cell.config) != opened_with(shared.config):
             shared = workspace = open_cell(cell, out)
             beside = {}
@@ -266,23 +189,13 @@ def run_group(group: Group, out: Path) -> None:
 
 
 def open_cell(cell: Cell, out: Path) -> Workspace:
-    """The workspace of a cell, which serves all that are opened with the same settings."""
-    config, wanted = cell.config, opened_with(cell.config)
-    if _opened is not None and wanted in _opened:
-        return replace(_opened[wanted], config=config)
-    if _opened is not None:
+    """The workspace of a cell, which serves all that are opened with the same settings; the last one is held."""
+    config, wanted = cell.config, (opened_with(cell.config), out)
+    if wanted not in _opened:
         _opened.clear()  # Before another model takes memory.
-    directory = out / Path(config.backbone.path).name
-    workspace = open_workspace(config, open_or_prepare(config.data), directory=directory)
-    if _opened is not None:
-        _opened[wanted] = workspace
-    return workspace
-
-
-def forget_opened() -> None:
-    """Let this worker open its next workspace anew."""
-    if _opened is not None:
-        _opened.clear()
+        directory = out / Path(config.backbone.path).name
+        _opened[wanted] = open_workspace(config, open_or_prepare(config.data), directory=directory)
+    return replace(_opened[wanted], config=config)
 
 
 def run_cell(workspace: Workspace, cell: Cell, beside: dict[str, pd.DataFrame] | None = None) -> None:

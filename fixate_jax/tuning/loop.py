@@ -1,6 +1,7 @@
 """The training loop: steps, validations, early stopping, checkpoints, and going on after an interruption."""
 
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -64,6 +65,9 @@ def stop_requests() -> Iterator[list[str]]:
         del frame
         asked.append(signal.Signals(number).name)
 
+    if threading.current_thread() is not threading.main_thread():  # Only that one is asked.
+        yield asked
+        return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked

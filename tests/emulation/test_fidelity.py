@@ -243,22 +243,19 @@ def test_the_command_writes_what_it_found(
     trivial = {"uniform": np.full_like(theirs, 0.2), "user_mean": laws(0.9), "majority_click": laws(0.8)}
     made = frame({"fixate": theirs, "backbone": laws(0.3, seed=7), **trivial}, theirs=theirs)
     made.to_parquet(run / "seed-42" / "predictions-test.parquet")
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- begin first -->\n<!-- end first -->\nafter\n", encoding="utf-8")
 
     def fidelity(*options: str) -> int:
         status: int = cli.parse(["fidelity", str(run), *options]).run()
         return status
 
-    assert fidelity("--out", str(tmp_path / "first"), "--page", str(page)) == 0
+    assert fidelity("--out", str(tmp_path / "first")) == 0
     told = capsys.readouterr().out
-    assert "mine, test sessions: 480 sessions of 16 people" in page.read_text(encoding="utf-8")
     assert "480 test sessions of 16 people, pages of 5 slots, 1 seed" in told
     assert "gaze spread → 1" in told and "user mean" in told
-    written = page.read_text(encoding="utf-8")
-    assert written.startswith("before") and written.rstrip().endswith("after")
-    assert "| click spread | fixate |" in written and "![mine, test sessions](first.png)" in written
-    assert (tmp_path / "first.png").stat().st_size > 20_000
+    written = (tmp_path / "first" / "fidelity.md").read_text(encoding="utf-8")
+    assert "mine, test sessions: 480 sessions of 16 people" in written
+    assert "| click spread | fixate |" in written and "![mine, test sessions](figure.png)" in written
+    assert (tmp_path / "first" / "figure.png").stat().st_size > 20_000
     assert fidelity("--out", str(tmp_path / "again")) == 0
     for name in ("measures.csv", "reliability.csv", "slots.csv"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

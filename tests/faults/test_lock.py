@@ -14,6 +14,7 @@ from fixate_jax import cli
 from fixate_jax.errors import ConfigError
 from fixate_jax.lock import LOCK_FILE, locked
 from fixate_jax.settings import dump_config
+from fixate_jax.studies.jobs import Workers
 from fixate_jax.tuning import cells
 from tests.faults.harness import settings
 
@@ -84,5 +85,5 @@ def test_commands_that_write_a_run_take_the_lock(
 def test_many_runs_for_one_table_hold_their_folders(tmp_path: Path) -> None:
     cell = cells.Cell(folder=tmp_path / "cell", config=settings(), seed=7)
     with locked(cell.folder), pytest.raises(ConfigError, match="cell is in use by another run"):
-        cells.run_cells([[cell]], out=tmp_path, jobs=1, title="")
+        cells.run_cells([[cell]], out=tmp_path, workers=Workers(), title="")
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pandas as pd
+
 from fixate_jax.config import (
     BackboneConfig,
     DataConfig,
@@ -12,7 +14,10 @@ from fixate_jax.config import (
     RunConfig,
     TrainConfig,
 )
+from fixate_jax.studies import report
+from fixate_jax.studies.jobs import Workers
 from fixate_jax.studies.matrix import Study, Variant
+from fixate_jax.studies.run import run_study
 from fixate_jax.studies.sweep import variants_of
 
 
@@ -35,3 +40,15 @@ def study(folder: Path, out: Path, variants: tuple[Variant, ...] | None = None) 
     return Study(
         out=out, base=base, variants=variants, seeds=(1,), splits=(0,), measured="validation", signal="fixation"
     )
+
+
+def finished_study(folder: Path) -> Study:
+    """The study that nothing happens to, with its cells on disk."""
+    made = study(folder, folder / "whole")
+    run_study(made, title="T", workers=Workers())
+    return made
+
+
+def tables(made: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    found = report.read(made)
+    return report.measures_table(made, found), report.tests_table(made, found)

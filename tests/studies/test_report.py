@@ -12,8 +12,8 @@ from fixate_jax.statistics import holm
 from fixate_jax.studies import report
 from fixate_jax.studies.matrix import REFERENCE, Study, Variant
 from fixate_jax.studies.provenance import commit, machine, provenance
-from fixate_jax.studies.run import run_study
 from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED
+from tests.cells import load_script
 from tests.studies.small import study
 
 PEOPLE, SESSIONS = 12, 4
@@ -75,26 +75,23 @@ def test_the_page_is_filled_between_its_marks(made: Study, tmp_path: Path) -> No
     page = tmp_path / "page.md"
     page.write_text("Before.\n\n<!-- begin some -->\nold\n<!-- end some -->\n\nHow to read it.\n")
     facts = [provenance() | {"outcome": "6 cells in 1.0 min"}]
-    report.write_report(made, title="T", facts=facts, page=page)
+    report.write_report(made, title="T", facts=facts)
+    script = load_script("fill_page")
+    script.fill(made.out, page)
     text = page.read_text()
     assert text.startswith("Before.") and text.endswith("How to read it.\n") and "old" not in text
     assert "preset better" in text and "seeds 1;" in text and commit() in text and "6 cells in 1.0 min" in text
     assert (tmp_path / "some.png").read_bytes() == (made.out / "figure.png").read_bytes()
-    own = (made.out / "page.md").read_text()
-    assert "![T](figure.png)" in own and "![T](some.png)" in text
-    report.fill(page, "some", own.replace("figure.png", "some.png"))
+    assert "![T](figure.png)" in (made.out / "page.md").read_text() and "![T](some.png)" in text
+    script.fill(made.out, page)
     assert page.read_text() == text, "filled again with the same it stays as it is"
-
-
-@pytest.mark.parametrize("text", ["", "<!-- begin some -->", "<!-- end some --><!-- begin some -->"])
-def test_a_page_without_marks_is_left_alone(made: Study, tmp_path: Path, text: str) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(text)
-    with pytest.raises(ConfigError, match=r"page.md: needs one line '<!-- begin some -->'"):
-        report.fill(page, "some", "new")
-    with pytest.raises(ConfigError, match=r"page.md: needs one line '<!-- begin some -->'"):
-        run_study(made, title="T", jobs=1, page=page)
-    assert page.read_text() == text and not made.out.exists(), "said before any work"
+    for wrong in ("", "<!-- begin some -->", "<!-- end some --><!-- begin some -->"):
+        page.write_text(wrong)
+        with pytest.raises(ConfigError, match=r"page.md: needs one line '<!-- begin some -->'"):
+            script.fill(made.out, page)
+        assert page.read_text() == wrong
+    with pytest.raises(ConfigError, match="holds 0 Markdown files"):
+        script.fill(tmp_path / "nothing", page)
 
 
 def test_lines_along_a_setting(made: Study, tmp_path: Path) -> None:
@@ -106,7 +103,7 @@ def test_lines_along_a_setting(made: Study, tmp_path: Path) -> None:
     assert [(p.value, p.preset) for p in points] == [(1, False), (2, True)]
     assert points[0].mean - points[1].mean == pytest.approx(0.3, abs=0.03) and points[0].sd > 0
     swept.out.mkdir()
-    report.write_report(swept, title="T", facts=[], page=None)
+    report.write_report(swept, title="T", facts=[])
     assert (swept.out / "figure.png").stat().st_size > 5000
 
 

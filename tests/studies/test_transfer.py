@@ -144,7 +144,7 @@ def test_tables_and_figures_of_everybody(finished: Path) -> None:
     assert {"backbone", "population_prompt", "coefficients_swapped", "together"} <= set(tests["against"])
     fits = measures[(measures["method"] == "coefficients") & (measures["metric"] == "kl ↓")]
     assert list(fits["k"]) == ["2", "all"]
-    assert "± deviation" in (finished / "tables.md").read_text(encoding="utf-8")
+    assert "± deviation" in (finished / "page.md").read_text(encoding="utf-8")
     for name in ("cold_start.png", "transfer.png"):
         assert (finished / name).stat().st_size > 5_000
     fitted = pd.read_parquet(finished / "seed-7" / "half-0" / "all.parquet")
@@ -153,9 +153,9 @@ def test_tables_and_figures_of_everybody(finished: Path) -> None:
 
 
 def test_a_missing_piece_alone_is_done_again_and_the_tables_stay(
-    config: RunConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {name: (finished / name).read_bytes() for name in ("measures.csv", "tests.csv", "tables.md")}
+    before = {name: (finished / name).read_bytes() for name in ("measures.csv", "tests.csv")}
     facts = len(json.loads((finished / module.FACTS_FILE).read_text(encoding="utf-8")))
     calls: list[int] = []
     whole = module._Direction.fit
@@ -165,16 +165,9 @@ def test_a_missing_piece_alone_is_done_again_and_the_tables_stay(
         return whole(self, seed, k)
 
     monkeypatch.setattr(module._Direction, "fit", counted)
-    page = tmp_path / "page.md"
-    with pytest.raises(ConfigError, match=rf"page.md: needs one line '<!-- begin {finished.name} -->'"):
-        run_transfer(config, finished, WANTED, page=page)
-    page.write_text(f"<!-- begin {finished.name} -->\n<!-- end {finished.name} -->\n\nHow to read it.\n")
-    run_transfer(config, finished, WANTED, page=page)
+    run_transfer(config, finished, WANTED)
     assert calls == []
     assert len(json.loads((finished / module.FACTS_FILE).read_text(encoding="utf-8"))) == facts
-    filled = page.read_text(encoding="utf-8")
-    assert "commit" in filled and "together" in filled and filled.endswith("How to read it.\n")
-    assert (tmp_path / f"{finished.name}-cold_start.png").stat().st_size > 5_000
     (finished / "seed-7" / "half-1" / "k-2.parquet").unlink()
     run_transfer(config, finished, WANTED)
     assert calls == [2]

@@ -56,7 +56,7 @@ def test_seeds_are_no_extra_people(measured: pd.DataFrame) -> None:
 
 
 def test_coefficients_are_set_against_what_knows_as_much(measured: pd.DataFrame, tmp_path: Path) -> None:
-    measures, tests = write_transfer(tmp_path, measured, counts=COUNTS, most=30.0, name="made-up")
+    measures, tests = write_transfer(tmp_path, measured, counts=COUNTS, most=30.0)
     kl = tests[tests["metric"] == "kl ↓"].set_index(["k", "against"])["difference"]
     assert kl["1", "population_prompt"] == pytest.approx(0.05)
     assert kl["4", "population_prompt"] == pytest.approx(-0.1)

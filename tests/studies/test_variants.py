@@ -69,10 +69,11 @@ def test_every_variant_changes_one_thing(config: RunConfig, tmp_path: Path) -> N
     assert {cell.alone for cell in made.cells(made.variants[0])} == {False}
 
 
-def test_the_cursor_is_tuned_to_where_there_is_one() -> None:
+def test_the_cursor_is_tuned_to_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """And then every variant has the sessions with both signals, and is measured against the eyes."""
     config = load_config(CONFIGS / "demo.yaml")
     config = replace(config, data=replace(config.data, max_users=2))
+    monkeypatch.setattr(ablation, "has_cursor", lambda config: True)
     base = ablation.with_cursor(config)
     assert base.data.common_sessions
     cursor = {v.name: v for v in ablation.variants_of(base)}["cursor"]
