@@ -1,6 +1,6 @@
 """Timings and memory of the tuning step beside the alternatives, and what they are compared with."""
 
-from fixate_jax.backbones.tiny_random import TinySizes
+from fixate_jax.backbones.tiny.random import TinySizes
 
 BENCH_SIZES = TinySizes(
     vocab=600,

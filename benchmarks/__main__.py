@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.setup import BATCH, Case, functions, make_case
-from fixate_jax.progress import track
+from fixate_jax.runtime.progress import track
 
 STEP, NTP, FORWARD = "step, AttnLRP", "step, NTP (plain soft-prompt tuning)", "forward pass"
 VISION = "step, AttnLRP, vision in the step"

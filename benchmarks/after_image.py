@@ -21,17 +21,20 @@ from rich.table import Table
 from benchmarks import BENCH_SIZES
 from benchmarks.__main__ import time_all
 from benchmarks.setup import BATCH, draw_page
-from fixate_jax import flops
 from fixate_jax.backbones import EncodedSession, load_backbone
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import write_tiny_random
 from fixate_jax.data.session import Session
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.parts import objective_of
+from fixate_jax.lab.planning import flops
+from fixate_jax.pipeline.features import FeatureStore
+from fixate_jax.pipeline.kept import CacheConfig
+from fixate_jax.pipeline.page_keys import PageKeyStore
 from fixate_jax.probing.batches import Batch, SessionData
+from fixate_jax.probing.encode import encode_sessions
 from fixate_jax.prompts import PromptParams, init_prompt
-from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.page_keys import PageKeyStore
-from fixate_jax.tuning.setup import encode_sessions
-from fixate_jax.tuning.step import objective_of, session_losses
+from fixate_jax.tuning.step import session_losses
 
 VISUAL, TEXT, PAGE = 650, 64, (800, 832)
 """Visual and text tokens of a sequence; pixels of a page with so many of them."""
@@ -111,7 +114,7 @@ class Bench:
 
         self.default, self.after = batch(), batch(position="after_image")
         self.cached = batch(position="after_image", page_keys=self.keys)
-        prompt = init_prompt(jax.random.key(0), config=self.config.prompt, users=BATCH, width=self.backbone.width)
+        prompt = init_prompt(jax.random.key(0), **self.config.prompt.sizes, users=BATCH, width=self.backbone.width)
         noise = jax.random.normal(jax.random.key(1), prompt.coefficients.shape)
         self.prompt = prompt._replace(coefficients=noise)
 

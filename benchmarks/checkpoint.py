@@ -22,10 +22,10 @@ from jaxtyping import PyTree
 from rich.console import Console
 from rich.table import Table
 
-from fixate_jax.config import RunConfig
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.loop import start_state
 from fixate_jax.tuning.background import BackgroundSaver, snapshot
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.loop import start_state
 
 SIZES = ((12, 128), (40, 2560), (200, 2560))
 """Users and width: the demo's, and two of a backbone of 4 B parameters."""

@@ -21,10 +21,12 @@ from rich.table import Table
 
 from benchmarks.__main__ import time_all
 from fixate_jax.backbones import load_backbone
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.carousel import draw_carousels, poster_boxes
 from fixate_jax.data.synthetic.carousel import LABELS, PROFILE, page_pool
 from fixate_jax.emulation import Page, UserEmulator
+from fixate_jax.lab.bundles.settings import emulator_of
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig, TrainConfig
 from fixate_jax.prompts import init_prompt
 
 TOGETHER, BY_USER, BY_VISIT = "one call", "a call for each user", "a call for each visit"
@@ -65,7 +67,7 @@ def make_calls(parsed: argparse.Namespace, work: Path) -> dict[str, Callable[[],
     )
     backbone = load_backbone(config.backbone, work=work)
     key, other = jax.random.split(jax.random.key(0))
-    prompt = init_prompt(key, config=config.prompt, users=parsed.users, width=backbone.width)
+    prompt = init_prompt(key, **config.prompt.sizes, users=parsed.users, width=backbone.width)
     prompt = prompt._replace(coefficients=jax.random.normal(other, prompt.coefficients.shape))
     names = tuple(f"user {i}" for i in range(parsed.users))
     pages = [
@@ -81,7 +83,7 @@ def make_calls(parsed: argparse.Namespace, work: Path) -> dict[str, Callable[[],
 
     def emulator(rows: int) -> UserEmulator:
         sized = replace(config, train=replace(config.train, eval_batch=rows))
-        return UserEmulator(backbone=backbone, prompt=prompt, users=names, config=sized)
+        return emulator_of(sized, backbone, prompt, names)
 
     together, by_user, single = emulator(parsed.batch), emulator(min(parsed.batch, parsed.pages)), emulator(1)
     some = [(user, page) for user in names for page in pages][:PART]

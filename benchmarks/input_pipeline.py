@@ -23,14 +23,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.__main__ import time_all
-from fixate_jax.config import BackboneConfig, DataConfig, ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
-from fixate_jax.data import DATASETS, SessionStore, StoreWriter, open_or_prepare, store_settings
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import DATASETS, open_or_prepare, store_settings
+from fixate_jax.data.store import SessionStore, StoreWriter
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.programs import make_train_step
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.pipeline.features import FeatureStore
 from fixate_jax.probing.batches import Batch, TrainingPlan, training_iterator
-from fixate_jax.progress import track
-from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import make_train_step
+from fixate_jax.runtime.progress import track
 
 BACKBONES = ("tiny-qwen3-vl", "tiny-internvl")
 BATCHES = (4, 16)

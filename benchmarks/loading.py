@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.tiny_random import TinySizes, tensor_shapes, write_model
-from fixate_jax.config import BackboneConfig
-from fixate_jax.progress import track
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import TinySizes, tensor_shapes, write_model
+from fixate_jax.runtime.progress import track
 
 SIZES = TinySizes(vocab=151_936, width=1024, ff=3072, layers=28, heads=16, kv_heads=8, head_dim=128)
 """The decoder of Qwen3-0.6B: 1.2 GB in bfloat16."""

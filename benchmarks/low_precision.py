@@ -22,7 +22,8 @@ from rich.table import Table
 
 from benchmarks.__main__ import FORWARD, STEP, time_all
 from benchmarks.setup import Case, functions, make_case
-from fixate_jax.backbones import load_backbone, products
+from fixate_jax.backbones import load_backbone
+from fixate_jax.backbones.decoder import products
 
 WIDE, DEFAULT, OURS = "float32", "bfloat16, JAX's products", "bfloat16"
 
@@ -32,7 +33,7 @@ def default_products() -> Iterator[None]:
     """Products, residuals and slices of weights as JAX and XLA make them; for what is traced inside."""
     with (
         patch.object(products, "takes", lambda a, b: False),
-        patch("fixate_jax.backbones.decoder.packed", lambda weights: weights),
+        patch("fixate_jax.backbones.decoder.decoder.packed", lambda weights: weights),
     ):
         yield
 

@@ -22,12 +22,13 @@ from benchmarks import whole_matrix
 from benchmarks.__main__ import NTP, time_all
 from benchmarks.setup import BATCH, Case, aligned_step, functions, make_case
 from fixate_jax.backbones import take_branches
-from fixate_jax.config import OperatorConfig
-from fixate_jax.objective import alignment_of, next_token_loss, session_mean
-from fixate_jax.probing import OPERATORS, slot_attention
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.lab.parts import OPERATORS, alignment_of
+from fixate_jax.objective import next_token_loss, session_mean
+from fixate_jax.probing import slot_attention
 from fixate_jax.probing.batches import Batch
-from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams, soft_prompt
+from fixate_jax.runtime.progress import track
 
 WHOLE = "attn_lrp, whole matrices in JAX"
 TARGETS = {"attn_lrp": "≤ 1.05", "rollout": "≤ 1.3", "glimpse": "≤ 4 (2.5)"}

@@ -14,10 +14,11 @@ from benchmarks.setup import BATCH, SLOTS, draw_page
 from fixate_jax.backbones.family import Family
 from fixate_jax.backbones.inputs import EncodedPage, stack_pages
 from fixate_jax.backbones.loading import family_of
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.backbones.published import write_published
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.session import Session
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.planning.published import write_published
 from fixate_jax.probing.batches import Batch, SessionData
 
 BEFORE, AFTER = 16, 112

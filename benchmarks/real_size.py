@@ -4,7 +4,8 @@ python -m benchmarks.real_size                          Qwen3-VL-4B and InternVL
 python -m benchmarks.real_size --models qwen3-vl-4b     one of them
 python -m benchmarks.real_size --tiny --pairs 2         the same program with tiny models, on any machine
 
-Utilisation is the operations that the method needs (``fixate_jax.flops``), over the time and the device's peak.
+Utilisation is the operations that the method needs (``fixate_jax.lab.planning.flops``), over the time and the device's
+peak.
 """
 
 import argparse
@@ -31,12 +32,12 @@ from rich.table import Table
 from benchmarks.__main__ import time_all
 from benchmarks.real_case import MODELS, RealCase, make_real_case
 from benchmarks.setup import BATCH
-from fixate_jax import flops
-from fixate_jax.config import RunConfig
 from fixate_jax.errors import CheckpointError
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.programs import make_train_step
+from fixate_jax.lab.planning import flops
 from fixate_jax.prompts import init_prompt, soft_prompt
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.step import make_train_step
 
 VISION, PREFILL, PREFILL_BLOCKED = "vision tower", "prefill", "prefill, row blocks"
 STEP, STEP_BLOCKED, NTP = "train step", "train step, row blocks", "train step, NTP alone"
@@ -110,7 +111,7 @@ def our_calls(case: RealCase) -> dict[str, Timed]:
     decoder, config, params = case.shape.decoder, case.config, case.params
     by_blocks = replace(case.shape, decoder=replace(decoder, attention="blocked"))
     blocked, _ = nnx.split(nnx.eval_shape(lambda: case.family.build(by_blocks, nnx.Rngs(0))))
-    prompt = init_prompt(jax.random.key(0), config=config.prompt, users=BATCH, width=decoder.width)
+    prompt = init_prompt(jax.random.key(0), **config.prompt.sizes, users=BATCH, width=decoder.width)
     soft = soft_prompt(prompt, jnp.arange(BATCH))
     plain = replace(config, objective=replace(config.objective, alignment="none"))
 

@@ -28,14 +28,16 @@ from rich.table import Table
 
 from benchmarks.__main__ import time_all
 from fixate_jax.backbones import load_backbone
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.sharding import make_mesh, shardings
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig, DataConfig, ObjectiveConfig, OperatorConfig, RunConfig
-from fixate_jax.data import open_or_prepare
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.placement import Placement, put
-from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import make_train_step
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, RunConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.programs import make_train_step
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.pipeline.placement import Placement, put
 
 SIZES = TinySizes(vocab=4096, width=256, ff=768, layers=8, heads=8, kv_heads=8, head_dim=32)
 BATCH = 8

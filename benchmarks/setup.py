@@ -11,15 +11,18 @@ from PIL import Image, ImageDraw
 
 from benchmarks import BENCH_SIZES
 from fixate_jax.backbones import Backbone, load_backbone, take_branches
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import write_tiny_random
 from fixate_jax.data.session import Session
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, RunConfig
+from fixate_jax.lab.parts import objective_of
 from fixate_jax.objective import next_token_loss
+from fixate_jax.pipeline.features import FeatureStore
+from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.probing.batches import Batch, SessionData
 from fixate_jax.probing.passes import with_features
 from fixate_jax.prompts import PromptParams, init_prompt, soft_prompt
-from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.step import objective_of, session_losses
+from fixate_jax.tuning.step import session_losses
 
 BATCH, SLOTS, PAGE, PROFILE_WORDS = 4, 15, (1100, 619), 36
 """Sessions a batch; slots and pixels of a page; words of the profile, so that a sequence is about 900 tokens."""
@@ -93,7 +96,7 @@ def make_case(directory: Path) -> Case:
         )
         return jax.device_put(data.batch(range(BATCH)))
 
-    prompt = init_prompt(jax.random.key(0), config=config.prompt, users=BATCH, width=backbone.width)
+    prompt = init_prompt(jax.random.key(0), **config.prompt.sizes, users=BATCH, width=backbone.width)
     noise = jax.random.normal(jax.random.key(1), prompt.coefficients.shape)
     return Case(
         directory=model,

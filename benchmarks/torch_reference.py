@@ -34,7 +34,7 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixate_jax.config import ObjectiveConfig, OperatorConfig, OptimizerConfig
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, OptimizerConfig
 
 Batch = Mapping[str, np.ndarray]
 LOG_EPS = 1e-4

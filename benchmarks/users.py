@@ -20,23 +20,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.__main__ import time_all
-from fixate_jax.config import (
-    BackboneConfig,
-    DataConfig,
-    ObjectiveConfig,
-    OperatorConfig,
-    PromptConfig,
-    RunConfig,
-    TrainConfig,
-    UsersConfig,
-)
-from fixate_jax.data import open_or_prepare
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig, UsersConfig
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.lab.users.data import UserData, UserIndices
+from fixate_jax.lab.users.memory import default_limit, even_chunk
+from fixate_jax.lab.users.step import Frozen, make_advance, start_states
+from fixate_jax.lab.users.tune import start_of
 from fixate_jax.prompts import PromptParams, init_prompt
-from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.users import start_of
-from fixate_jax.tuning.users_data import UserData, UserIndices
-from fixate_jax.tuning.users_memory import default_limit, even_chunk
-from fixate_jax.tuning.users_step import Frozen, make_advance, start_states
 
 USERS = (1, 8, 64, 256)
 TARGETS = {"cpu": "≥ 1", "gpu": "≥ 5", "tpu": "≥ 5"}
@@ -66,7 +59,7 @@ class Tuner:
         pages = self.data.pages(self.data.members)
         self.page = {page: i for i, page in enumerate(pages)}
         width = workspace.backbone.width
-        basis: PromptParams = init_prompt(jax.random.key(0), config=self.config.prompt, users=1, width=width)
+        basis: PromptParams = init_prompt(jax.random.key(0), **self.config.prompt.sizes, users=1, width=width)
         self.start = start_of(self.config, "coefficients", basis, width=width, seed=0)
         self.frozen = Frozen(workspace.params, basis.basis, self.data.page_table(pages, len(pages)))
         self.advance = make_advance(workspace.backbone.graph, self.config, "coefficients", mesh=workspace.mesh)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from fixate_jax.backbones import Backbone, SequenceInputs
-from fixate_jax.backbones.rope import rotate
+from fixate_jax.backbones.decoder.rope import rotate
 
 
 def unstack(backbone: Backbone, params: nnx.State) -> list[Any]:

@@ -8,38 +8,44 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fixate_jax import backbones, data, emulation, metrics, objective, probing, prompts
+    from fixate_jax import backbones, data, emulation, objective, probing, prompts
     from fixate_jax.backbones import Backbone, load_backbone
     from fixate_jax.data.page import Page, Session
-    from fixate_jax.emulation import UserEmulator, open_emulator
+    from fixate_jax.emulation import UserEmulator
+    from fixate_jax.evaluation import metrics
+    from fixate_jax.lab.bundles.opening import open_emulator
     from fixate_jax.probing.batches import Batch
     from fixate_jax.probing.encode import encode
     from fixate_jax.probing.look import Look, look
-    from fixate_jax.tuning.in_memory import Tuned, evaluate, tune
-    from fixate_jax.tuning.probe import Relevance, probe, probe_batch
+    from fixate_jax.tuning.tune import Tuned, evaluate, tune
 
-_MODULES = ("backbones", "data", "emulation", "metrics", "objective", "probing", "prompts")
 _NAMES = {
+    "backbones": "backbones",
     "Backbone": "backbones",
     "load_backbone": "backbones",
+    "data": "data",
     "Page": "data.page",
     "Session": "data.page",
+    "probing": "probing",
     "Batch": "probing.batches",
     "encode": "probing.encode",
     "Look": "probing.look",
     "look": "probing.look",
-    "Tuned": "tuning.in_memory",
-    "tune": "tuning.in_memory",
-    "evaluate": "tuning.in_memory",
-    "Relevance": "tuning.probe",
-    "probe": "tuning.probe",
-    "probe_batch": "tuning.probe",
+    "Tuned": "tuning.tune",
+    "tune": "tuning.tune",
+    "evaluate": "tuning.tune",
+    "objective": "objective",
+    "prompts": "prompts",
+    "metrics": "evaluation.metrics",
+    "emulation": "emulation",
     "UserEmulator": "emulation",
-    "open_emulator": "emulation",
+    "open_emulator": "lab.bundles.opening",
 }
-"""Where each public name comes from."""
+"""Where each public name comes from, in the order in which one uses them."""
+_MODULES = ("backbones", "data", "probing", "objective", "prompts", "metrics", "emulation")
+"""Those that are modules."""
 
-__all__ = [  # noqa: RUF022  (in the order in which one uses them)
+__all__ = [  # noqa: RUF022
     "backbones",
     "Backbone",
     "load_backbone",
@@ -54,9 +60,6 @@ __all__ = [  # noqa: RUF022  (in the order in which one uses them)
     "Tuned",
     "tune",
     "evaluate",
-    "Relevance",
-    "probe",
-    "probe_batch",
     "objective",
     "prompts",
     "metrics",
@@ -70,11 +73,10 @@ __all__ = [  # noqa: RUF022  (in the order in which one uses them)
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version("fixate-jax")
-    if name in _MODULES:
-        return importlib.import_module(f"fixate_jax.{name}")
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"fixate_jax.{_NAMES[name]}"), name)
+    found = importlib.import_module(f"fixate_jax.{_NAMES[name]}")
+    return found if name in _MODULES else getattr(found, name)
 
 
 def __dir__() -> list[str]:

@@ -31,3 +31,13 @@ class DiskError(FixateError):
 
 class DivergedError(FixateError):
     """Loss, gradient or parameters are not finite; the message names step, sessions and where the batch is."""
+
+
+def require(condition: bool, name: str, value: object, wanted: str) -> None:
+    """Check a setting.
+
+    Raises:
+        ConfigError: naming it, its value and what was wanted.
+    """
+    if not condition:
+        raise ConfigError(f"{name} = {value!r}: {wanted}")

@@ -7,8 +7,6 @@ signature `gaze` is the human distribution g, `slot_attention` the model's a (it
 The objective (FixATE) is L = ntp_weight · L_NTP + λ(t) · L_attn + β · mean‖z‖².
 """
 
-import importlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -16,9 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-
-from fixate_jax.config import ObjectiveConfig
-from fixate_jax.errors import ConfigError
 
 EPS = 1e-4
 """ε inside the logarithms of the alignment losses."""
@@ -149,15 +144,6 @@ class Alignment(Protocol):
     def __hash__(self) -> int: ...
 
 
-ALIGNMENTS: dict[str, Callable[..., Float[Array, " batch"]]] = {
-    "kl": kl,
-    "weighted_kl": weighted_kl,
-    "coarse_kl": coarse_kl,
-    "i_divergence": i_divergence,
-}
-"""The alignment losses by their name in `ObjectiveConfig.alignment`; what comes after the three arrays is a setting."""
-
-
 @dataclass(frozen=True)
 class BoundAlignment:
     """An alignment loss with its settings; two with the same settings are equal.
@@ -180,31 +166,6 @@ class BoundAlignment:
         return self.function(gaze, slot_attention, slot_mask, **dict(self.settings))
 
 
-def alignment_of(config: ObjectiveConfig) -> Alignment | None:
-    """The alignment loss that settings describe: one of `ALIGNMENTS`, or one of your own to import (my_module:name).
-
-    Raises:
-        ConfigError: there is no such loss.
-    """
-    name = config.alignment
-    if name == "none":
-        return None
-    function = ALIGNMENTS.get(name)
-    if function is None:
-        module, _, attribute = name.partition(":")
-        try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(
-                f"objective.alignment = {name!r}: choose one of {', '.join(ALIGNMENTS)} and none, or import a loss of "
-                f"your own (module:name): {error}"
-            ) from error
-    parameters = list(inspect.signature(function).parameters)[3:]
-    return BoundAlignment(
-        function, tuple((name, getattr(config, name)) for name in parameters if hasattr(config, name))
-    )
-
-
 def next_token_loss(
     logits: Float[Array, "batch answer vocab"],
     target_ids: Int[Array, "batch answer"],
@@ -225,17 +186,18 @@ def next_token_loss(
     return session_mean(-jnp.where(target_mask, picked, 0.0).sum(axis=-1) / tokens, weight)
 
 
-def attention_weight_schedule(config: ObjectiveConfig, step: Int[Array, ""] | int) -> Float[Array, ""]:
-    """λ(t): 0 for the first w optimizer steps, then linear over w steps up to `attention_weight` (FixATE objective).
+def attention_weight_schedule(step: Int[Array, ""] | int, *, final: float, warmup: int) -> Float[Array, ""]:
+    """λ(t): 0 for the first w optimizer steps, then linear over w steps up to the final weight (FixATE objective).
 
     Args:
-        config: gives w (`warmup`; 0 means that λ is constant) and the final weight.
         step: number of optimizer steps already taken; λ is full from step 2w on.
+        final: λ in the end.
+        warmup: w; 0 means that λ is constant.
     """
-    if config.warmup == 0:
-        return jnp.asarray(config.attention_weight, jnp.float32)
-    ramp = (jnp.asarray(step, jnp.float32) - config.warmup) / config.warmup
-    return config.attention_weight * jnp.clip(ramp, 0.0, 1.0)
+    if warmup == 0:
+        return jnp.asarray(final, jnp.float32)
+    ramp = (jnp.asarray(step, jnp.float32) - warmup) / warmup
+    return final * jnp.clip(ramp, 0.0, 1.0)
 
 
 def coefficient_penalty(z_rows: Float[Array, "batch basis"], weight: Float[Array, " batch"]) -> Float[Array, ""]:

@@ -1,12 +1,13 @@
 """The soft prompt: a basis shared by all people and one small vector of coefficients for each."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from fixate_jax.config import PromptConfig
+Position = Literal["before", "after_image"]
+"""Where a soft prompt can stand."""
 
 
 class PromptParams(NamedTuple):
@@ -21,17 +22,21 @@ class PromptParams(NamedTuple):
     coefficients: Float[Array, "users basis"]
 
 
-def init_prompt(key: PRNGKeyArray, *, config: PromptConfig, users: int, width: int) -> PromptParams:
+def init_prompt(
+    key: PRNGKeyArray, *, basis: int, tokens: int, users: int, width: int, init_scale: float = 0.01
+) -> PromptParams:
     """Parameters at the start: B ~ N(0, init_scale²), z = 0, so that everybody begins with the same prompt.
 
     Args:
         key: random key of the basis.
-        config: sizes M and K and the standard deviation.
+        basis: M, number of shared prompts.
+        tokens: K, soft tokens of each.
         users: number of rows of z.
         width: size of the decoder's embeddings.
+        init_scale: standard deviation of B.
     """
-    basis = config.init_scale * jax.random.normal(key, (config.basis, config.tokens, width), jnp.float32)
-    return PromptParams(basis=basis, coefficients=jnp.zeros((users, config.basis), jnp.float32))
+    prompts = init_scale * jax.random.normal(key, (basis, tokens, width), jnp.float32)
+    return PromptParams(basis=prompts, coefficients=jnp.zeros((users, basis), jnp.float32))
 
 
 @jax.jit

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fixate_jax.backbones.published import published_files
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, RunConfig, TrainConfig
+from fixate_jax.lab.planning.published import published_files
 
 TEXT = {
     "vocab_size": 1024,

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.tuning import cells
-from fixate_jax.tuning.setup import Workspace
+from fixate_jax.lab.experiments import cells
+from fixate_jax.lab.experiments.workspace import Workspace
 
 PREDICTORS = ("uniform", "user_mean", "user_mean_shrunk", "personal_content_regression")
 CLICKS = ("majority_click", "content_click", "personal_content_click")

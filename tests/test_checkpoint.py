@@ -13,11 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from fixate_jax.config import OptimizerConfig, PromptConfig
 from fixate_jax.errors import CheckpointError
+from fixate_jax.lab.config import OptimizerConfig, PromptConfig
+from fixate_jax.lab.parts import optimizer_of
 from fixate_jax.prompts import init_prompt
 from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
-from fixate_jax.tuning.optimizer import make_optimizer
 
 
 def small(value: float = 0.0) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def test_all_kinds_of_arrays_come_back_bit_for_bit(store: CheckpointStore) -> No
 
 
 def test_prompt_and_optimizer_come_back_from_their_shapes_alone(store: CheckpointStore) -> None:
-    params = init_prompt(jax.random.key(0), config=PromptConfig(), users=5, width=8)
-    optimizer = make_optimizer(OptimizerConfig(), personal=True)
+    params = init_prompt(jax.random.key(0), **PromptConfig().sizes, users=5, width=8)
+    optimizer = optimizer_of(OptimizerConfig(), personal=True)
     state = {"prompt": params, "optimizer": optimizer.init(params), "key": jax.random.key(9)}
     store.save(1, state, {})
     restored = store.restore(jax.eval_shape(lambda: state))
@@ -241,7 +241,7 @@ def test_keep_must_be_positive(tmp_path: Path) -> None:
 
 
 def test_saving_is_quick_and_quiet(store: CheckpointStore, capfd: pytest.CaptureFixture[str]) -> None:
-    params = init_prompt(jax.random.key(0), config=PromptConfig(), users=200, width=1024)
+    params = init_prompt(jax.random.key(0), **PromptConfig().sizes, users=200, width=1024)
     state = {"prompt": params, "optimizer": optax.adamw(1e-3).init(params)}
     store.save(0, state, {})
     seconds = []

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fixate_jax import cli
-from fixate_jax.config import RunConfig
-from fixate_jax.data import SessionStore
-from fixate_jax.pretraining.recipe import Recipe
-from fixate_jax.settings import load_settings
-from fixate_jax.tuning import experiment
+from fixate_jax.data.store import SessionStore
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments import experiment
+from fixate_jax.lab.pretraining.recipe import Recipe
+from fixate_jax.lab.settings import load_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from fixate_jax.data.synthetic.carousel import people
-from fixate_jax.emulation import Comparison
-from fixate_jax.emulation.compare import _places, match_pages
 from fixate_jax.emulation.versions import VERSIONS, as_drawn, draw_slates
+from fixate_jax.lab.comparison import Comparison, _places, match_pages
 from tests.cells import load_script
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fixate_jax import cli
+from fixate_jax.lab.cli import main as cli
 from tests import environment
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +180,8 @@ def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.Mo
     import numpy as np
 
     from fixate_jax import probing
-    from fixate_jax.config import OperatorConfig
+    from fixate_jax.lab.config import OperatorConfig
+    from fixate_jax.lab.parts import operator_of
     from fixate_jax.probing.passes import target_logit, with_features
     from fixate_jax.prompts import soft_prompt
     from tests.worlds import World
@@ -189,7 +190,7 @@ def test_the_operator_of_the_documentation_is_an_operator(monkeypatch: pytest.Mo
     for block in blocks(ROOT / "docs" / "howto" / "operator.md", "python"):
         exec(block, names)
     monkeypatch.setitem(sys.modules, "my_module", SimpleNamespace(**names))  # type: ignore[arg-type]
-    operator = probing.operator_of(OperatorConfig(name="my_module:last_layer", settings=("power=1.0",)))
+    operator = operator_of(OperatorConfig(name="my_module:last_layer", settings=("power=1.0",)))
 
     world = World(tmp_path, sizes=((3, 192, 128),))
     batch = world.batch()

@@ -12,8 +12,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fixate_jax.analysis import faithfulness, faithfulness_run
-from fixate_jax.analysis.faithfulness import (
+from fixate_jax.backbones import Backbone, load_backbone, stack_pages
+from fixate_jax.backbones.loading import SHIPPED
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.session import Session
+from fixate_jax.errors import ConfigError
+from fixate_jax.lab.analysis import faithfulness, faithfulness_run
+from fixate_jax.lab.analysis.faithfulness import (
     ANSWER_FIRST,
     RANDOM,
     Subject,
@@ -26,21 +32,17 @@ from fixate_jax.analysis.faithfulness import (
     random_curves,
     variants,
 )
-from fixate_jax.analysis.faithfulness_run import FaithfulnessSettings, run_faithfulness
-from fixate_jax.analysis.masking import masked_log_probs, slot_masks
-from fixate_jax.backbones import Backbone, load_backbone, stack_pages
-from fixate_jax.backbones.loading import SHIPPED
-from fixate_jax.config import BackboneConfig, DataConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig
-from fixate_jax.data.session import Session
-from fixate_jax.errors import ConfigError
-from fixate_jax.pretraining.tasks import KINDS
-from fixate_jax.probing import OPERATORS
+from fixate_jax.lab.analysis.faithfulness_run import FaithfulnessSettings, run_faithfulness
+from fixate_jax.lab.analysis.masking import masked_log_probs, slot_masks
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig, TrainConfig
+from fixate_jax.lab.experiments.loop import Interrupted
+from fixate_jax.lab.experiments.programs import make_evaluate
+from fixate_jax.lab.parts import OPERATORS
+from fixate_jax.lab.pretraining.tasks import KINDS
+from fixate_jax.lab.report.curves import faithfulness_curves
 from fixate_jax.probing.batches import Batch, SessionData
+from fixate_jax.probing.encode import encode_sessions
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.report.curves import faithfulness_curves
-from fixate_jax.tuning.loop import Interrupted
-from fixate_jax.tuning.setup import encode_sessions
-from fixate_jax.tuning.step import make_evaluate
 from tests.worlds import World
 
 

@@ -11,18 +11,20 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from fixate_jax import flops
-from fixate_jax.backbones import internvl_pages, internvl_vision, qwen3_vl_vision
-from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder.decoder import Decoder
+from fixate_jax.backbones.decoder.decoder_layer import DecoderConfig
 from fixate_jax.backbones.inputs import SequenceInputs
-from fixate_jax.backbones.internvl_config import InternVLConfig
-from fixate_jax.backbones.internvl_config import VisionConfig as InternVisionConfig
-from fixate_jax.backbones.qwen3_vl import Qwen3VLConfig
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.internvl import pages as internvl_pages
+from fixate_jax.backbones.internvl import vision as internvl_vision
+from fixate_jax.backbones.internvl.config import InternVLConfig
+from fixate_jax.backbones.internvl.config import VisionConfig as InternVisionConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl import vision as qwen3_vl_vision
+from fixate_jax.backbones.qwen3_vl.model import Qwen3VLConfig
+from fixate_jax.lab.planning import flops
+from fixate_jax.lab.planning.abstract import open_abstract
+from fixate_jax.lab.planning.plan import Workload, lower_step, sequence_shapes, train_parts
 from fixate_jax.probing import Trace, attn_lrp
-from fixate_jax.tuning.abstract import open_abstract
-from fixate_jax.tuning.plan import Workload, lower_step, sequence_shapes, train_parts
 from tests.abstract_steps import settings, write_small
 
 WIDTH, SOFT = 256, 4

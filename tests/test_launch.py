@@ -32,7 +32,7 @@ class Shell:
         environment = {
             **os.environ,
             "PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}",
-            "FIXATE": f"{sys.executable} -m fixate_jax.cli",
+            "FIXATE": f"{sys.executable} -m fixate_jax",
             "COLUMNS": "120",
             **variables,
         }

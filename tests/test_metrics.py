@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from fixate_jax import metrics
 from fixate_jax.errors import DataError
+from fixate_jax.evaluation import metrics
+from fixate_jax.lab import frames
 
 KL, JS, COSINE = (jax.jit(function) for function in (metrics.kl, metrics.js, metrics.cosine))
 
@@ -34,7 +35,7 @@ def prediction(**fields) -> dict:
 
 
 def one(name: str, **fields) -> float:
-    return float(metrics.session_metrics(pd.DataFrame([prediction(**fields)]))[name].iloc[0])
+    return float(frames.session_metrics(pd.DataFrame([prediction(**fields)]))[name].iloc[0])
 
 
 def test_divergences_by_hand():
@@ -63,8 +64,8 @@ def test_top_k_js_pools_the_tail():
         [prediction(slots=4, gaze=[0.5, 0.3, 0.1, 0.1], attention=[0.1, 0.2, 0.3, 0.4], log_probs=None)]
     )
     pooled = jensenshannon([0.5, 0.3, 0.2], [0.1, 0.2, 0.7]) ** 2
-    assert metrics.session_metrics(frame, top_k=2)["top_k_js"].iloc[0] == pytest.approx(pooled, rel=1e-5)
-    whole = metrics.session_metrics(frame, top_k=4)
+    assert frames.session_metrics(frame, top_k=2)["top_k_js"].iloc[0] == pytest.approx(pooled, rel=1e-5)
+    whole = frames.session_metrics(frame, top_k=4)
     assert whole["top_k_js"].iloc[0] == pytest.approx(whole["js"].iloc[0], rel=1e-6)
 
 
@@ -80,7 +81,7 @@ def test_rankings_without_ties():
         [prediction(slots=4, gaze=[0.4, 0.3, 0.2, 0.1], attention=[0.1, 0.4, 0.2, 0.3], log_probs=None)]
     )
     # Top 3 of the gaze: 0, 1, 2; of the attention: 1, 3, 2.
-    assert metrics.session_metrics(frame)["tgo@3"].iloc[0] == pytest.approx(2 / 3)
+    assert frames.session_metrics(frame)["tgo@3"].iloc[0] == pytest.approx(2 / 3)
 
 
 def test_a_page_with_fewer_slots_than_k():
@@ -99,7 +100,7 @@ def test_ties_count_by_their_chance():
     frame = pd.DataFrame(
         [prediction(slots=4, click=2, gaze=gaze.tolist(), attention=attention.tolist(), log_probs=None)]
     )
-    row = metrics.session_metrics(frame, ks=(1, 2, 3)).iloc[0]
+    row = frames.session_metrics(frame, ks=(1, 2, 3)).iloc[0]
     for k in (1, 2, 3):
         overlap = np.mean([len(top(gaze, a, k) & top(attention, b, k)) / k for a in orders for b in orders])
         hit = np.mean([2 in top(attention, order, k) for order in orders])
@@ -123,9 +124,9 @@ def test_log_probs_need_not_be_normalised():
 
 
 def test_what_is_not_predicted_is_nan():
-    gaze_only = metrics.session_metrics(pd.DataFrame([prediction(log_probs=None, answer=-1)])).iloc[0]
+    gaze_only = frames.session_metrics(pd.DataFrame([prediction(log_probs=None, answer=-1)])).iloc[0]
     assert "log_loss" not in gaze_only and np.isnan(gaze_only["accuracy"]) and gaze_only["kl"] > 0
-    both = metrics.session_metrics(
+    both = frames.session_metrics(
         pd.DataFrame(
             [prediction(), prediction(method="clicks", attention=None), prediction(method="looks", log_probs=None)]
         )
@@ -138,16 +139,16 @@ def test_pages_of_other_sizes_beside_it_change_nothing():
     big = prediction(
         session_id="s1", slots=5, gaze=[0.2] * 5, attention=[0.1, 0.2, 0.3, 0.4, 0.0], log_probs=[-1.0] * 5
     )
-    alone = metrics.session_metrics(pd.DataFrame([prediction()]))
-    beside = metrics.session_metrics(pd.DataFrame([prediction(), big]))
+    alone = frames.session_metrics(pd.DataFrame([prediction()]))
+    beside = frames.session_metrics(pd.DataFrame([prediction(), big]))
     pd.testing.assert_frame_equal(alone, beside.iloc[:1], rtol=1e-5)
 
 
 def test_the_parquet_round_trip_is_read_the_same(tmp_path):
     frame = pd.DataFrame([prediction(), prediction(method="clicks", attention=None)])
     frame.to_parquet(tmp_path / "predictions.parquet")
-    again = metrics.session_metrics(pd.read_parquet(tmp_path / "predictions.parquet"))
-    pd.testing.assert_frame_equal(again, metrics.session_metrics(frame))
+    again = frames.session_metrics(pd.read_parquet(tmp_path / "predictions.parquet"))
+    pd.testing.assert_frame_equal(again, frames.session_metrics(frame))
 
 
 @pytest.mark.parametrize(
@@ -165,32 +166,32 @@ def test_the_parquet_round_trip_is_read_the_same(tmp_path):
 def test_bad_predictions_are_named(fields, message):
     frame = pd.DataFrame([prediction(session_id="good"), prediction(session_id="bad", **fields)])
     with pytest.raises(DataError, match=r"'m' \(TF\) for session 'bad', field " + message):
-        metrics.session_metrics(frame)
+        frames.session_metrics(frame)
 
 
 def test_attention_that_is_nowhere_counts_as_uniform():
     frame = pd.DataFrame([prediction(attention=[0.0, 0.0, 0.0]), prediction(method="uniform", attention=[1 / 3] * 3)])
-    nowhere, uniform = metrics.session_metrics(frame).drop(columns="method").to_dict("records")
+    nowhere, uniform = frames.session_metrics(frame).drop(columns="method").to_dict("records")
     assert nowhere == pytest.approx(uniform)
 
 
 def test_every_metric_is_a_float64():
-    frame = metrics.session_metrics(pd.DataFrame([prediction(), prediction(session_id="no-answer", answer=-1)]))
-    assert set(frame[metrics.metric_columns(frame)].dtypes) == {np.dtype(np.float64)}
+    frame = frames.session_metrics(pd.DataFrame([prediction(), prediction(session_id="no-answer", answer=-1)]))
+    assert set(frame[frames.metric_columns(frame)].dtypes) == {np.dtype(np.float64)}
 
 
 def test_missing_columns_and_empty_frames_are_named():
     with pytest.raises(DataError, match=r"lack the columns \['gaze'\]"):
-        metrics.session_metrics(pd.DataFrame([prediction()]).drop(columns="gaze"))
+        frames.session_metrics(pd.DataFrame([prediction()]).drop(columns="gaze"))
     with pytest.raises(DataError, match="no predictions"):
-        metrics.session_metrics(pd.DataFrame([prediction()]).iloc[:0])
+        frames.session_metrics(pd.DataFrame([prediction()]).iloc[:0])
 
 
 def test_micro_is_over_sessions_and_macro_over_users():
     rows = [("a", "u0", 0), ("b", "u0", 0), ("c", "u0", 0), ("d", "u1", 1)]
     frame = pd.DataFrame([prediction(session_id=s, user_id=u, answer=answer) for s, u, answer in rows])
     frame = pd.concat([frame, frame.assign(method="a-second", answer=0)])
-    summary = metrics.summarise(metrics.session_metrics(frame))
+    summary = frames.summarise(frames.session_metrics(frame))
     assert summary["method"].tolist() == ["m", "m", "a-second", "a-second"]
     assert summary["average"].tolist() == ["micro", "macro", "micro", "macro"]
     assert summary["accuracy"].tolist() == [0.75, 0.5, 1.0, 1.0]
@@ -200,10 +201,10 @@ def test_micro_is_over_sessions_and_macro_over_users():
 def test_selection_score():
     means = {"cosine": 0.9, "csh@1": 0.4, "csh@3": 0.8, "tgo@3": 0.5, "top_k_js": 0.2, "accuracy": 0.6}
     forced = 0.09 + 0.08 + 0.2 + 0.1 - 0.02
-    assert metrics.selection_score(means, free_running=False) == pytest.approx(forced)
-    assert metrics.selection_score(means, free_running=True) == pytest.approx(forced + 0.15)
+    assert frames.selection_score(means, free_running=False) == pytest.approx(forced)
+    assert frames.selection_score(means, free_running=True) == pytest.approx(forced + 0.15)
     with pytest.raises(DataError, match=r"\['csh@3', 'accuracy'\]"):
-        metrics.selection_score(means | {"csh@3": float("nan"), "accuracy": float("nan")}, free_running=True)
+        frames.selection_score(means | {"csh@3": float("nan"), "accuracy": float("nan")}, free_running=True)
 
 
 def test_a_page_without_attention_has_a_finite_divergence():

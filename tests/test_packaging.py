@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 
 # Needs torch by its nature: it compares with the original.
-NEEDS_TORCH = ("fixate_jax.backbones.verify",)
+NEEDS_TORCH = ("fixate_jax.lab.verify.verify",)
 # Needs an extra of its own.
 NEEDS_GYMNASIUM = "fixate_jax.emulation.gym"
 
@@ -46,7 +46,7 @@ ENCODE = """
 from pathlib import Path
 from PIL import Image
 from fixate_jax.backbones import load_backbone
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
 
 backbone = load_backbone(BackboneConfig(), work=Path("."))
 page = backbone.page_processor(Image.new("RGB", (96, 64)))

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.config import RunConfig
 from fixate_jax.data.session import Session
 from fixate_jax.errors import DataError
-from fixate_jax.metrics import session_metrics, summarise
-from fixate_jax.tuning.evaluate import predict_without_model
-from fixate_jax.tuning.predictors import trivial_predictions
-from fixate_jax.tuning.setup import Workspace
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.evaluate import predict_without_model
+from fixate_jax.lab.experiments.predictors import trivial_predictions
+from fixate_jax.lab.experiments.workspace import Workspace
+from fixate_jax.lab.frames import session_metrics, summarise
 
 GAZE = {
     "uniform": "FR",

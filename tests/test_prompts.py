@@ -7,31 +7,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixate_jax.config import PromptConfig
+from fixate_jax.lab.config import PromptConfig
 from fixate_jax.prompts import PromptParams, init_prompt, population_prompt, soft_prompt
 
 CONFIG = PromptConfig(basis=4, tokens=3, init_scale=0.5)
 
 
 def params(seed: int, users: int = 5, width: int = 64) -> PromptParams:
-    start = init_prompt(jax.random.key(seed), config=CONFIG, users=users, width=width)
+    start = init_prompt(jax.random.key(seed), **CONFIG.sizes, users=users, width=width)
     return start._replace(coefficients=jax.random.normal(jax.random.key(seed + 1), (users, CONFIG.basis)))
 
 
 def test_start() -> None:
-    start = init_prompt(jax.random.key(0), config=PromptConfig(init_scale=0.01), users=7, width=256)
+    start = init_prompt(jax.random.key(0), **PromptConfig(init_scale=0.01).sizes, users=7, width=256)
     assert start.basis.shape == (8, 16, 256)
     assert start.coefficients.shape == (7, 8)
     assert start.basis.dtype == start.coefficients.dtype == jnp.float32
     assert not start.coefficients.any()
     assert float(start.basis.std()) == pytest.approx(0.01, rel=0.02)
     assert abs(float(start.basis.mean())) < 2e-4
-    again = init_prompt(jax.random.key(0), config=PromptConfig(init_scale=0.01), users=7, width=256)
+    again = init_prompt(jax.random.key(0), **PromptConfig(init_scale=0.01).sizes, users=7, width=256)
     assert (again.basis == start.basis).all()
 
 
 def test_everybody_begins_with_the_mean_of_the_basis() -> None:
-    start = init_prompt(jax.random.key(1), config=CONFIG, users=3, width=64)
+    start = init_prompt(jax.random.key(1), **CONFIG.sizes, users=3, width=64)
     prompts = soft_prompt(start, jnp.arange(3))
     assert (prompts == prompts[:1]).all()
     np.testing.assert_allclose(prompts[0], start.basis.mean(axis=0), rtol=1e-5, atol=1e-6)

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.config import RunConfig
-from fixate_jax.report.tables import pool_runs
-from fixate_jax.settings import dump_config
-from fixate_jax.tuning.experiment import CONFIG_FILE, absolute_paths
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.experiment import CONFIG_FILE, absolute_paths
+from fixate_jax.lab.report.tables import pool_runs
+from fixate_jax.lab.settings import dump_config
 
 SCRIPT = Path(__file__).parents[1] / "train" / "results_human_choice.py"
 SHARED: dict[str, Any] = {"data_path": Path("x"), "split": 2, "seeds": (7,), "swaps": 3, "ntp_baseline": False}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from fixate_jax.errors import ConfigError
-from fixate_jax.studies.jobs import Workers
-from fixate_jax.tuning import cells
+from fixate_jax.lab.experiments import cells
+from fixate_jax.lab.studies.jobs import Workers
 from tests.cells import fake_cells, load_script
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fixate_jax.config import DataConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from fixate_jax.data.options import DataConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.settings import config_from_dict, config_to_dict, dump_config, load_config
+from fixate_jax.lab.config import ObjectiveConfig, OptimizerConfig, RunConfig
+from fixate_jax.lab.settings import config_from_dict, config_to_dict, dump_config, load_config
 
 
 def preset(tmp_path: Path, text: str) -> Path:

@@ -10,11 +10,11 @@ from flax import nnx
 
 from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.backbones.loading import SHIPPED
-from fixate_jax.config import BackboneConfig
-from fixate_jax.pretraining import reading
-from fixate_jax.pretraining.card import POINTING_FILE, READING_FILE, read_details
-from fixate_jax.pretraining.recipe import Recipe
-from fixate_jax.settings import load_settings
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.pretraining import reading
+from fixate_jax.lab.pretraining.card import POINTING_FILE, READING_FILE, read_details
+from fixate_jax.lab.pretraining.recipe import Recipe
+from fixate_jax.lab.settings import load_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = {"tiny-qwen3-vl": "pretrain_tiny.yaml", "tiny-internvl": "pretrain_tiny_internvl.yaml"}

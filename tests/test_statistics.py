@@ -6,15 +6,8 @@ import pytest
 from scipy import stats
 
 from fixate_jax.errors import DataError
-from fixate_jax.statistics import (
-    bootstrap_interval,
-    compare_methods,
-    crossed_interval,
-    holm,
-    over_seeds,
-    paired_wilcoxon,
-    resamples,
-)
+from fixate_jax.evaluation.statistics import bootstrap_interval, crossed_interval, holm, paired_wilcoxon, resamples
+from fixate_jax.lab.frames import compare_methods, over_seeds
 
 
 def test_wilcoxon_agrees_with_scipy_and_counts_users():

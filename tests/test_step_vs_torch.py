@@ -12,11 +12,13 @@ from PIL import Image
 
 from fixate_jax.backbones import stack_pages
 from fixate_jax.backbones.loading import Backbone, load_backbone
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.session import Session
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.parts import objective_of
 from fixate_jax.probing.batches import Batch, SessionData
 from fixate_jax.prompts import PromptParams
-from fixate_jax.tuning.step import objective_of, session_losses
+from fixate_jax.tuning.step import session_losses
 from tests.backbones.tiny import make_torch_checkpoint
 
 pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from fixate_jax.config import ObjectiveConfig, OperatorConfig
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig
 from tests.backbones.tiny import make_torch_checkpoint
 from tests.backbones.torch_parity import left_pad, load_torch_model, page_token_rows, torch_hidden_states
 

@@ -13,8 +13,8 @@ from flax import nnx
 from benchmarks.real_case import MODELS, RealCase, make_real_case
 from benchmarks.setup import BATCH
 from fixate_jax.backbones import take_branches
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.step import make_train_step
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.programs import make_train_step
 
 KERNEL = "@tpu_custom_call"
 HOWS = ("auto", "blocked")

@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image
 
 from fixate_jax.backbones import Backbone, load_backbone
-from fixate_jax.config import BackboneConfig, CacheConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.session import Session
+from fixate_jax.lab.config import PromptConfig, RunConfig
+from fixate_jax.pipeline.features import FeatureStore
+from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.probing.batches import SessionData
 from fixate_jax.prompts import PromptParams, init_prompt
-from fixate_jax.tuning.features import FeatureStore
 
 USERS = ("u0", "u1", "u2")
 
@@ -99,7 +101,7 @@ class World:
         """A prompt of the size of real embeddings, with users that differ."""
         key, other = jax.random.split(jax.random.key(seed))
         config = replace(self.config.prompt, init_scale=0.5)
-        prompt = init_prompt(key, config=config, users=len(USERS), width=self.backbone.width)
+        prompt = init_prompt(key, **config.sizes, users=len(USERS), width=self.backbone.width)
         return prompt._replace(coefficients=jax.random.normal(other, prompt.coefficients.shape))
 
     def batch(self, indices: Sequence[int] | None = None):

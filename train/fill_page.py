@@ -11,8 +11,8 @@ from pathlib import Path
 
 import tyro
 
-from fixate_jax.durable import replacing, write_text
 from fixate_jax.errors import ConfigError
+from fixate_jax.runtime.durable import replacing, write_text
 
 
 def fill(folder: Path, page: Path) -> None:

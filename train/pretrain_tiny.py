@@ -13,9 +13,9 @@ from pathlib import Path
 import tyro
 
 from fixate_jax.backbones.loading import SHIPPED
-from fixate_jax.pretraining.recipe import Recipe
-from fixate_jax.pretraining.training import Pretraining
-from fixate_jax.settings import load_settings
+from fixate_jax.lab.pretraining.recipe import Recipe
+from fixate_jax.lab.pretraining.training import Pretraining
+from fixate_jax.lab.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

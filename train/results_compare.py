@@ -19,14 +19,17 @@ from jaxtyping import Float
 
 from fixate_jax.data.carousel import Poster
 from fixate_jax.data.synthetic.carousel import CONCENTRATION, Person, people
-from fixate_jax.durable import write_text
-from fixate_jax.emulation import Comparison, Page, compare_versions, open_emulator
+from fixate_jax.emulation import Page
 from fixate_jax.emulation.versions import CATALOGUE, VERSIONS, as_drawn, draw_slates, item_name
-from fixate_jax.progress import track
-from fixate_jax.report.tables import to_markdown
-from fixate_jax.statistics import bootstrap_interval
-from fixate_jax.studies.provenance import provenance
-from fixate_jax.studies.report import provenance_lines
+from fixate_jax.evaluation.statistics import bootstrap_interval
+from fixate_jax.lab.bundles.opening import open_emulator
+from fixate_jax.lab.bundles.settings import settings_of
+from fixate_jax.lab.comparison import Comparison, compare_versions
+from fixate_jax.lab.report.tables import to_markdown
+from fixate_jax.lab.studies.provenance import provenance
+from fixate_jax.lab.studies.report import provenance_lines
+from fixate_jax.runtime.durable import write_text
+from fixate_jax.runtime.progress import track
 
 POSTERS = {item_name(poster): poster for poster in CATALOGUE}
 VISITS = 200
@@ -130,12 +133,11 @@ def _r(ours: Float[np.ndarray, "*shape"], theirs: Float[np.ndarray, "*shape"]) -
 def main(plan: tyro.conf.OmitArgPrefixes[Plan]) -> None:
     """Show the versions to both and write the table."""
     emulator = open_emulator(plan.source)
-    operator = replace(emulator.config.operator, assignment="area")
-    emulator = replace(emulator, config=replace(emulator.config, operator=operator))
+    emulator = replace(emulator, assignment="area")
     slates = draw_slates(pages=plan.pages, seed=plan.page_seed)
     versions = {"as drawn": as_drawn(slates)} | {name: make(slates) for name, make in VERSIONS.items()}
     emulated = compare_versions(emulator, versions, track=track)
-    known = people(len(emulated.users), emulator.config.data.split_seed)
+    known = people(len(emulated.users), settings_of(emulator).data.split_seed)
     found = table(emulated, true_comparison(emulated, known))
     text = "\n".join([*provenance_lines([provenance()]), "", to_markdown(found, 2)])
     write_text(plan.out / "truth.csv", found.to_csv(index=False))

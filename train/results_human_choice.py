@@ -16,13 +16,13 @@ from typing import Any
 import pandas as pd
 import tyro
 
-from fixate_jax.config import RunConfig
-from fixate_jax.data import open_or_prepare
-from fixate_jax.metrics import summarise, user_means
-from fixate_jax.report.figures import method_differences
-from fixate_jax.report.tables import comparison_table, pool_runs, results_table, to_markdown
-from fixate_jax.settings import load_config
-from fixate_jax.tuning.experiment import CONFIG_FILE, FIXATE, absolute_paths, run_experiment
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.experiment import CONFIG_FILE, FIXATE, absolute_paths, run_experiment
+from fixate_jax.lab.frames import summarise, user_means
+from fixate_jax.lab.report.figures import method_differences
+from fixate_jax.lab.report.tables import comparison_table, pool_runs, results_table, to_markdown
+from fixate_jax.lab.settings import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {

@@ -15,16 +15,16 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from fixate_jax.config import RunConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.metrics import summarise
-from fixate_jax.report.operators import operator_overview
-from fixate_jax.report.tables import comparison_table, pool_runs, to_markdown
-from fixate_jax.settings import load_config
-from fixate_jax.statistics import holm
-from fixate_jax.studies.jobs import Workers
-from fixate_jax.tuning.cells import OPERATORS, Cell, read_cells, run_cells, seconds_of, with_operator
-from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED, absolute_paths
+from fixate_jax.evaluation.statistics import holm
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.cells import OPERATORS, Cell, read_cells, run_cells, seconds_of, with_operator
+from fixate_jax.lab.experiments.experiment import BACKBONE, FIXATE, SWAPPED, absolute_paths
+from fixate_jax.lab.frames import summarise
+from fixate_jax.lab.report.operators import operator_overview
+from fixate_jax.lab.report.tables import comparison_table, pool_runs, to_markdown
+from fixate_jax.lab.settings import load_config
+from fixate_jax.lab.studies.jobs import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONES = ("tiny-qwen3-vl", "tiny-internvl")

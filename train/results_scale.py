@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 import tyro
 
-from fixate_jax.config import RunConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.metrics import summarise
-from fixate_jax.report.tables import comparison_table, pool_runs, to_markdown
-from fixate_jax.settings import load_config
-from fixate_jax.studies.jobs import Workers
-from fixate_jax.tuning.cells import Cell, read_cells, run_cells, seconds_of
-from fixate_jax.tuning.experiment import BACKBONE, FIXATE, absolute_paths
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.cells import Cell, read_cells, run_cells, seconds_of
+from fixate_jax.lab.experiments.experiment import BACKBONE, FIXATE, absolute_paths
+from fixate_jax.lab.frames import summarise
+from fixate_jax.lab.report.tables import comparison_table, pool_runs, to_markdown
+from fixate_jax.lab.settings import load_config
+from fixate_jax.lab.studies.jobs import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "default"

@@ -29,22 +29,23 @@ import tyro
 from jax.flatten_util import ravel_pytree
 
 from fixate_jax.backbones import take_branches
-from fixate_jax.config import RunConfig
-from fixate_jax.data import open_or_prepare
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.programs import make_evaluate, make_train_step
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.lab.parts import OPERATORS, objective_of, operator_of, optimizer_of
+from fixate_jax.lab.report.tables import to_markdown
+from fixate_jax.lab.settings import load_config
 from fixate_jax.objective import kl, session_mean
-from fixate_jax.probing import OPERATORS, Operator, Probe, Trace, gather_visual, operator_of, slot_attention
-from fixate_jax.probing.attn_lrp import normalise_rows
+from fixate_jax.probing import Operator, Probe, Trace, gather_visual, slot_attention
 from fixate_jax.probing.batches import Batch, TrainingPlan, evaluation_batches, training_iterator
 from fixate_jax.probing.layer_weights import depth_weights
+from fixate_jax.probing.operators.attn_lrp import normalise_rows
 from fixate_jax.probing.passes import target_logit
 from fixate_jax.probing.tail_gradient import source_rows
-from fixate_jax.progress import track
 from fixate_jax.prompts import PromptParams, init_prompt, soft_prompt
-from fixate_jax.report.tables import to_markdown
-from fixate_jax.settings import load_config
-from fixate_jax.tuning.optimizer import make_optimizer
-from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import TrainState, make_evaluate, make_train_step, objective_of
+from fixate_jax.runtime.progress import track
+from fixate_jax.tuning.step import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
 Rows = Any
@@ -184,7 +185,7 @@ class Study:
             workspace.data, workspace.splits["train"], rows=config.train.batch, seed=0, epochs=config.train.epochs
         )
         step = make_train_step(workspace.backbone.graph, config, users=users, steps=steps)
-        optimizer = make_optimizer(config.optimizer, personal=True)
+        optimizer = optimizer_of(config.optimizer, personal=True)
         prompt = jax.tree.map(jnp.copy, self.prompt)
         state = TrainState(prompt, optimizer.init(prompt), jnp.int32(0))
         evaluate = make_evaluate(workspace.backbone.graph, config, workspace.backbone.encoder.end_token)
@@ -237,7 +238,7 @@ def study(config: RunConfig, out: Path, *, sessions: int, steps: int) -> dict[st
     """All tables of one backbone."""
     workspace = open_workspace(config, open_or_prepare(config.data), directory=out)
     prompt = init_prompt(
-        jax.random.key(0), config=config.prompt, users=len(workspace.users), width=workspace.backbone.width
+        jax.random.key(0), **config.prompt.sizes, users=len(workspace.users), width=workspace.backbone.width
     )
     found = Study(workspace, prompt)
     chosen = np.random.default_rng(0).choice(workspace.splits["train"], sessions, replace=False)

@@ -3,7 +3,7 @@
 A family is a module with the functions below (or any object with them); :data:`fixate_jax.backbones.loading.FAMILIES`
 maps the ``model_type`` of ``config.json`` to it. Everything else in the library reaches a backbone through these
 functions, through the model that :meth:`Family.build` makes, and through two fields of its configuration: ``decoder``
-(:class:`fixate_jax.backbones.decoder.DecoderConfig`) and ``image_token``.
+(:class:`fixate_jax.backbones.decoder.decoder.DecoderConfig`) and ``image_token``.
 
 Words used here. A page has *cells*, a grid of ``rows`` × ``columns`` over the page, in raster order, each of them the
 place of one *page token*. A page may have page tokens beyond its cells (a thumbnail of the whole page); they are read
@@ -20,10 +20,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from PIL import Image
 
-from fixate_jax.backbones.checkpoint import Rule
-from fixate_jax.backbones.decoder import Decoder
+from fixate_jax.backbones.decoder.decoder import Decoder
 from fixate_jax.backbones.inputs import EncodedPage, Prefix, SequenceInputs, TailOutput
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.weights.checkpoint import Rule
 from fixate_jax.errors import CheckpointError
 
 
@@ -51,17 +51,17 @@ class Model(nnx.Module):
         prompt: Float[Array, "batch soft width"],
         use_prompt: Bool[Array, ""] | bool = True,
     ) -> Prefix:
-        """See :meth:`fixate_jax.backbones.decoder.Decoder.prefill`."""
+        """See :meth:`fixate_jax.backbones.decoder.decoder.Decoder.prefill`."""
         return self.decoder.prefill(inputs, prompt, use_prompt)
 
     def page_keys(self, inputs: SequenceInputs) -> Float[Array, "batch both layers page kv head"]:
-        """See :meth:`fixate_jax.backbones.decoder.Decoder.page_keys`."""
+        """See :meth:`fixate_jax.backbones.decoder.decoder.Decoder.page_keys`."""
         return self.decoder.page_keys(inputs)
 
     def tail(
         self, prefix: Prefix, taps: Float[Array, "layers batch branch heads tail keys"] | None = None
     ) -> TailOutput:
-        """See :meth:`fixate_jax.backbones.decoder.Decoder.tail`."""
+        """See :meth:`fixate_jax.backbones.decoder.decoder.Decoder.tail`."""
         return self.decoder.tail(prefix, taps)
 
 

@@ -5,7 +5,7 @@ the last chat token and the answer tokens but the last. A tail position predicts
 tail's last position, ``src``, predicts the last answer token. Several branches (the answers that a page allows)
 share one prefix. Tails are right-aligned, shorter answers being padded on the left.
 
-The soft prompt may follow the page instead, see :mod:`fixate_jax.backbones.after_page`.
+The soft prompt may follow the page instead, see :mod:`fixate_jax.backbones.decoder.after_page`.
 """
 
 from collections.abc import Sequence
@@ -62,8 +62,8 @@ class SequenceInputs(NamedTuple):
             None where ``page_keys`` are given.
         page_valid: where the soft prompt follows the page, the first rows hold the chat up to the page's end; False at
             their padding. None where the soft prompt comes first.
-        page_keys: rotated keys and values of those rows in every layer, computed before
-            (:meth:`fixate_jax.backbones.decoder.Decoder.page_keys`); None: they are not, so all rows are computed.
+        page_keys: rotated keys and values of those rows in every layer, computed before by
+            :meth:`fixate_jax.backbones.decoder.decoder.Decoder.page_keys`; None: all rows are computed.
     """
 
     token_ids: Int[HostOrDevice, "batch seq"]

@@ -12,15 +12,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fixate_jax.backbones import internvl, qwen3_vl, tiny_random
-from fixate_jax.backbones.checkpoint import load_parameters, read_json
 from fixate_jax.backbones.family import Family, PageProcessor
-from fixate_jax.backbones.hub import download, is_hub_id
+from fixate_jax.backbones.internvl import model as internvl
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.processing import SessionEncoder
+from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
 from fixate_jax.backbones.sharding import ShardingRule, shardings
-from fixate_jax.config import BackboneConfig
-from fixate_jax.durable import sha256_all
+from fixate_jax.backbones.tiny import random as tiny_random
+from fixate_jax.backbones.weights.checkpoint import load_parameters, read_json
+from fixate_jax.backbones.weights.hub import download, is_hub_id
 from fixate_jax.errors import CheckpointError
+from fixate_jax.runtime.durable import sha256_all
 
 FAMILIES: dict[str, Family] = {qwen3_vl.MODEL_TYPE: qwen3_vl, **dict.fromkeys(internvl.MODEL_TYPES, internvl)}
 """model_type of ``config.json`` → architecture. A new one is one file (:class:`Family`) and a line here."""

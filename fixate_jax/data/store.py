@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from fixate_jax.data.session import SPLITS, Session
-from fixate_jax.durable import remove_leftovers, staging_name, writing
 from fixate_jax.errors import DataError, DiskError, StoreError
+from fixate_jax.runtime.durable import remove_leftovers, staging_name, writing
 
 FORMAT = 1
 SESSIONS, MANIFEST, IMAGES = "sessions.parquet", "manifest.json", "images"

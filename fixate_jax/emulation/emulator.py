@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,23 @@ from scipy.special import logsumexp
 
 from fixate_jax.backbones import Backbone, EncodedSession
 from fixate_jax.backbones.sharding import shardings
-from fixate_jax.config import CacheConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.page import Page as PageInMemory
 from fixate_jax.data.session import Session
 from fixate_jax.emulation.pages import Page, require_distinct
 from fixate_jax.emulation.visits import Emulation, Visits
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing import Operator, reads_source_row
+from fixate_jax.evaluation.forward import Evaluation, Jitted, jitted_evaluation
+from fixate_jax.pipeline.kept import CacheConfig
+from fixate_jax.pipeline.page_keys import wants_page_keys
+from fixate_jax.pipeline.pages import read_pages, warn_of_empty_slots
+from fixate_jax.pipeline.placement import Placement, open_mesh, put_rows
+from fixate_jax.probing import Operator, attn_lrp
 from fixate_jax.probing.batches import SessionData
 from fixate_jax.probing.encode import Question
-from fixate_jax.prompts import PromptParams, population_prompt, soft_prompt
-from fixate_jax.tuning.evaluate import Track, silent
-from fixate_jax.tuning.in_memory import Tuned
-from fixate_jax.tuning.placement import Placement, put_rows
-from fixate_jax.tuning.setup import open_mesh, read_pages, warn_of_empty_slots
-from fixate_jax.tuning.step import Evaluation, Jitted, make_evaluate
+from fixate_jax.probing.passes import EPS
+from fixate_jax.prompts import Position, PromptParams, population_prompt, soft_prompt
+from fixate_jax.runtime.progress import Track, silent
+from fixate_jax.tuning.tune import Tuned
 
 BACKBONE = "backbone"
 """Stands for the model without a prompt in place of a user."""
@@ -39,70 +41,72 @@ MULTIPLE = 16
 """Sizes of a call are rounded up to multiples of it, so that the next one is likely to fit what is compiled."""
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False)
 class UserEmulator:
     """Emulated users of pages.
 
     Attributes:
         backbone: the frozen model.
-        prompt: trained basis and coefficients; what :func:`fixate_jax.tuning.in_memory.tune` returns brings the rest.
+        tuned: trained basis and coefficients; or what :func:`fixate_jax.tuning.tune.tune` returns, which brings users,
+            operator, position and assignment along.
         users: whose the rows of the coefficients are.
-        config: settings under which the prompts were tuned; those of operator, prompt and cache count, and of
-            ``train`` the batch of evaluation, the mesh and the number of sequence lengths.
-        operator: how to tell where the model looks, instead of the settings' operator.
+        operator: how to tell where the model looks (None: FixATE's AttnLRP).
+        eps: ε of slot attention.
+        position: where the soft prompt stands.
+        assignment: how tokens are assigned to slots.
+        batch: visits in a batch.
+        max_lengths: sequence lengths that pages are padded to, each one compilation, at most.
+        mesh_shape: devices along (data, fsdp, tensor) that share a batch.
+        cache: budgets of what is kept of pages.
         directory: for page features that fit nowhere but on disk (None: those are computed each time).
+        page_width: width in pixels of the pages that the prompts were tuned on.
+        origin: under which settings the prompts were tuned, as plain values; only kept here.
         encoded: token sequences of questions asked before.
+
+    Raises:
+        ConfigError: users or prompts do not fit together or the backbone.
     """
 
     backbone: Backbone
-    prompt: PromptParams
-    users: tuple[str, ...]
-    config: RunConfig
-    directory: Path | None = None
-    encoded: dict[Question, EncodedSession] = field(default_factory=dict, repr=False)
+    tuned: PromptParams | Tuned
+    users: tuple[str, ...] = ()
     operator: Operator | None = None
+    eps: float = EPS
+    position: Position = "before"
+    assignment: Literal["centre", "area"] = "centre"
+    batch: int = 16
+    max_lengths: int = 4
+    mesh_shape: tuple[int, int, int] = (1, 1, 1)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    directory: Path | None = None
+    page_width: int = 320
+    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    encoded: dict[Question, EncodedSession] = field(default_factory=dict, repr=False)
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        prompt: PromptParams | Tuned,
-        users: Sequence[str] = (),
-        config: RunConfig | None = None,
-        directory: Path | None = None,
-        encoded: dict[Question, EncodedSession] | None = None,
-        operator: Operator | None = None,
-    ):
-        if isinstance(prompt, Tuned):
-            if users or config is not None or operator is not None:
-                raise ConfigError(
-                    "tuned prompts bring users, settings and operator; leave users, config and operator out"
-                )
-            users, operator, config = prompt.users, prompt.operator, _settings(prompt)
-            prompt = prompt.prompt
-        values = {
-            "backbone": backbone,
-            "prompt": prompt,
-            "users": tuple(users),
-            "config": RunConfig() if config is None else config,
-            "directory": directory,
-            "encoded": {} if encoded is None else encoded,
-            "operator": operator,
-        }
+    def __post_init__(self) -> None:
+        values: dict[str, Any] = {"users": tuple(self.users), "operator": self.operator or attn_lrp()}
+        tuned = self.tuned
+        if isinstance(tuned, Tuned):
+            if self.users or self.operator is not None:
+                raise ConfigError("tuned prompts bring users and operator; leave users and operator out")
+            values = {name: getattr(tuned, name) for name in ("users", "operator", "position", "assignment")}
+            values["tuned"] = tuned.prompt
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        self._check()
-
-    def _check(self) -> None:
-        people, (_, tokens, width) = len(self.prompt.coefficients), self.prompt.basis.shape
+        people = len(self.prompt.coefficients)
         if people != len(self.users) or len(set(self.users)) < people or BACKBONE in self.users:
             raise ConfigError(
                 f"users: {people} rows of coefficients want as many names, each once and none {BACKBONE!r}"
             )
-        if (tokens, width) != (self.config.prompt.tokens, self.backbone.width):
-            raise ConfigError(
-                f"prompt: {tokens} tokens of width {width}, where prompt.tokens is {self.config.prompt.tokens} and "
-                f"the backbone's width {self.backbone.width}"
-            )
+        width = self.prompt.basis.shape[2]
+        if width != self.backbone.width:
+            raise ConfigError(f"prompt: tokens of width {width}, where the backbone's width is {self.backbone.width}")
+
+    @property
+    def prompt(self) -> PromptParams:
+        """The trained basis and coefficients."""
+        assert isinstance(self.tuned, PromptParams)
+        return self.tuned
 
     def __deepcopy__(self, memo: object) -> "UserEmulator":
         """Itself: weights and compiled programs are never changed, and whoever copies settings must not copy them."""
@@ -110,8 +114,8 @@ class UserEmulator:
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The devices that share a batch, as ``train.mesh`` says."""
-        return open_mesh(self.config.train.mesh)
+        """The devices that share a batch."""
+        return open_mesh(self.mesh_shape)
 
     @cached_property
     def placement(self) -> Placement:
@@ -126,8 +130,10 @@ class UserEmulator:
     @cached_property
     def evaluate(self) -> Jitted:
         """The jitted evaluation, the same as in tuning."""
-        end = self.backbone.encoder.end_token
-        return make_evaluate(self.backbone.graph, self.config, end, operator=self.operator, placement=self.placement)
+        assert self.operator is not None
+        end, how = self.backbone.encoder.end_token, {"eps": self.eps, "placement": self.placement}
+        found: Jitted = jitted_evaluation(self.backbone.graph, self.operator, end, **how)
+        return found
 
     @cached_property
     def soft_prompts(self) -> Float[Array, "rows tokens width"]:
@@ -231,7 +237,7 @@ class UserEmulator:
         data = self._data(sessions, images)
         found = _Gathered(users, pages, data, of_visit, relevance=relevance)
         waiting: tuple[list[int], Evaluation] | None = None
-        for visits in track(_batches(data, of_visit, rows < 0, self.config.train.eval_batch), "Emulating"):
+        for visits in track(_batches(data, of_visit, rows < 0, self.batch), "Emulating"):
             asked = self._ask(data, of_visit, rows, visits)
             # The device works on this batch while the one before is brought to the host.
             if waiting is not None:
@@ -251,16 +257,15 @@ class UserEmulator:
         Args:
             size: visits in a batch; devices that share it must divide it.
         """
-        if size == self.config.train.eval_batch:
+        if size == self.batch:
             return self
         if size not in self._by_batch:
-            train = replace(self.config.train, eval_batch=size)
-            self._by_batch[size] = replace(self, config=replace(self.config, train=train))
+            self._by_batch[size] = replace(self, batch=size)
         return self._by_batch[size]
 
     def with_prompt(self, prompt: PromptParams, users: Sequence[str]) -> "UserEmulator":
         """The same model with other users."""
-        return replace(self, prompt=prompt, users=tuple(users))
+        return replace(self, tuned=prompt, users=tuple(users))
 
     def _rows(self, users: Sequence[str], unknown: str) -> Int[np.ndarray, " visits"]:
         """Row of each visit's soft prompt, -1 for the model without one."""
@@ -274,16 +279,16 @@ class UserEmulator:
         return np.array([known.get(user, len(self.users)) for user in users], np.int64)
 
     def _data(self, sessions: list[Session], images: dict[str, Image.Image]) -> SessionData:
-        config = self.config
-        if self.directory is None:
-            config = replace(config, cache=replace(config.cache, disk_bytes=0))
+        assert self.operator is not None
         features, encoded, keys = read_pages(
-            config,
             self.backbone,
             images.__getitem__,
             sessions,
+            cache=self.cache if self.directory else replace(self.cache, disk_bytes=0),
             directory=self.directory or Path(),
+            batch=self.batch,
             placement=self.placement,
+            page_keys=wants_page_keys(self.position, self.operator),
             known=self.encoded,
             bar=silent,
         )
@@ -292,15 +297,15 @@ class UserEmulator:
             encoded,
             {session.user_id: 0 for session in sessions},
             features=features,
-            prompt_tokens=config.prompt.tokens,
+            prompt_tokens=self.prompt.basis.shape[1],
             signal=None,
-            max_lengths=config.train.max_lengths,
-            assignment=config.operator.assignment,
-            position=config.prompt.position,
+            max_lengths=self.max_lengths,
+            assignment=self.assignment,
+            position=self.position,
             page_keys=keys,
             multiple=MULTIPLE,
         )
-        if config.operator.assignment == "centre":
+        if self.assignment == "centre":
             warn_of_empty_slots(data)
         return data
 
@@ -308,7 +313,7 @@ class UserEmulator:
         self, data: SessionData, of_visit: Sequence[int], rows: Int[np.ndarray, " visits"], visits: list[int]
     ) -> Evaluation:
         """One batch, all of it with prompts or all without."""
-        size = self.config.train.eval_batch
+        size = self.batch
         filled = visits + [visits[0]] * (size - len(visits))
         own = self.placement.own_rows(size)
         batch = data.batch([of_visit[v] for v in filled], own)
@@ -316,20 +321,6 @@ class UserEmulator:
         soft = jnp.take(self.soft_prompts, np.maximum(chosen, 0)[own], axis=0)
         placed, placed_batch = (put_rows(x, self.placement.rows, own, size) for x in (soft, batch))
         return self.evaluate(placed, np.asarray(chosen[0] >= 0), self.params, placed_batch)
-
-
-def _settings(tuned: Tuned) -> RunConfig:
-    """Settings under which prompts were tuned in memory."""
-    basis, tokens, _ = tuned.prompt.basis.shape
-    # Keys of pages serve none but operators that read the answering row alone.
-    kept = (
-        CacheConfig() if reads_source_row(tuned.operator) else CacheConfig(device_bytes=0, host_bytes=0, disk_bytes=0)
-    )
-    return RunConfig(
-        prompt=PromptConfig(basis=basis, tokens=tokens, position=tuned.position),
-        operator=OperatorConfig(assignment=tuned.assignment),
-        cache=kept,
-    )
 
 
 def _named(index: int, page: PageInMemory) -> Page:

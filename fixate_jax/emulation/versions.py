@@ -1,7 +1,7 @@
 """Versions of drawn carousel pages: the same films in another order, in other rows, in places of other sizes.
 
 A slate is what one page offers: its posters in reading order. Every function here draws all slates in one version, as
-pages of the same names with items of the same names, for :func:`fixate_jax.emulation.compare.compare_versions`.
+pages of the same names with items of the same names, for :func:`fixate_jax.lab.comparison.compare_versions`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,25 +1,16 @@
 """Operators that read off a model where it looks, and the assignment of visual tokens to slots."""
 
 from fixate_jax.probing.heat_map import heat_map
-from fixate_jax.probing.lrp import conservation_error
-from fixate_jax.probing.registry import (
-    OPERATORS,
-    attention,
-    attention_gradient,
-    attn_lrp,
-    find_operator,
-    glimpse,
-    input_gradient,
-    integrated_gradients,
-    lrp,
-    operator_of,
-    rollout,
-)
+from fixate_jax.probing.operators.attention import attention
+from fixate_jax.probing.operators.attn_lrp import attention_gradient, attn_lrp
+from fixate_jax.probing.operators.glimpse import glimpse
+from fixate_jax.probing.operators.input_gradient import input_gradient, integrated_gradients
+from fixate_jax.probing.operators.lrp import conservation_error, lrp
+from fixate_jax.probing.operators.rollout import rollout
 from fixate_jax.probing.slots import assign_slots, gather_visual, slot_attention, take_visual, token_centres
 from fixate_jax.probing.trace import Operator, Probe, Tail, Trace, operator, reads_source_row
 
 __all__ = [
-    "OPERATORS",
     "Operator",
     "Probe",
     "Tail",
@@ -29,7 +20,6 @@ __all__ = [
     "attention_gradient",
     "attn_lrp",
     "conservation_error",
-    "find_operator",
     "gather_visual",
     "glimpse",
     "heat_map",
@@ -37,7 +27,6 @@ __all__ = [
     "integrated_gradients",
     "lrp",
     "operator",
-    "operator_of",
     "reads_source_row",
     "rollout",
     "slot_attention",

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fixate_jax.backbones.attention import MASKED, group_heads
-from fixate_jax.backbones.products import multiply
+from fixate_jax.backbones.decoder.attention import MASKED, group_heads
+from fixate_jax.backbones.decoder.products import multiply
 
 
 def attention_rows(

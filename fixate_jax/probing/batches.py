@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 
 from fixate_jax.backbones.inputs import HostOrDevice, SequenceInputs
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.config import Position
 from fixate_jax.data.session import Session
 from fixate_jax.probing.slots import assign_slots
+from fixate_jax.prompts import Position
 
 
 class Batch(NamedTuple):
@@ -116,7 +116,7 @@ class SessionData:
             assignment: how visual tokens are assigned to slots, see :func:`fixate_jax.probing.assign_slots`.
             position: where the soft prompt stands.
             page_keys: from indices of sessions to what is kept of their pages, instead of ``features``
-                (:class:`fixate_jax.tuning.page_keys.PageKeyStore`).
+                (:class:`fixate_jax.pipeline.page_keys.PageKeyStore`).
             multiple: round sizes up to multiples of it, the number of slots to multiples of 4: other sessions are then
                 likelier to have the same shapes, and need no compilation of their own. 1 leaves them as they are.
         """

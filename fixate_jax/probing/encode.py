@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from fixate_jax.backbones.inputs import stack_pages
 from fixate_jax.backbones.loading import Backbone
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.config import Position
 from fixate_jax.data.page import Page, Session
 from fixate_jax.data.session import Session as StoredSession
 from fixate_jax.errors import DataError
 from fixate_jax.probing.batches import Batch, SessionData
+from fixate_jax.prompts import Position
 
 Question: TypeAlias = tuple[str, tuple[str, ...], int, int]
 """What a token sequence depends on: profile, labels, rows and columns of the page."""

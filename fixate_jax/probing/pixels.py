@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fixate_jax.backbones import internvl_pages, qwen3_vl_vision
 from fixate_jax.backbones.inputs import EncodedPage, SequenceInputs
+from fixate_jax.backbones.internvl import pages as internvl_pages
+from fixate_jax.backbones.qwen3_vl import vision as qwen3_vl_vision
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing.input_gradient import Embeddings, embedding_gradient
+from fixate_jax.probing.operators.input_gradient import Embeddings, embedding_gradient
 from fixate_jax.probing.rules import LrpRules
 from fixate_jax.probing.trace import Trace
 

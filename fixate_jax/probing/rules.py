@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fixate_jax.backbones.attention import precise
-from fixate_jax.backbones.decoder_layer import PLAIN, Rules
-from fixate_jax.backbones.layers import ACTIVATIONS
+from fixate_jax.backbones.decoder.attention import precise
+from fixate_jax.backbones.decoder.decoder_layer import PLAIN, Rules
+from fixate_jax.backbones.decoder.layers import ACTIVATIONS
 
 HALF = 0.5
 QUARTER = 0.25
@@ -86,7 +86,7 @@ GAINS = {
     "gelu_pytorch_tanh": lambda x: 0.5 * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (x + 0.044715 * x**3))),
     "silu": jax.nn.sigmoid,
 }
-"""What each of :data:`fixate_jax.backbones.layers.ACTIVATIONS` multiplies its input by."""
+"""What each of :data:`fixate_jax.backbones.decoder.layers.ACTIVATIONS` multiplies its input by."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

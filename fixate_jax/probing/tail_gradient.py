@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fixate_jax.backbones.attention import precise
+from fixate_jax.backbones.decoder.attention import precise
 from fixate_jax.probing.trace import Trace
 
 

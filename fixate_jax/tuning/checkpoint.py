@@ -17,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from fixate_jax.durable import advice, checksums, flush, flush_entry, is_full, sha256
 from fixate_jax.errors import CheckpointError
+from fixate_jax.runtime.durable import advice, checksums, flush, flush_entry, is_full, sha256
 
 _STEP = re.compile(r"step_(\d{8,})")
 _UNFINISHED = "unfinished_"

@@ -1,13 +1,12 @@
 """AdamW for the prompt, where a user who is not in the batch stays exactly as they were."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fixate_jax.config import OptimizerConfig
 from fixate_jax.prompts import PromptParams
 
 
@@ -62,7 +61,16 @@ class PromptOptState(NamedTuple):
     coefficients: optax.OptState
 
 
-def make_optimizer(config: OptimizerConfig, *, personal: bool) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    *,
+    basis_lr: float = 1e-3,
+    user_lr: float = 1e-3,
+    basis_weight_decay: float = 1e-3,
+    user_weight_decay: float = 1e-3,
+    basis_clip: float = 100.0,
+    user_clip: float = 5.0,
+    personal: bool = True,
+) -> optax.GradientTransformationExtraArgs:
     """AdamW on `PromptParams`, with rate, decay and clipping of its own for each group.
 
     B: gradient clipped to global norm `basis_clip`, then AdamW. z: gradients of the present users clipped together to
@@ -72,17 +80,20 @@ def make_optimizer(config: OptimizerConfig, *, personal: bool) -> optax.Gradient
     The update takes an extra argument `present: Bool[Array, " users"]`: the users in the accumulated batch.
 
     Args:
-        config: rates, decays, norms.
+        basis_lr, user_lr: learning rates of B and z.
+        basis_weight_decay, user_weight_decay: decoupled weight decay of B and z.
+        basis_clip: largest global gradient norm of B.
+        user_clip: largest global gradient norm of all z together.
         personal: False leaves z as it is, so that all users share one prompt (the "no personalisation" ablation).
     """
     basis_rule = optax.chain(
-        optax.clip_by_global_norm(config.basis_clip),
-        optax.adamw(config.basis_lr, weight_decay=config.basis_weight_decay, mu_dtype=jnp.float32),
+        optax.clip_by_global_norm(basis_clip),
+        optax.adamw(basis_lr, weight_decay=basis_weight_decay, mu_dtype=jnp.float32),
     )
     user_rule: optax.GradientTransformationExtraArgs
     if personal:
-        rows = per_row(optax.adamw(config.user_lr, weight_decay=config.user_weight_decay, mu_dtype=jnp.float32))
-        user_rule = optax.chain(optax.clip_by_global_norm(config.user_clip), rows)
+        rows = per_row(optax.adamw(user_lr, weight_decay=user_weight_decay, mu_dtype=jnp.float32))
+        user_rule = optax.chain(optax.clip_by_global_norm(user_clip), rows)
     else:
         user_rule = optax.with_extra_args_support(optax.set_to_zero())
 
@@ -108,13 +119,13 @@ def make_optimizer(config: OptimizerConfig, *, personal: bool) -> optax.Gradient
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 
 
-def rate_factor(config: OptimizerConfig, step: Int[Array, ""], steps: int) -> Float[Array, ""]:
+def rate_factor(decay: Literal["none", "cosine"], step: Int[Array, ""], steps: int) -> Float[Array, ""]:
     """What both rates are multiplied by in step `step` of `steps`, counted from 0; 1 without decay.
 
     Adam's update is proportional to its rate, decoupled decay included, so that scaling the update scales the rate.
     One count serves all users: decay follows the run, not how often a person came up.
     """
-    if config.decay == "none":
+    if decay == "none":
         return jnp.ones(())
     return jnp.asarray(optax.cosine_decay_schedule(1.0, steps)(step))
 

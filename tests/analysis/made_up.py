@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from fixate_jax.analysis import AnalysisSettings, Layout
-from fixate_jax.data import Session
+from fixate_jax.data.session import Session
+from fixate_jax.lab.analysis import AnalysisSettings, Layout
 
 SETTINGS = AnalysisSettings(halvings=5)
 PATTERNS = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])

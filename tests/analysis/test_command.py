@@ -14,19 +14,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
-from fixate_jax import cli
-from fixate_jax.analysis import (
-    AnalysisSettings,
-    analyse,
-    click_relation,
-    stability,
-    write_analysis,
-)
-from fixate_jax.analysis import write as analysis_write
-from fixate_jax.config import DataConfig
-from fixate_jax.data import SessionStore, open_or_prepare
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError, DiskError
-from fixate_jax.report import gaze as pictures
+from fixate_jax.lab.analysis import AnalysisSettings, analyse, click_relation, stability, write_analysis
+from fixate_jax.lab.analysis import write as analysis_write
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.report import gaze as pictures
 from tests.analysis.made_up import PATTERNS, SETTINGS, boxes, layout, same
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
@@ -174,7 +169,7 @@ def test_the_command_writes_everything(
         )
         == 0
     )
-    out = tmp_path / "analyses" / "synthetic_carousel"
+    out = tmp_path / "analyses" / "demo"
     page = (out / "analysis.html").read_text(encoding="utf-8")
     assert "The test split is among them" in page
     wanted = AnalysisSettings(splits=("test",), halvings=10, min_sessions=9, layouts=2, seed=3, gaze_temperature=2.0)

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from fixate_jax import metrics
-from fixate_jax.analysis import (
+from fixate_jax.errors import DataError
+from fixate_jax.evaluation import metrics
+from fixate_jax.lab.analysis import (
     analyse,
     click_bounds,
     click_relation,
@@ -23,8 +24,7 @@ from fixate_jax.analysis import (
     stability,
     user_means,
 )
-from fixate_jax.analysis import measures as analysis_measures
-from fixate_jax.errors import DataError
+from fixate_jax.lab.analysis import measures as analysis_measures
 from tests.analysis.made_up import PATTERNS, SETTINGS, layout, made_up
 
 

@@ -5,12 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fixate_jax.analysis import (
-    AnalysisSettings,
-    analyse,
-    select_sessions,
-)
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.lab.analysis import AnalysisSettings, analyse, select_sessions
 from tests.analysis.made_up import SETTINGS, made_up, same, session
 
 

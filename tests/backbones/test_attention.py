@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.backbones.attention import blocked_attention, tail_attention
+from fixate_jax.backbones.decoder.attention import blocked_attention, tail_attention
 
 BATCH, SEQ, HEADS, KV, WIDTH = 2, 11, 4, 2, 8
 

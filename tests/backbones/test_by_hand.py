@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder.decoder import Decoder
+from fixate_jax.backbones.decoder.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder.rope import frequency_axes
 from fixate_jax.backbones.inputs import SequenceInputs
-from fixate_jax.backbones.qwen3_vl import Qwen3VLConfig, image_positions
-from fixate_jax.backbones.rope import frequency_axes
+from fixate_jax.backbones.qwen3_vl.model import Qwen3VLConfig, image_positions
 
 CONFIG = DecoderConfig(
     vocab=13,

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.backbones import decoder
-from fixate_jax.backbones.attention import blocked_attention
-from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.decoder_layer import DecoderConfig
-from fixate_jax.backbones.flash import prefill_attention, splash_attention
+from fixate_jax.backbones.decoder import decoder
+from fixate_jax.backbones.decoder.attention import blocked_attention
+from fixate_jax.backbones.decoder.decoder import Decoder
+from fixate_jax.backbones.decoder.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder.flash import prefill_attention, splash_attention
 from fixate_jax.backbones.inputs import SequenceInputs
 from tests import environment
 
@@ -192,9 +192,9 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.real_case import BATCH, make_real_case
 from fixate_jax.backbones.sharding import shardings
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.placement import Placement
-from fixate_jax.tuning.step import make_train_step
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.pipeline.placement import Placement
+from fixate_jax.lab.experiments.programs import make_train_step
 from tests.backbones.test_flash import BLOCKED, INTERPRETED, draw, lowered, value_and_gradients
 
 rows, whole, heads = PartitionSpec("data"), PartitionSpec(), PartitionSpec(None, None, "tensor")

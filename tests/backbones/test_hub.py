@@ -21,12 +21,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects
 
-from fixate_jax.backbones import hub, load_backbone, resolve
-from fixate_jax.backbones.hub import is_hub_id
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig, RunConfig
+from fixate_jax.backbones import load_backbone, resolve
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
+from fixate_jax.backbones.weights import hub
+from fixate_jax.backbones.weights.hub import is_hub_id
 from fixate_jax.errors import CheckpointError
-from fixate_jax.tuning.experiment import absolute_paths
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.experiment import absolute_paths
 
 NAME, COMMIT, OLDER = "someone/Tiny-VL", "1" * 40, "2" * 40
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fixate_jax.backbones import Backbone, internvl, load_backbone
-from fixate_jax.backbones.checkpoint import TensorFiles, export_tensors
+from fixate_jax.backbones import Backbone, load_backbone
+from fixate_jax.backbones.internvl import model as internvl
 from fixate_jax.backbones.loading import FAMILIES, family_of
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.weights.checkpoint import TensorFiles, export_tensors
 from fixate_jax.errors import CheckpointError
 from tests.backbones.tiles import mark_ids
 from tests.backbones.tiny_internvl import (

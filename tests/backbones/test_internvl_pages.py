@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.backbones import EncodedPage, EncodedSession, SessionEncoder, internvl, stack_pages
-from fixate_jax.backbones.internvl_config import InternVLConfig
-from fixate_jax.backbones.internvl_pages import PageProcessor, cell_tokens, image_positions, page_processor, page_units
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones import EncodedPage, EncodedSession, SessionEncoder, stack_pages
+from fixate_jax.backbones.internvl import model as internvl
+from fixate_jax.backbones.internvl.config import InternVLConfig
+from fixate_jax.backbones.internvl.pages import (
+    PageProcessor,
+    cell_tokens,
+    image_positions,
+    page_processor,
+    page_units,
+)
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.session import Session
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.probing import gather_visual, slot_attention

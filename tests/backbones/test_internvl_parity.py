@@ -12,11 +12,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from fixate_jax.backbones import Backbone, SequenceInputs, internvl, internvl_vision, load_backbone, stack_pages
-from fixate_jax.backbones.internvl_pages import PageInputs
-from fixate_jax.backbones.verify import plain_inputs
-from fixate_jax.backbones.verify_torch import internvl_states
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones import Backbone, SequenceInputs, load_backbone, stack_pages
+from fixate_jax.backbones.internvl import model as internvl
+from fixate_jax.backbones.internvl import vision as internvl_vision
+from fixate_jax.backbones.internvl.pages import PageInputs
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.verify.torch_side import internvl_states
+from fixate_jax.lab.verify.verify import plain_inputs
 from tests.backbones.tiles import CELLS, SIDE
 from tests.backbones.tiny_internvl import VISION_6B, make_internvl_checkpoint
 from tests.backbones.torch_parity import largest_difference, left_pad, load_torch_model, swap

@@ -14,11 +14,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fixate_jax.backbones import load_backbone, loading, resolve
-from fixate_jax.backbones.checkpoint import INDEX_FILE, SINGLE_FILE
 from fixate_jax.backbones.loading import FAMILIES, family_of
-from fixate_jax.backbones.qwen3_vl import read_config
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl.model import read_config
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
+from fixate_jax.backbones.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 from fixate_jax.errors import CheckpointError, ConfigError
 
 SIZES = TinySizes(width=32, ff=48, layers=3, heads=2, kv_heads=1, head_dim=16, vision_width=32, vision_ff=48)

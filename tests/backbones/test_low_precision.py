@@ -13,7 +13,7 @@ from benchmarks import setup
 from benchmarks.low_precision import agreement
 from benchmarks.setup import Case, functions, make_case
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.tiny_random import TinySizes
+from fixate_jax.backbones.tiny.random import TinySizes
 
 STEP = "step, AttnLRP"
 

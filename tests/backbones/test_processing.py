@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.backbones import EncodedSession, SessionEncoder, qwen3_vl, stack_pages
-from fixate_jax.backbones.qwen3_vl_pages import PageProcessor
-from fixate_jax.backbones.tiny_random import CHAT_TEMPLATE, TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones import EncodedSession, SessionEncoder, stack_pages
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
+from fixate_jax.backbones.qwen3_vl.pages import PageProcessor
+from fixate_jax.backbones.tiny.random import CHAT_TEMPLATE, TinySizes, write_tiny_random
 from fixate_jax.errors import CheckpointError, LabelError
 from tests.backbones.torch_parity import load_torch_model
 

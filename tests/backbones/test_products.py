@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.backbones import layers, products
-from fixate_jax.backbones.products import LOW, frozen_product, linear_product, multiply, product
+from fixate_jax.backbones.decoder import layers, products
+from fixate_jax.backbones.decoder.products import LOW, frozen_product, linear_product, multiply, product
 
 SCORES = "bqhgd,bkhd->bhgqk"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from fixate_jax.backbones.internvl_config import InternVLConfig
-from fixate_jax.backbones.published import PUBLISHED, published_files, write_published
-from fixate_jax.backbones.qwen3_vl import Qwen3VLConfig
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.internvl.config import InternVLConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl.model import Qwen3VLConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.tuning.abstract import open_abstract
+from fixate_jax.lab.planning.abstract import open_abstract
+from fixate_jax.lab.planning.published import PUBLISHED, published_files, write_published
 
 QWEN3 = {"1b": 596_049_920, "2b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "14b": 14_768_307_200}
 """Parameters of the Qwen3 decoders, a tied output head counted once."""

@@ -12,8 +12,8 @@ from flax import nnx
 from PIL import Image
 
 from fixate_jax.backbones import Backbone, SequenceInputs, load_backbone, stack_pages
-from fixate_jax.backbones.verify import plain_inputs
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.verify.verify import plain_inputs
 from tests.backbones.tiny import make_torch_checkpoint
 from tests.backbones.torch_parity import (
     largest_difference,

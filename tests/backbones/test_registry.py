@@ -10,13 +10,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from fixate_jax.backbones import load_backbone, loading
-from fixate_jax.backbones.checkpoint import export_tensors
 from fixate_jax.backbones.family import Family, Model, PageProcessor
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.weights.checkpoint import export_tensors
 from fixate_jax.errors import CheckpointError
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.programs import make_evaluate, make_train_step
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.step import make_evaluate, make_train_step
 from tests.backbones import toy_family
 from tests.worlds import USERS, World
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from fixate_jax.backbones.loading import family_of
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.errors import CheckpointError
 
 VOCAB, HEAD_DIM, KV_HEADS = 151_936, 128, 8

@@ -17,11 +17,11 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from safetensors.numpy import save_file
 
 from benchmarks.loading import SAFETENSORS, SLACK, measure, write_checkpoint
-from fixate_jax.backbones import checkpoint
-from fixate_jax.backbones.checkpoint import SINGLE_FILE, Rule, export_tensors, load_parameters, transpose
 from fixate_jax.backbones.sharding import shardings
-from fixate_jax.backbones.streaming import StackedSource
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
+from fixate_jax.backbones.weights import checkpoint
+from fixate_jax.backbones.weights.checkpoint import SINGLE_FILE, Rule, export_tensors, load_parameters, transpose
+from fixate_jax.backbones.weights.streaming import StackedSource
 from fixate_jax.errors import CheckpointError
 from tests import environment
 
@@ -184,8 +184,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.verify import plain_inputs
-from fixate_jax.config import BackboneConfig
+from fixate_jax.lab.verify.verify import plain_inputs
+from fixate_jax.backbones.options import BackboneConfig
 
 @jax.jit
 def logits(params):

@@ -10,17 +10,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from fixate_jax.backbones import (
-    EncodedSession,
-    SequenceInputs,
-    SessionEncoder,
-    internvl,
-    load_backbone,
-    qwen3_vl,
-)
+from fixate_jax.backbones import EncodedSession, SequenceInputs, SessionEncoder, load_backbone
 from fixate_jax.backbones.family import Family
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.internvl import model as internvl
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
 from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing import gather_visual, slot_attention

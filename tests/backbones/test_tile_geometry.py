@@ -18,11 +18,13 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from fixate_jax.backbones import SessionEncoder, internvl, load_backbone, qwen3_vl, stack_pages
+from fixate_jax.backbones import SessionEncoder, load_backbone, stack_pages
 from fixate_jax.backbones.family import Family, PageProcessor
-from fixate_jax.backbones.qwen3_vl_vision import VisionConfig as QwenVision
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.internvl import model as internvl
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
+from fixate_jax.backbones.qwen3_vl.vision import VisionConfig as QwenVision
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
 from fixate_jax.data.session import Session
 from fixate_jax.probing import gather_visual, slot_attention, token_centres
 from fixate_jax.probing.batches import SessionData

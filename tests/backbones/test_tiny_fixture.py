@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from fixate_jax.backbones.tiny_random import SPECIAL_TOKENS, TinySizes, write_tiny_random
+from fixate_jax.backbones.tiny.random import SPECIAL_TOKENS, TinySizes, write_tiny_random
 from fixate_jax.errors import CheckpointError, ConfigError
 from tests.backbones.tiny import bench_checkpoint, make_torch_checkpoint
 from tests.backbones.torch_parity import left_pad, load_torch_model, page_token_rows, torch_hidden_states
@@ -58,7 +58,7 @@ def test_writing_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from fixate_jax.backbones.tiny_random import write_tiny_random\n"
+        "from fixate_jax.backbones.tiny.random import write_tiny_random\n"
         "write_tiny_random(Path(sys.argv[1]))\n"
         "from transformers import AutoTokenizer\n"
         "from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil\n"

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
+from fixate_jax.lab.config import PromptConfig, RunConfig
 from fixate_jax.prompts import soft_prompt
 from tests.worlds import World
 

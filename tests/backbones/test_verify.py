@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fixate_jax.backbones import internvl, qwen3_vl, verify, verify_torch
-from fixate_jax.backbones.checkpoint import Rule
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.internvl import model as internvl
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
+from fixate_jax.backbones.tiny.random import write_tiny_random
+from fixate_jax.backbones.weights.checkpoint import Rule
 from fixate_jax.errors import CheckpointError, FixateError
+from fixate_jax.lab.verify import torch_side as verify_torch
+from fixate_jax.lab.verify import verify
 from tests.backbones.tiny import make_torch_checkpoint
 from tests.backbones.tiny_internvl import VISION_6B, make_internvl_checkpoint, rewrite_as_original
 

@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fixate_jax.backbones import Backbone, load_backbone
-from fixate_jax.backbones.qwen3_vl_vision import VisionConfig, patch_geometry
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.qwen3_vl.vision import VisionConfig, patch_geometry
+from fixate_jax.backbones.tiny.random import write_tiny_random
 from fixate_jax.probing import assign_slots, token_centres
 
 GRIDS = ((2, 2), (2, 26), (26, 2), (4, 6), (24, 24), (38, 68))

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fixate_jax.backbones.decoder_layer import DecoderConfig
-from fixate_jax.backbones.internvl_config import InternVLConfig, VisionConfig
-from fixate_jax.backbones.tiny_random import TinySizes, tokenizer_of, write_tokenizer_files
+from fixate_jax.backbones.decoder.decoder_layer import DecoderConfig
+from fixate_jax.backbones.internvl.config import InternVLConfig, VisionConfig
+from fixate_jax.backbones.tiny.random import TinySizes, tokenizer_of, write_tokenizer_files
 
 SIDE, CELLS = 32, 4
 """Pixels and cells along the side of a tile."""

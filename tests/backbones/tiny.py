@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import BENCH_SIZES
-from fixate_jax.backbones.tiny_random import SPECIAL_TOKENS, TinySizes, write_tiny_random
+from fixate_jax.backbones.tiny.random import SPECIAL_TOKENS, TinySizes, write_tiny_random
 
 
 def bench_checkpoint(directory: Path, *, seed: int = 0) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jaxtyping import Int, Shaped
 
-from fixate_jax.backbones import verify_torch
+from fixate_jax.lab.verify import torch_side as verify_torch
 
 
 def load_torch_model(model_dir: Path) -> Any:
@@ -19,7 +19,7 @@ def load_torch_model(model_dir: Path) -> Any:
 
 
 def torch_hidden_states(model_dir: Path, *, model: Any = None, **inputs: Any) -> dict[str, Any]:
-    """See :func:`fixate_jax.backbones.verify_torch.torch_states`; without ``model`` the checkpoint is loaded."""
+    """See :func:`fixate_jax.lab.verify.torch_side.torch_states`; without ``model`` the checkpoint is loaded."""
     return verify_torch.torch_states(load_torch_model(model_dir) if model is None else model, **inputs)
 
 

@@ -17,15 +17,15 @@ from jaxtyping import Array, Bool, Float, Int
 from PIL import Image
 from safetensors.numpy import save_file
 
-from fixate_jax.backbones.checkpoint import Rule, transpose
-from fixate_jax.backbones.config_json import read_config_json
-from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.decoder_checkpoint import decoder_rules, read_decoder
-from fixate_jax.backbones.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder.decoder import Decoder
+from fixate_jax.backbones.decoder.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder.params import decoder_rules, read_decoder
 from fixate_jax.backbones.family import ChatTurn, Model, template_chat
 from fixate_jax.backbones.inputs import EncodedPage, HostOrDevice
-from fixate_jax.backbones.tiny_random import TinySizes, random_tensors, tokenizer_of, write_tokenizer_files
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import TinySizes, random_tensors, tokenizer_of, write_tokenizer_files
+from fixate_jax.backbones.weights.checkpoint import Rule, transpose
+from fixate_jax.backbones.weights.config_json import read_config_json
 
 MODEL_TYPE = "colours"
 IMAGE_TOKEN = "<|image_pad|>"

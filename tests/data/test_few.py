@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixate_jax.config import BackboneConfig, DataConfig, RunConfig
-from fixate_jax.data import SessionStore, open_or_prepare
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.few import few_sessions
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.data.session import Session
+from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
-from fixate_jax.tuning.setup import open_workspace
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.workspace import open_workspace
 
 
 @pytest.fixture(scope="module")

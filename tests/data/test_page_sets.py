@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.data.own.page_sets import read_page_set
+from fixate_jax.emulation.page_sets import read_page_set
 from fixate_jax.errors import DataError
 
 ROWS = [

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import SessionStore, StoreWriter, encode_image, open_or_prepare, usable_sessions
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare, usable_sessions
+from fixate_jax.data.store import SessionStore, StoreWriter, encode_image
 from fixate_jax.errors import DataError
 
 CONFIG = DataConfig(name="synthetic_choice", max_users=2, page_width=64)

@@ -12,12 +12,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig
-from fixate_jax.emulation import BackboneWarning, Origin, UserEmulator, load_bundle, open_emulator, write_bundle
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.emulation import UserEmulator
 from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.lab.bundles.bundle import BackboneWarning, load_bundle, write_bundle
+from fixate_jax.lab.bundles.card import Origin
+from fixate_jax.lab.bundles.opening import open_emulator
+from fixate_jax.lab.bundles.settings import emulator_of
+from fixate_jax.lab.config import PromptConfig, RunConfig
+from fixate_jax.lab.settings import config_to_dict, dump_config
+from fixate_jax.lab.users.tune import private_prompts
 from fixate_jax.prompts import PromptParams, init_prompt
-from fixate_jax.settings import dump_config
-from fixate_jax.tuning.users import private_prompts
 from tests.worlds import USERS
 
 CONFIG = RunConfig(backbone=BackboneConfig(tapped_layers=2), prompt=PromptConfig(basis=3, tokens=4))
@@ -29,9 +34,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> UserEmulator:
     backbone = load_backbone(CONFIG.backbone, work=tmp_path_factory.mktemp("model"))
     rng = np.random.default_rng(0)
     arrays = (np.float32(0.5 * rng.normal(size=size)) for size in ((3, 4, backbone.width), (len(USERS), 3)))
-    return UserEmulator(
-        backbone=backbone, prompt=PromptParams(*map(jax.device_put, arrays)), users=USERS, config=CONFIG
-    )
+    return emulator_of(CONFIG, backbone, PromptParams(*map(jax.device_put, arrays)), USERS)
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def bundle(emulator: UserEmulator, tmp_path: Path) -> Path:
 
 def test_a_bundle_brings_the_same_users_back(emulator: UserEmulator, bundle: Path) -> None:
     back = load_bundle(bundle)
-    assert back.users == USERS and back.config.operator == CONFIG.operator
+    assert back.users == USERS and back.operator == emulator.operator
     assert back.backbone.fingerprint == emulator.backbone.fingerprint
     for there, here in zip(back.prompt, emulator.prompt, strict=True):
         np.testing.assert_array_equal(there, here)
@@ -75,7 +78,7 @@ def test_nothing_says_where_files_lay(emulator: UserEmulator, tmp_path: Path) ->
     secret = tmp_path / "home" / "jane"
     data = replace(CONFIG.data, path=secret / "raw", store=secret / "store")
     config = replace(CONFIG, data=data, cache=replace(CONFIG.cache, directory=secret / "cache"))
-    made = write_bundle(replace(emulator, config=config), tmp_path / "b", ORIGIN)
+    made = write_bundle(replace(emulator, origin=config_to_dict(config)), tmp_path / "b", ORIGIN)
     assert all(b"jane" not in path.read_bytes() for path in made.iterdir())
 
 
@@ -135,7 +138,7 @@ def test_a_run_of_tune_users_can_be_opened(emulator: UserEmulator, tmp_path: Pat
     run = tmp_path / "run"
     (run / "seed-42").mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(CONFIG), encoding="utf-8")
-    start = init_prompt(jax.random.key(1), config=CONFIG.prompt, users=1, width=128)
+    start = init_prompt(jax.random.key(1), **CONFIG.prompt.sizes, users=1, width=128)
     kept = {"coefficients": jnp.ones((2, 3)), "basis": start.basis, "start": jnp.zeros(3)}
     arrays = {name: np.asarray(x) for name, x in kept.items()}
     save_file(arrays, run / "seed-42" / "prompts.safetensors", {"users": '["ann", "bob"]'})

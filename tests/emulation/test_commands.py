@@ -10,16 +10,22 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fixate_jax import cli
 from fixate_jax.backbones import load_backbone
-from fixate_jax.cli_emulation import picture_names
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig, UsersConfig
-from fixate_jax.data import open_or_prepare
-from fixate_jax.emulation import Origin, UserEmulator, learn_users, open_emulator, pages_of_sessions, write_bundle
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.emulation import pages_of_sessions
 from fixate_jax.emulation.emulator import BACKBONE
 from fixate_jax.errors import ConfigError
+from fixate_jax.lab.bundles.bundle import write_bundle
+from fixate_jax.lab.bundles.card import Origin
+from fixate_jax.lab.bundles.few_shot import learn_users
+from fixate_jax.lab.bundles.opening import open_emulator
+from fixate_jax.lab.bundles.settings import emulator_of, settings_of
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli.emulate import picture_names
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig, TrainConfig, UsersConfig
+from fixate_jax.pipeline.pages import SlotWarning
 from fixate_jax.prompts import PromptParams
-from fixate_jax.tuning.setup import SlotWarning
 from tests.tuning import test_users
 from tests.worlds import USERS
 
@@ -45,7 +51,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     backbone = load_backbone(config.backbone, work=folder)
     prompt = random_prompt((3, 4, backbone.width), users=len(USERS))
-    emulator = UserEmulator(backbone=backbone, prompt=prompt, users=USERS, config=config)
+    emulator = emulator_of(config, backbone, prompt, USERS)
     return write_bundle(emulator, folder / "bundle", Origin(data="noise", seed=0))
 
 
@@ -130,7 +136,7 @@ def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
     store = open_or_prepare(config.data)
     backbone = load_backbone(config.backbone, work=tmp_path)
     prompt = random_prompt((config.prompt.basis, config.prompt.tokens, backbone.width), users=1)
-    known = UserEmulator(backbone=backbone, prompt=prompt, users=(store.users[0],), config=config)
+    known = emulator_of(config, backbone, prompt, (store.users[0],))
     grown = learn_users(known, store, sessions=2, users=store.users[1:3])
     assert grown.users == store.users[:3]
     np.testing.assert_array_equal(np.asarray(grown.prompt.coefficients)[:1], prompt.coefficients)
@@ -147,4 +153,4 @@ def test_newcomers_join_and_nobody_else_moves(tmp_path: Path) -> None:
 
 def test_the_users_that_come_with_the_library_follow_their_people() -> None:
     emulator = open_emulator("demo-users")
-    assert len(emulator.users) == 12 and emulator.config.data.name == "synthetic_carousel"
+    assert len(emulator.users) == 12 and settings_of(emulator).data.name == "synthetic_carousel"

@@ -11,21 +11,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fixate_jax import cli
-from fixate_jax.cli_compare import page_text, version_names
-from fixate_jax.emulation import (
-    BACKBONE,
-    Comparison,
-    Origin,
-    Page,
-    UserEmulator,
-    Visits,
-    compare_versions,
-    write_bundle,
-)
-from fixate_jax.emulation.compare import match_pages
+from fixate_jax.emulation import BACKBONE, Page, UserEmulator, Visits
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.statistics import resamples
+from fixate_jax.evaluation.statistics import resamples
+from fixate_jax.lab.bundles.bundle import write_bundle
+from fixate_jax.lab.bundles.card import Origin
+from fixate_jax.lab.bundles.settings import emulator_of
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli.compare import page_text, version_names
+from fixate_jax.lab.comparison import Comparison, compare_versions, match_pages
 from tests.emulation.test_emulator import CONFIG, SIZES, pages_of
 from tests.worlds import USERS, World, numbers
 
@@ -39,7 +33,7 @@ ITEMS = (
 
 @pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fixate_jax.emulation.compare.resamples", partial(resamples, samples=1000))
+    monkeypatch.setattr("fixate_jax.lab.comparison.resamples", partial(resamples, samples=1000))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def emulator(world: World) -> UserEmulator:
-    return UserEmulator(backbone=world.backbone, prompt=world.prompt(), users=USERS, config=CONFIG)
+    return emulator_of(CONFIG, world.backbone, world.prompt(), USERS)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +262,7 @@ def test_carousels_are_drawn_in_versions(bundle: Path, tmp_path: Path, monkeypat
     np.testing.assert_allclose(rows(slots, "rows")["difference"], 0, atol=1e-12)
     gains = np.repeat([0.1 - 1 / 15, 0.05 - 1 / 15, 0.05 - 1 / 15], 5)
     np.testing.assert_allclose(rows(slots, "sizes")["difference"], gains, atol=1e-12)
-    assert {emulator.config.operator.assignment for emulator in asked} == {"area"} != {CONFIG.operator.assignment}
+    assert {emulator.assignment for emulator in asked} == {"area"} != {CONFIG.operator.assignment}
     assert Image.open(out / "page.png").width > 300
 
 

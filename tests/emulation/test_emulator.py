@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from fixate_jax.config import BackboneConfig, PromptConfig, RunConfig, TrainConfig
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.emulation import BACKBONE, Page, UserEmulator, Visits
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.lab.bundles.settings import emulator_of
+from fixate_jax.lab.config import PromptConfig, RunConfig, TrainConfig
+from fixate_jax.lab.experiments.probe import probe, probe_batch
 from fixate_jax.prompts import PromptParams, population_prompt
-from fixate_jax.tuning.probe import probe, probe_batch
 from tests.worlds import USERS, World, made_up_session, numbers
 
 CONFIG = RunConfig(
@@ -33,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def emulator(world: World) -> UserEmulator:
-    return UserEmulator(backbone=world.backbone, prompt=world.prompt(), users=USERS, config=CONFIG)
+    return emulator_of(CONFIG, world.backbone, world.prompt(), USERS)
 
 
 def pages_of(world: World) -> list[Page]:
@@ -112,8 +114,8 @@ def test_twenty_users_on_fifty_pages_are_as_each_alone(world: World) -> None:
     ]
     cheap = replace(CONFIG, operator=replace(CONFIG.operator, name="attention"))
     wide, single = (replace(cheap, train=TrainConfig(eval_batch=rows, max_lengths=1)) for rows in (50, 1))
-    together = UserEmulator(backbone=world.backbone, prompt=prompt, users=people, config=wide).visit_all(pages)
-    singly = UserEmulator(backbone=world.backbone, prompt=prompt, users=people, config=single)
+    together = emulator_of(wide, world.backbone, prompt, people).visit_all(pages)
+    singly = emulator_of(single, world.backbone, prompt, people)
     for visit in rng.permutation(1000)[:8].tolist():
         page = together.pages[visit]
         alone = singly.visit_all([page], [together.users[visit]])
@@ -181,7 +183,7 @@ def test_one_size_of_batch_is_compiled_once(emulator: UserEmulator) -> None:
     own = CONFIG.train.eval_batch
     assert emulator.with_batch(own) is emulator
     other = emulator.with_batch(own + 8)
-    assert other is emulator.with_batch(own + 8) and other.config.train.eval_batch == own + 8
+    assert other is emulator.with_batch(own + 8) and other.batch == own + 8
 
 
 def test_batches_are_shared_among_the_devices(emulator: UserEmulator) -> None:
@@ -216,8 +218,9 @@ def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page],
         emulator.visit_all(pages[1:2]).heat_map(0)
     with pytest.raises(ConfigError, match="3 rows of coefficients want as many names"):
         emulator.with_prompt(emulator.prompt, ["a", "b"])
-    with pytest.raises(ConfigError, match=r"4 tokens of width 128, where prompt\.tokens is 5"):
-        replace(emulator, config=replace(CONFIG, prompt=PromptConfig(tokens=5)))
+    narrow = jax.tree.map(lambda x: x[..., :64], emulator.prompt)
+    with pytest.raises(ConfigError, match=r"tokens of width 64, where the backbone's width is 128"):
+        replace(emulator, tuned=narrow)
 
 
 def test_a_prompt_behind_the_page_gives_the_same_alone(world: World, tmp_path: Path) -> None:
@@ -226,7 +229,7 @@ def test_a_prompt_behind_the_page_gives_the_same_alone(world: World, tmp_path: P
         prompt=replace(CONFIG.prompt, position="after_image"),
         operator=replace(CONFIG.operator, name="attention"),
     )
-    emulator = UserEmulator(backbone=world.backbone, prompt=world.prompt(), users=USERS, config=config)
+    emulator = emulator_of(config, world.backbone, world.prompt(), USERS)
     pages = pages_of(world)
     together, alone = emulator.visit_all(pages), emulator.visit_all(pages[1:2], ["u2"])
     np.testing.assert_allclose(alone.attention[0], together.attention[9], atol=1e-5)

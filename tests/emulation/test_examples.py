@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fixate_jax.backbones.loading import SHIPPED
-from fixate_jax.emulation.bundle import SHIPPED_USERS
+from fixate_jax.lab.bundles.bundle import SHIPPED_USERS
 from tests.emulation import test_fidelity as made_up
 from tests.test_docs import ROOT, blocks
 
@@ -44,7 +44,7 @@ def test_compare() -> None:
 
 
 def test_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fixate_jax.emulation import fidelity
+    from fixate_jax.lab.fidelity import fidelity
 
     monkeypatch.setattr(fidelity, "SAMPLES", 100)
     monkeypatch.setattr(fidelity, "SIMULATIONS", 5)

@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax import cli
-from fixate_jax.cli_fidelity import read_predictions
-from fixate_jax.config import RunConfig
-from fixate_jax.emulation import fidelity as f
-from fixate_jax.emulation import fidelity_measures as m
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.lock import locked
-from fixate_jax.settings import dump_config
-from fixate_jax.tuning import experiment
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli.fidelity import read_predictions
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments import experiment
+from fixate_jax.lab.fidelity import fidelity as f
+from fixate_jax.lab.fidelity import measures as m
+from fixate_jax.lab.settings import dump_config
+from fixate_jax.runtime.lock import locked
 
 USERS, SESSIONS, SLOTS = 16, 30, 5
 

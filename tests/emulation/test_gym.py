@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import SyncVectorEnv
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.carousel import GENRES
 from fixate_jax.emulation import Page, UserEmulator
 from fixate_jax.emulation.gym import (
@@ -22,6 +22,8 @@ from fixate_jax.emulation.gym import (
     MadeUpPeople,
 )
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.lab.bundles.settings import emulator_of
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig, TrainConfig
 from fixate_jax.prompts import PromptParams
 from tests.test_docs import ROOT, blocks
 from tests.worlds import USERS
@@ -42,9 +44,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> UserEmulator:
     backbone = load_backbone(config.backbone, work=tmp_path_factory.mktemp("model"))
     rng = np.random.default_rng(0)
     arrays = (np.float32(0.5 * rng.normal(size=size)) for size in ((3, 4, backbone.width), (len(USERS), 3)))
-    return UserEmulator(
-        backbone=backbone, prompt=PromptParams(*map(jax.device_put, arrays)), users=USERS, config=config
-    )
+    return emulator_of(config, backbone, PromptParams(*map(jax.device_put, arrays)), USERS)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_each_step_asks_the_emulator_once(emulator: UserEmulator) -> None:
     vector = gymnasium.make_vec("fixate/Carousel-v0", num_envs=2, vectorization_mode="vector_entry_point", **options)
     assert isinstance(vector, CarouselVectorEnv)
     assert isinstance(vector.world.emulator, UserEmulator)
-    assert vector.world.emulator.config.train.eval_batch == 2, "a batch is not filled up for nothing"
+    assert vector.world.emulator.batch == 2, "a batch is not filled up for nothing"
     made = gymnasium.make("fixate/Carousel-v0", render_mode="rgb_array", **options)
     assert made.spec is not None
     alone = made.spec.make()  # Copies the settings, but not the weights.

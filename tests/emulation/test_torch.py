@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig, TrainConfig
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.carousel import Poster, draw_carousels, poster_boxes
 from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
-from fixate_jax.emulation import BACKBONE, Origin, Page, UserEmulator, write_bundle
+from fixate_jax.emulation import BACKBONE, Page
+from fixate_jax.lab.bundles.bundle import write_bundle
+from fixate_jax.lab.bundles.card import Origin
+from fixate_jax.lab.bundles.settings import emulator_of
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig, TrainConfig
 from fixate_jax.prompts import init_prompt
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -37,9 +41,9 @@ def test_an_exported_prompt_gives_our_logits(positions: Any, tmp_path: Path, mon
 
     backbone = load_backbone(config.backbone, work=tmp_path)
     key, other = jax.random.split(jax.random.key(5))
-    prompt = init_prompt(key, config=config.prompt, users=2, width=backbone.width)
+    prompt = init_prompt(key, **config.prompt.sizes, users=2, width=backbone.width)
     prompt = prompt._replace(coefficients=jax.random.normal(other, (2, 2)))
-    emulator = UserEmulator(backbone=backbone, prompt=prompt, users=("ann", "bob"), config=config)
+    emulator = emulator_of(config, backbone, prompt, ("ann", "bob"))
     posters = [Poster("horror", 1), *[Poster(genre) for genre in ("drama", "comedy") * 7]]
     image = draw_carousels(posters, LABELS, width=320)
     page = Page(page_id="page", image=image, boxes=poster_boxes(), labels=LABELS, profile=PROFILE)

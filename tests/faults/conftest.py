@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fixate_jax.data import open_or_prepare
-from fixate_jax.tuning import loop
-from fixate_jax.tuning.loop import train
-from fixate_jax.tuning.setup import Workspace, open_workspace
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.experiments import loop
+from fixate_jax.lab.experiments.loop import train
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
 from tests.faults.harness import SEED, in_memory
 
 Steps = dict[str, Any]

@@ -11,11 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fixate_jax.backbones.tiny_sizes import TinySizes
-from fixate_jax.config import (
-    BackboneConfig,
-    CacheConfig,
-    DataConfig,
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.sizes import TinySizes
+from fixate_jax.data.options import DataConfig
+from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,
     OptimizerConfig,
@@ -23,10 +22,11 @@ from fixate_jax.config import (
     RunConfig,
     TrainConfig,
 )
-from fixate_jax.settings import dump_config
+from fixate_jax.lab.experiments.experiment import seed_directory
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.settings import dump_config
+from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.experiment import seed_directory
-from fixate_jax.tuning.loop import start_state
 
 SEED = 7
 ENDED = 0
@@ -102,7 +102,7 @@ class Place:
 
     def start(self, *flags: str) -> "subprocess.Popen[bytes]":
         """The command, its messages kept in a file."""
-        command = [sys.executable, "-m", "fixate_jax.cli", "train", "preset.yaml", "--run", "run", *flags]
+        command = [sys.executable, "-m", "fixate_jax", "train", "preset.yaml", "--run", "run", *flags]
         env = os.environ | {"JAX_PLATFORMS": "cpu", "TMPDIR": str(self.temporary)}
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         with (self.log or self.root / "messages.txt").open("ab") as messages:

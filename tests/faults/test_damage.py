@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fixate_jax.errors import CheckpointError
-from fixate_jax.tuning import loop
+from fixate_jax.lab.experiments import loop
+from fixate_jax.lab.experiments.loop import start_state, train
+from fixate_jax.lab.experiments.workspace import Workspace
 from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
-from fixate_jax.tuning.loop import start_state, train
-from fixate_jax.tuning.setup import Workspace
 from tests.faults.harness import SEED
 from tests.test_checkpoint import same
 from tests.tuning.test_loop import assert_same_run

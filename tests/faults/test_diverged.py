@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from fixate_jax.errors import DivergedError
+from fixate_jax.lab.experiments import loop
+from fixate_jax.lab.experiments.loop import train
+from fixate_jax.lab.experiments.nonfinite import not_finite, not_finite_leaves, save_batch
+from fixate_jax.lab.experiments.workspace import Workspace
 from fixate_jax.probing.batches import TrainingPlan
-from fixate_jax.tuning import loop
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.loop import train
-from fixate_jax.tuning.nonfinite import not_finite, not_finite_leaves, save_batch
-from fixate_jax.tuning.setup import Workspace
 from tests.faults.harness import SEED
 from tests.tuning.test_loop import assert_same_run
 

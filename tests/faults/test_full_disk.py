@@ -20,17 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
-from fixate_jax import cli, durable
-from fixate_jax.config import CacheConfig
 from fixate_jax.errors import CheckpointError, DiskError
-from fixate_jax.report.figures import save_figure
-from fixate_jax.tuning import experiment
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.experiments import experiment
+from fixate_jax.lab.experiments.experiment import evaluate_run, seed_directory
+from fixate_jax.lab.experiments.log import MetricsLog
+from fixate_jax.lab.experiments.loop import train
+from fixate_jax.lab.experiments.workspace import Workspace
+from fixate_jax.lab.report.figures import save_figure
+from fixate_jax.pipeline.features import FeatureStore
+from fixate_jax.pipeline.kept import CacheConfig
+from fixate_jax.runtime import durable
 from fixate_jax.tuning.checkpoint import CheckpointWarning
-from fixate_jax.tuning.experiment import evaluate_run, seed_directory
-from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.log import MetricsLog
-from fixate_jax.tuning.loop import train
-from fixate_jax.tuning.setup import Workspace
 from tests.data.test_store import contents, write
 from tests.faults.harness import SEED, Place, assert_same
 from tests.faults.test_kills import POINTS

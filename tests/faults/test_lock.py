@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fixate_jax import cli
 from fixate_jax.errors import ConfigError
-from fixate_jax.lock import LOCK_FILE, locked
-from fixate_jax.settings import dump_config
-from fixate_jax.studies.jobs import Workers
-from fixate_jax.tuning import cells
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.experiments import cells
+from fixate_jax.lab.settings import dump_config
+from fixate_jax.lab.studies.jobs import Workers
+from fixate_jax.runtime.lock import LOCK_FILE, locked
 from tests.faults.harness import settings
 
 
@@ -25,7 +25,7 @@ def held(directory: Path) -> Iterator["subprocess.Popen[str]"]:
     program = """
         import sys, time
         from pathlib import Path
-        from fixate_jax.lock import locked
+        from fixate_jax.runtime.lock import locked
         with locked(Path(sys.argv[1])):
             print("held", flush=True)
             time.sleep(600)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fixate_jax.durable import remove_leftovers, replacing, staging, staging_name, unfinished_name
 from fixate_jax.errors import ConfigError, DiskError
-from fixate_jax.lock import LOCK_FILE
-from fixate_jax.settings import load_config
-from fixate_jax.tuning.experiment import CONFIG_FILE, absolute_paths, check_run, claim_run, run_experiment
+from fixate_jax.lab.experiments.experiment import CONFIG_FILE, absolute_paths, check_run, claim_run, run_experiment
+from fixate_jax.lab.settings import load_config
+from fixate_jax.runtime.durable import remove_leftovers, replacing, staging, staging_name, unfinished_name
+from fixate_jax.runtime.lock import LOCK_FILE
 from tests.faults.harness import in_memory
 
 
@@ -50,7 +50,7 @@ def test_folders_of_dead_writers_go_and_those_of_others_stay(tmp_path: Path) -> 
     program = """
         import os, signal, sys
         from pathlib import Path
-        from fixate_jax.durable import staging
+        from fixate_jax.runtime.durable import staging
         with staging(Path(sys.argv[1])) as folder:
             (folder / "half").touch()
             os.kill(os.getpid(), signal.SIGKILL)

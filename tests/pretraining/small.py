@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from fixate_jax.backbones import Backbone, load_backbone
-from fixate_jax.backbones.tiny_random import random_tensors, write_model
-from fixate_jax.config import BackboneConfig
-from fixate_jax.pretraining.packing import Packer, make_packer
-from fixate_jax.pretraining.recipe import Recipe, sizes_of
-from fixate_jax.settings import load_settings
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import random_tensors, write_model
+from fixate_jax.lab.pretraining.packing import Packer, make_packer
+from fixate_jax.lab.pretraining.recipe import Recipe, sizes_of
+from fixate_jax.lab.settings import load_settings
 
 SHIPPED_RECIPE = load_settings(Path(__file__).parents[2] / "configs" / "pretrain_tiny.yaml", Recipe)
 RECIPE = Recipe(

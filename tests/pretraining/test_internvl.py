@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.tiny_random import random_tensors, write_model
-from fixate_jax.config import BackboneConfig
-from fixate_jax.pretraining.recipe import sizes_of
-from fixate_jax.pretraining.tasks import KINDS
-from fixate_jax.pretraining.training import Pretraining, first_tensors
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import random_tensors, write_model
+from fixate_jax.lab.pretraining.recipe import sizes_of
+from fixate_jax.lab.pretraining.tasks import KINDS
+from fixate_jax.lab.pretraining.training import Pretraining, first_tensors
 from fixate_jax.probing.slots import assign_slots
 from tests.pretraining.small import RECIPE, packer_of
 

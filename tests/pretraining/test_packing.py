@@ -10,15 +10,16 @@ import pytest
 from flax import nnx
 
 from fixate_jax.backbones import Backbone
-from fixate_jax.config import CacheConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.data.human_choice import PROFILE
 from fixate_jax.data.session import Session
 from fixate_jax.errors import ConfigError
-from fixate_jax.pretraining.packing import WORDS, PackedBatch, Packer
-from fixate_jax.pretraining.tasks import KINDS, Example, Mark, Question
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.experiments.programs import make_evaluate
+from fixate_jax.lab.pretraining.packing import WORDS, PackedBatch, Packer
+from fixate_jax.lab.pretraining.tasks import KINDS, Example, Mark, Question
+from fixate_jax.pipeline.features import FeatureStore
+from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.probing.batches import SessionData
-from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.step import make_evaluate
 from tests.pretraining.small import RECIPE, SHIPPED_RECIPE, packer_of, random_backbone
 
 

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from fixate_jax.backbones import Backbone
-from fixate_jax.backbones.tiny_random import random_tensors
-from fixate_jax.pretraining import reading
-from fixate_jax.pretraining.packing import PackedBatch
-from fixate_jax.pretraining.recipe import sizes_of
-from fixate_jax.pretraining.tasks import KINDS
+from fixate_jax.backbones.tiny.random import random_tensors
+from fixate_jax.lab.pretraining import reading
+from fixate_jax.lab.pretraining.packing import PackedBatch
+from fixate_jax.lab.pretraining.recipe import sizes_of
+from fixate_jax.lab.pretraining.tasks import KINDS
 from tests.pretraining.small import RECIPE, packer_of, random_backbone
 
 NAMES = [

@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page
-from fixate_jax.pretraining.packing import Packer
-from fixate_jax.pretraining.personas import LEVELS, TRAITS, Gambler, Viewer, judge_neutrally
-from fixate_jax.pretraining.tasks import (
+from fixate_jax.lab.pretraining.packing import Packer
+from fixate_jax.lab.pretraining.personas import LEVELS, TRAITS, Gambler, Viewer, judge_neutrally
+from fixate_jax.lab.pretraining.tasks import (
     ALPHABET,
     END,
     KINDS,

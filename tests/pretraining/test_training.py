@@ -15,20 +15,21 @@ import pandas as pd
 import pytest
 from flax import nnx
 
-from fixate_jax import cli
 from fixate_jax.backbones import Backbone, load_backbone
-from fixate_jax.backbones.tiny_random import random_tensors, tokenizer_of
-from fixate_jax.config import BackboneConfig, OperatorConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import random_tensors, tokenizer_of
 from fixate_jax.errors import ConfigError
-from fixate_jax.pretraining import reading, training
-from fixate_jax.pretraining.card import read_details
-from fixate_jax.pretraining.personas import LEVELS, TRAITS
-from fixate_jax.pretraining.recipe import Recipe, sizes_of
-from fixate_jax.pretraining.tasks import KINDS
-from fixate_jax.pretraining.training import Pretraining, first_tensors, local_graph, make_optimizer
-from fixate_jax.settings import load_settings
-from fixate_jax.tuning.log import MetricsLog
-from fixate_jax.tuning.loop import Interrupted
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.lab.experiments.log import MetricsLog
+from fixate_jax.lab.experiments.loop import Interrupted
+from fixate_jax.lab.pretraining import reading, training
+from fixate_jax.lab.pretraining.card import read_details
+from fixate_jax.lab.pretraining.personas import LEVELS, TRAITS
+from fixate_jax.lab.pretraining.recipe import Recipe, sizes_of
+from fixate_jax.lab.pretraining.tasks import KINDS
+from fixate_jax.lab.pretraining.training import Pretraining, first_tensors, local_graph, make_optimizer
+from fixate_jax.lab.settings import load_settings
 from tests.pretraining.small import RECIPE, SHIPPED_RECIPE, random_backbone
 
 

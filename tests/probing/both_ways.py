@@ -24,12 +24,14 @@ import pytest
 from flax import nnx
 
 from fixate_jax.backbones import Backbone
-from fixate_jax.backbones.decoder import Decoder
-from fixate_jax.backbones.decoder_layer import DecoderConfig
+from fixate_jax.backbones.decoder.decoder import Decoder
+from fixate_jax.backbones.decoder.decoder_layer import DecoderConfig
 from fixate_jax.backbones.inputs import Stream
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.probing import Trace, operator_of, slot_attention, tail_gradient
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.parts import operator_of
+from fixate_jax.probing import Trace, slot_attention, tail_gradient
 from fixate_jax.probing.batches import Batch
 from fixate_jax.probing.passes import target_logit
 from fixate_jax.prompts import PromptParams, soft_prompt
@@ -209,7 +211,7 @@ def one_tail_gradient() -> Iterator[None]:
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("fixate_jax.probing.attn_lrp"), "source_rows", source_rows)
+        patch.setattr(import_module("fixate_jax.probing.operators.attn_lrp"), "source_rows", source_rows)
         yield
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fixate_jax.config import OperatorConfig
+from fixate_jax.lab.config import OperatorConfig
 from fixate_jax.prompts import PromptParams
 from tests.probing import whole_matrix
 from tests.probing.both_ways import EPS, Asked, Found

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from fixate_jax.backbones.inputs import Prefix, Stream, TailOutput, WholeRows
-from fixate_jax.config import OperatorConfig
-from fixate_jax.probing import Trace, operator_of
-from fixate_jax.probing.attn_lrp import normalise_rows
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.lab.parts import operator_of
+from fixate_jax.probing import Trace
+from fixate_jax.probing.operators.attn_lrp import normalise_rows
 from fixate_jax.probing.slots import slot_attention
 from tests.probing import whole_matrix
 

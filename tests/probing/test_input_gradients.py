@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing.input_gradient import integrated_gradients
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.probing.operators.input_gradient import integrated_gradients
 from fixate_jax.prompts import PromptParams
 from tests.probing.both_ways import (
     INTERN,

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing import operator_of
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.lab.parts import operator_of
 from fixate_jax.probing.layer_weights import depth_weights
 from fixate_jax.prompts import PromptParams
 from tests.probing.both_ways import QWEN, TAPPED, Asked, Subject, in_host_order, trace_of

@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw
 
 import fixate_jax as fx
 from fixate_jax.backbones import Backbone
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.backbones.tiny_sizes import TinySizes
+from fixate_jax.backbones.tiny.random import write_tiny_random
+from fixate_jax.backbones.tiny.sizes import TinySizes
 from fixate_jax.errors import DataError
-from fixate_jax.probing import OPERATORS, Operator
+from fixate_jax.lab.parts import OPERATORS
+from fixate_jax.probing import Operator
 from fixate_jax.probing.batches import Batch
 
 TOKENS = 3

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fixate_jax.backbones.decoder_layer import PLAIN
-from fixate_jax.config import OperatorConfig
+from fixate_jax.backbones.decoder.decoder_layer import PLAIN
+from fixate_jax.lab.config import OperatorConfig
 from fixate_jax.probing import Probe, conservation_error
-from fixate_jax.probing.input_gradient import Embeddings, embedding_gradient, times_gradient
+from fixate_jax.probing.operators.input_gradient import Embeddings, embedding_gradient, times_gradient
 from fixate_jax.probing.rules import LrpRules
 from fixate_jax.prompts import PromptParams
 from tests.probing.both_ways import (

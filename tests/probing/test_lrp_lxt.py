@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.verify import plain_inputs
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.verify.verify import plain_inputs
 from fixate_jax.probing import Trace, conservation_error
-from fixate_jax.probing.lrp import lrp
+from fixate_jax.probing.operators.lrp import lrp
 from tests.backbones.tiny_internvl import make_internvl_checkpoint
 
 TOKENS = 24

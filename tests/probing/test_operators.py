@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from fixate_jax.backbones import row_blocks
-from fixate_jax.config import OperatorConfig
-from fixate_jax.probing.attn_lrp import normalise_rows
+from fixate_jax.backbones.decoder import row_blocks
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.probing.operators.attn_lrp import normalise_rows
 from tests.probing.both_ways import (
     EPS,
     Subject,

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fixate_jax.config import BackboneConfig, OperatorConfig, PromptConfig, RunConfig
-from fixate_jax.probing import OPERATORS, assign_slots, gather_visual, operator_of, slot_attention
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.parts import OPERATORS, operator_of
+from fixate_jax.probing import assign_slots, gather_visual, slot_attention
 from fixate_jax.prompts import PromptParams
 from tests.probing.both_ways import Asked, host_prompt, one_tail_gradient, trace_of
 from tests.worlds import World

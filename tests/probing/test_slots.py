@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixate_jax.backbones import Backbone, load_backbone
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.config import BackboneConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.tiny.random import write_tiny_random
 from fixate_jax.errors import DataError
+from fixate_jax.pipeline.pages import SlotWarning, warn_of_empty_slots
 from fixate_jax.probing import assign_slots, heat_map, take_visual
 from fixate_jax.probing.batches import SessionData
-from fixate_jax.tuning.setup import SlotWarning, warn_of_empty_slots
 from tests.worlds import USERS, letters, made_up_session
 
 GRID = (3, 5)

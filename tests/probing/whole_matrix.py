@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fixate_jax.config import OperatorConfig
+from fixate_jax.lab.config import OperatorConfig
 
 torch = pytest.importorskip("torch", reason="PyTorch, in which the definitions are written, is not installed")
 

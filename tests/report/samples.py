@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from fixate_jax.data.session import Session
-from fixate_jax.report import write_report
-from fixate_jax.report.viewer import Look, SessionView, Viewer
+from fixate_jax.lab.report import write_report
+from fixate_jax.lab.report.viewer import Look, SessionView, Viewer
 
 HOSTILE = '</script><script>document.title="broken"</script>&<b>"\''
 USERS = ("ann", HOSTILE, "__proto__")

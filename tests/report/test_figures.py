@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fixate_jax.errors import DataError
-from fixate_jax.report.curves import training_curves
-from fixate_jax.report.figures import method_differences, page_figure, user_improvement
+from fixate_jax.lab.report.curves import training_curves
+from fixate_jax.lab.report.figures import method_differences, page_figure, user_improvement
 
 BOXES = np.array([[0.05, 0.1, 0.45, 0.9], [0.55, 0.1, 0.95, 0.9]])
 
@@ -103,7 +103,7 @@ def test_user_improvement_wants_before_and_after(tmp_path, frame):
 def test_drawing_never_touches_pyplot():
     code = (
         "import sys, pandas as pd, pathlib, tempfile\n"
-        "from fixate_jax.report.curves import training_curves\n"
+        "from fixate_jax.lab.report.curves import training_curves\n"
         "log = pd.DataFrame({'step': [1, 2], 'loss': [2.0, 1.0]})\n"
         "training_curves(pathlib.Path(tempfile.mkdtemp()) / 'x.png', log)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fixate_jax.errors import DataError
-from fixate_jax.report import write_report
+from fixate_jax.lab.report import write_report
 from tests.report import samples
 
 

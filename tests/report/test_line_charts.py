@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from fixate_jax.report.line_charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, training_charts
+from fixate_jax.lab.report.line_charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, training_charts
 from tests.report.samples import HOSTILE, log
 
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from fixate_jax.errors import DataError
-from fixate_jax.metrics import session_metrics, summarise
-from fixate_jax.report.tables import cell, comparison_table, flatten, print_table, results_table, to_markdown
+from fixate_jax.lab.frames import session_metrics, summarise
+from fixate_jax.lab.report.tables import cell, comparison_table, flatten, print_table, results_table, to_markdown
 
 
 def predictions() -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fixate_jax.errors import DataError
-from fixate_jax.report.viewer import WIDEST, data_uri, quantised, viewer_data
+from fixate_jax.lab.report.viewer import WIDEST, data_uri, quantised, viewer_data
 from tests.report.samples import PER_USER, USERS, page, viewer, views
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fixate_jax.config import (
-    BackboneConfig,
-    DataConfig,
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,
     OptimizerConfig,
@@ -14,11 +14,11 @@ from fixate_jax.config import (
     RunConfig,
     TrainConfig,
 )
-from fixate_jax.studies import report
-from fixate_jax.studies.jobs import Workers
-from fixate_jax.studies.matrix import Study, Variant
-from fixate_jax.studies.run import run_study
-from fixate_jax.studies.sweep import variants_of
+from fixate_jax.lab.studies import report
+from fixate_jax.lab.studies.jobs import Workers
+from fixate_jax.lab.studies.matrix import Study, Variant
+from fixate_jax.lab.studies.run import run_study
+from fixate_jax.lab.studies.sweep import variants_of
 
 
 def preset(folder: Path) -> RunConfig:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from fixate_jax.errors import ConfigError, DataError, FixateError
-from fixate_jax.studies.jobs import Workers, spread
+from fixate_jax.lab.studies.jobs import Workers, spread
 from tests import environment
 from tests.studies.small import finished_study, study, tables
 
@@ -59,7 +59,7 @@ def test_processes_end_with_the_command_that_was_killed(tmp_path: Path) -> None:
     program = """
         import sys, time
         from pathlib import Path
-        from fixate_jax.studies.jobs import Workers, spread
+        from fixate_jax.lab.studies.jobs import Workers, spread
         list(spread(time.sleep, [600, 600], workers=Workers(jobs=2), out=Path(sys.argv[1])))
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
@@ -115,8 +115,8 @@ def test_a_study_on_a_cluster_survives_the_death_of_a_worker(tmp_path: Path) -> 
     program = """
         import sys
         from pathlib import Path
-        from fixate_jax.studies.jobs import Workers
-        from fixate_jax.studies.run import run_study
+        from fixate_jax.lab.studies.jobs import Workers
+        from fixate_jax.lab.studies.run import run_study
         from tests.studies.small import study
         folder, address = Path(sys.argv[1]), sys.argv[2]
         run_study(study(folder, folder / "out"), title="T", workers=Workers(cluster=address))

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from fixate_jax.errors import ConfigError
-from fixate_jax.statistics import holm
-from fixate_jax.studies import report
-from fixate_jax.studies.matrix import REFERENCE, Study, Variant
-from fixate_jax.studies.provenance import commit, machine, provenance
-from fixate_jax.tuning.experiment import BACKBONE, FIXATE, SWAPPED
+from fixate_jax.evaluation.statistics import holm
+from fixate_jax.lab.experiments.experiment import BACKBONE, FIXATE, SWAPPED
+from fixate_jax.lab.studies import report
+from fixate_jax.lab.studies.matrix import REFERENCE, Study, Variant
+from fixate_jax.lab.studies.provenance import commit, machine, provenance
 from tests.cells import load_script
 from tests.studies.small import study
 
@@ -41,7 +41,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     rngs = {name: np.random.default_rng(i) for i, name in enumerate(levels)}
 
     def read(self: Study, variant: Variant) -> tuple[pd.DataFrame, pd.DataFrame]:
-        from fixate_jax.report.tables import pool_runs
+        from fixate_jax.lab.report.tables import pool_runs
 
         frames = [measures(rngs[variant.name], levels[variant.name]).assign(seed=seed) for seed in (1, 2)]
         return pool_runs({0: pd.concat(frames)})

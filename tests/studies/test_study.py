@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from fixate_jax.errors import ConfigError
-from fixate_jax.settings import dump_config
-from fixate_jax.studies.jobs import Workers
-from fixate_jax.studies.matrix import Study
-from fixate_jax.studies.run import run_study
+from fixate_jax.lab.settings import dump_config
+from fixate_jax.lab.studies.jobs import Workers
+from fixate_jax.lab.studies.matrix import Study
+from fixate_jax.lab.studies.run import run_study
 from tests import environment
 from tests.studies.small import finished_study, preset, study, tables
 
@@ -37,7 +37,17 @@ def test_killed_and_given_again_it_ends_with_the_same_tables(whole: Study, tmp_p
     folder = whole.out.parent
     settings, out = tmp_path / "preset.yaml", tmp_path / "out"
     settings.write_text(dump_config(preset(folder)))
-    command = [sys.executable, "-m", "fixate_jax.cli", "sweep", str(settings), "--out", str(out), "--over", OVER]
+    command = [
+        sys.executable,
+        "-m",
+        "fixate_jax",
+        "sweep",
+        str(settings),
+        "--out",
+        str(out),
+        "--over",
+        OVER,
+    ]
     command += ["--seeds", "1", "--jobs", "1"]
     # Its workers find there what was compiled for the study that nothing happens to.
     compiled = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax import cli
-from fixate_jax.config import (
-    BackboneConfig,
-    DataConfig,
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,
     OptimizerConfig,
@@ -21,14 +23,12 @@ from fixate_jax.config import (
     TrainConfig,
     UsersConfig,
 )
-from fixate_jax.data import open_or_prepare
-from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.lab.settings import dump_config
+from fixate_jax.lab.studies import transfer as module
+from fixate_jax.lab.studies.few import new_person_predictions, population_predictions
+from fixate_jax.lab.studies.transfer import ALL, TransferSettings, _Transfer, halves, run_transfer, swapped
 from fixate_jax.prompts import PromptParams
-from fixate_jax.settings import dump_config
-from fixate_jax.studies import transfer as module
-from fixate_jax.studies.few import new_person_predictions, population_predictions
-from fixate_jax.studies.transfer import ALL, TransferSettings, _Transfer, halves, run_transfer, swapped
-from fixate_jax.tuning.setup import Workspace, open_workspace
 
 WANTED = TransferSettings(sessions=(2,), halves_seed=3)
 USERS = tuple("abcdefg")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fixate_jax.statistics import holm
-from fixate_jax.studies.transfer_report import ALL, NOTHING, measures_table, per_person, write_transfer
+from fixate_jax.evaluation.statistics import holm
+from fixate_jax.lab.studies.transfer_report import ALL, NOTHING, measures_table, per_person, write_transfer
 
 COUNTS = (1, 4, ALL)
 KL = {

@@ -6,12 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fixate_jax.config import ObjectiveConfig, RunConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.settings import load_config
-from fixate_jax.studies import ablation, matrix, sweep
-from fixate_jax.studies.matrix import REFERENCE, Variant, changed
-from fixate_jax.tuning.cells import Cell
+from fixate_jax.lab.config import ObjectiveConfig, RunConfig
+from fixate_jax.lab.experiments.cells import Cell
+from fixate_jax.lab.settings import load_config
+from fixate_jax.lab.studies import ablation, matrix, sweep
+from fixate_jax.lab.studies.matrix import REFERENCE, Variant, changed
 from tests.studies.small import preset, study
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.backbones.tiny_random import write_tiny_random
-from fixate_jax.backbones.tiny_sizes import TinySizes
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.tiny.random import write_tiny_random
+from fixate_jax.backbones.tiny.sizes import TinySizes
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.probing.batches import Batch, SessionData
 from tests.worlds import USERS, World, letters, numbers
 

@@ -12,14 +12,15 @@ import numpy as np
 from flax import nnx
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.decoder_layer import Remat
+from fixate_jax.backbones.decoder.decoder_layer import Remat
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.sharding import make_mesh, shardings
-from fixate_jax.backbones.tiny_random import TinySizes, write_tiny_random
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.programs import make_evaluate, make_train_step
+from fixate_jax.pipeline.placement import Placement, put
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.placement import Placement, put
-from fixate_jax.tuning.step import make_evaluate, make_train_step
 from tests.worlds import USERS, World
 
 FAMILIES: tuple[Literal["qwen3_vl", "internvl"], ...] = ("qwen3_vl", "internvl")

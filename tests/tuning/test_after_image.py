@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.backbones import decoder, take_branches
-from fixate_jax.backbones.after_page import attend_over_page, seen_rows, without_gap
-from fixate_jax.backbones.attention import blocked_attention
+from fixate_jax.backbones import take_branches
+from fixate_jax.backbones.decoder import decoder
+from fixate_jax.backbones.decoder.after_page import attend_over_page, seen_rows, without_gap
+from fixate_jax.backbones.decoder.attention import blocked_attention
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.probing import operator_of
+from fixate_jax.lab.parts import operator_of
 from fixate_jax.probing.batches import Batch
 from fixate_jax.probing.passes import look_for
 from fixate_jax.prompts import soft_prompt

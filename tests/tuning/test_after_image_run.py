@@ -7,12 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fixate_jax import cli
-from fixate_jax.config import CacheConfig, RunConfig
-from fixate_jax.data import open_or_prepare
-from fixate_jax.tuning.experiment import open_run, run_experiment
-from fixate_jax.tuning.page_keys import NOWHERE
-from fixate_jax.tuning.setup import open_workspace
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.experiment import open_run, run_experiment
+from fixate_jax.lab.experiments.workspace import open_workspace
+from fixate_jax.pipeline.kept import CacheConfig
+from fixate_jax.pipeline.page_keys import NOWHERE
 from tests.tuning.test_loop import settings
 
 

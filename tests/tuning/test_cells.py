@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fixate_jax.config import BackboneConfig, DataConfig, RunConfig, TrainConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.settings import load_config
-from fixate_jax.studies.jobs import Workers
-from fixate_jax.tuning import cells
-from fixate_jax.tuning.experiment import CONFIG_FILE, absolute_paths
+from fixate_jax.lab.config import RunConfig, TrainConfig
+from fixate_jax.lab.experiments import cells
+from fixate_jax.lab.experiments.experiment import CONFIG_FILE, absolute_paths
+from fixate_jax.lab.settings import load_config
+from fixate_jax.lab.studies.jobs import Workers
 from tests.cells import fake_cells
 
 

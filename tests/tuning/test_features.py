@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.config import BackboneConfig, CacheConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.pipeline.features import FeatureStore, Tier
+from fixate_jax.pipeline.kept import CacheConfig, choose_tier
 from fixate_jax.probing.batches import SessionData
 from fixate_jax.probing.passes import with_features
-from fixate_jax.tuning.features import FeatureStore, Tier, choose_tier
 from tests.worlds import World
 
 BUDGETS: dict[Tier, CacheConfig] = {

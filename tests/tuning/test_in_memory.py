@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 import fixate_jax as fx
-from fixate_jax import metrics
 from fixate_jax.backbones import Backbone
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.evaluation import metrics
 
 PEOPLE = ("ada", "ben", "cyd")
 SHORT: dict[str, Any] = {"prompt_tokens": 3, "basis": 2, "epochs": 3, "batch": 4, "seed": 0}
@@ -86,7 +86,7 @@ def test_who_and_what_cannot_be_used(backbone: Backbone, sessions: list[fx.Sessi
     with pytest.raises(ConfigError, match="user 'eve' was not tuned; there are ada, ben, cyd"):
         fx.evaluate(backbone, tuned, [stranger])
     with pytest.raises(ConfigError, match="bring users, settings and operator; leave"):
-        fx.UserEmulator(backbone, tuned, users=["eve"])
+        fx.UserEmulator(backbone, tuned, users=("eve",))
     mean = tuned.prompts(["eve"], unknown="population")[0]
     np.testing.assert_allclose(mean, tuned.prompts(PEOPLE).mean(0), atol=1e-6)
     for call in (lambda: fx.tune(backbone, []), lambda: fx.evaluate(backbone, tuned, [])):

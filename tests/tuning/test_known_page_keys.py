@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.probing import OPERATORS, operator_of, passes, reads_source_row
+from fixate_jax.evaluation.forward import evaluate_batch
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.lab.parts import OPERATORS, objective_of, operator_of
+from fixate_jax.probing import passes, reads_source_row
 from fixate_jax.probing.batches import Batch
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning.step import evaluate_batch, loss_and_gradient, objective_of
+from fixate_jax.tuning.step import loss_and_gradient
 from tests.probing.both_ways import relative
 from tests.tuning.after_page import batches, run, with_keys
 from tests.worlds import World

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fixate_jax.data.session import Session
-from fixate_jax.tuning.looks import BYTES, MOST_USERS, choose_sessions, room
+from fixate_jax.lab.experiments.looks import BYTES, MOST_USERS, choose_sessions, room
 
 SESSIONS = [
     Session(

@@ -17,9 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.config import (
-    BackboneConfig,
-    DataConfig,
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.errors import ConfigError
+from fixate_jax.evaluation.forward import Evaluation
+from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,
     OptimizerConfig,
@@ -27,16 +30,14 @@ from fixate_jax.config import (
     RunConfig,
     TrainConfig,
 )
-from fixate_jax.data import open_or_prepare
-from fixate_jax.errors import ConfigError
-from fixate_jax.metrics import session_metrics
-from fixate_jax.settings import dump_config
-from fixate_jax.tuning import evaluate, loop
+from fixate_jax.lab.experiments import evaluate, loop
+from fixate_jax.lab.experiments.experiment import claim_run, evaluate_run, open_run, run_experiment, seed_directory
+from fixate_jax.lab.experiments.loop import Interrupted, start_state, train, validate
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.lab.frames import session_metrics
+from fixate_jax.lab.settings import dump_config
 from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
-from fixate_jax.tuning.experiment import claim_run, evaluate_run, open_run, run_experiment, seed_directory
-from fixate_jax.tuning.loop import Interrupted, start_state, train, validate
-from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import Evaluation, TrainState
+from fixate_jax.tuning.step import TrainState
 from tests import environment
 
 SEED = 7
@@ -112,7 +113,7 @@ def test_killed_corrupted_and_resumed_is_bit_identical(
     run = tmp_path / "run"
     preset = tmp_path / "preset.yaml"
     preset.write_text(dump_config(config))
-    command = [sys.executable, "-m", "fixate_jax.cli", "train", str(preset), "--run", str(run)]
+    command = [sys.executable, "-m", "fixate_jax", "train", str(preset), "--run", str(run)]
     process = subprocess.Popen(
         command, env=environment.of_child(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

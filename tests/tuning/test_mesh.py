@@ -10,12 +10,12 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from fixate_jax import hosts
 from fixate_jax.backbones.sharding import batch_axes, make_mesh, rule_of
-from fixate_jax.config import RunConfig, TrainConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.placement import Placement
+from fixate_jax.lab.config import RunConfig, TrainConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.pipeline.placement import Placement
+from fixate_jax.runtime import hosts
 from tests import environment
 from tests.tuning.mesh_worker import MESHES
 

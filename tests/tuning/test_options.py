@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from fixate_jax.backbones import load_backbone
-from fixate_jax.backbones.decoder_layer import Remat
-from fixate_jax.backbones.flash import Attention
-from fixate_jax.config import BackboneConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.decoder.decoder_layer import Remat
+from fixate_jax.backbones.decoder.flash import Attention
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.errors import ConfigError
-from fixate_jax.tuning import loop
-from fixate_jax.tuning.step import objective_of, session_losses
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.experiments import loop
+from fixate_jax.lab.parts import objective_of
+from fixate_jax.tuning.step import session_losses
 from tests.tuning.test_loop import SEED, settings
 from tests.worlds import World
 
@@ -82,8 +84,8 @@ def test_page_area_limits_change_the_grid(tmp_path: Path) -> None:
 
 
 def test_training_stops_after_validations_without_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fixate_jax.data import open_or_prepare
-    from fixate_jax.tuning.setup import open_workspace
+    from fixate_jax.data.registry import open_or_prepare
+    from fixate_jax.lab.experiments.workspace import open_workspace
 
     config = settings(tmp_path / "store")
     config = replace(config, train=replace(config.train, epochs=6, patience=2, selection="TF"))

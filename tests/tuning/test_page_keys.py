@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fixate_jax import probing
 from fixate_jax.backbones import load_backbone
-from fixate_jax.config import BackboneConfig, CacheConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.config import PromptConfig, RunConfig
+from fixate_jax.pipeline.features import FeatureStore
+from fixate_jax.pipeline.kept import CacheConfig
+from fixate_jax.pipeline.page_keys import NOWHERE, PageKeyStore, wants_page_keys
 from fixate_jax.probing.batches import SessionData, TrainingPlan, evaluation_batches, training_iterator
-from fixate_jax.tuning.features import FeatureStore
-from fixate_jax.tuning.page_keys import NOWHERE, PageKeyStore, wants_page_keys
 from tests.worlds import World
 
 BUDGETS = {
@@ -169,6 +172,6 @@ def test_training_reads_them_in_micro_batches(world: World, tmp_path: Path) -> N
 
 
 def test_which_runs_use_them() -> None:
-    assert wants_page_keys(CONFIG)
-    assert not wants_page_keys(replace(CONFIG, operator=OperatorConfig(name="rollout")))
-    assert not wants_page_keys(replace(CONFIG, prompt=PromptConfig()))
+    assert wants_page_keys("after_image", probing.attention())
+    assert not wants_page_keys("after_image", probing.rollout())
+    assert not wants_page_keys("before", probing.attention())

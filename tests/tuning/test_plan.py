@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import pytest
 
-from fixate_jax import cli
-from fixate_jax.config import BackboneConfig, CacheConfig, OperatorConfig, RunConfig
-from fixate_jax.devices import DEVICES, memory_of
+from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.errors import CheckpointError, ConfigError
-from fixate_jax.tuning.abstract import open_abstract
-from fixate_jax.tuning.plan import Plan, Workload, make_plan, train_parts
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.config import OperatorConfig, RunConfig
+from fixate_jax.lab.planning.abstract import open_abstract
+from fixate_jax.lab.planning.devices import DEVICES, memory_of
+from fixate_jax.lab.planning.plan import Plan, Workload, make_plan, train_parts
+from fixate_jax.pipeline.kept import CacheConfig
 from tests import environment
 from tests.abstract_steps import settings, write_small
 
@@ -56,7 +58,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
         program = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=size))
         return SimpleNamespace(compile=lambda compiler_options: program)
 
-    monkeypatch.setattr("fixate_jax.tuning.plan.lower_step", lower)
+    monkeypatch.setattr("fixate_jax.lab.planning.plan.lower_step", lower)
 
 
 @pytest.mark.usefixtures("stub")
@@ -103,7 +105,7 @@ def test_a_mesh_shares_weights_and_rows(model: str, plan: Plan) -> None:
     command = [
         sys.executable,
         "-m",
-        "fixate_jax.cli",
+        "fixate_jax",
         "plan",
         "--models",
         model,

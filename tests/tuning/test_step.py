@@ -11,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.config import BackboneConfig, CacheConfig, ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.programs import make_evaluate, make_train_step
+from fixate_jax.lab.parts import objective_of
+from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.prompts import soft_prompt
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.step import loss_and_gradient, make_evaluate, make_train_step, objective_of, session_losses
+from fixate_jax.tuning.step import loss_and_gradient, session_losses
 from tests.worlds import USERS, World, letters, numbers
 
 ABS = OperatorConfig(name="attn_lrp", normalise="abs")
@@ -169,7 +173,7 @@ def test_no_square_array_in_the_compiled_step(long_world: World) -> None:
     config = replace(world.backbone.config.decoder, attention_block=4096)
     from flax import nnx
 
-    from fixate_jax.backbones import qwen3_vl
+    from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
 
     whole = replace(world.backbone.config, decoder=config)
     graph, _ = nnx.split(nnx.eval_shape(lambda: qwen3_vl.build(whole, nnx.Rngs(0))))

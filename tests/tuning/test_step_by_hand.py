@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fixate_jax.evaluation import forward
+from fixate_jax.evaluation.forward import evaluate_batch
 from fixate_jax.objective import kl
 from fixate_jax.probing import attn_lrp, passes
 from fixate_jax.probing.batches import Batch
@@ -54,14 +56,14 @@ def test_one_way_is_told_the_click_and_the_other_takes_the_own_answer(monkeypatc
         told = jax.nn.one_hot(chosen, SLOTS)
         return None, -told, told
 
-    monkeypatch.setattr(step, "look_for", look_for)
-    monkeypatch.setattr(step, "ready_inputs", lambda model, batch, operator: None)
-    monkeypatch.setattr(step, "branches_of", lambda prefix, slots: prefix)
+    monkeypatch.setattr(forward, "look_for", look_for)
+    monkeypatch.setattr(forward, "ready_inputs", lambda model, batch, operator: None)
+    monkeypatch.setattr(forward, "branches_of", lambda prefix, slots: prefix)
     model = SimpleNamespace(
         prefill=lambda inputs, prompt, use_prompt: None, tail=lambda prefix: SimpleNamespace(logits=logits)
     )
     batch = two_pages()._replace(stop=jnp.full((2, SLOTS, 2), -1))
-    found = step.evaluate_batch(jnp.zeros((2, 1, 1)), True, model, batch, attn_lrp(), END)
+    found = evaluate_batch(jnp.zeros((2, 1, 1)), True, model, batch, attn_lrp(), END)
     assert found.answer.tolist() == [1, 0] and batch.click.tolist() == [0, 1]
     np.testing.assert_array_equal(found.teacher_forced, np.eye(SLOTS)[[0, 1]])
     np.testing.assert_array_equal(found.free_running, np.eye(SLOTS)[[1, 0]])

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.config import BackboneConfig, CacheConfig, DataConfig, PromptConfig, RunConfig
-from fixate_jax.data import open_or_prepare
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.errors import ConfigError
-from fixate_jax.metrics import metric_columns, session_metrics
+from fixate_jax.evaluation.forward import Evaluation
+from fixate_jax.lab.config import PromptConfig, RunConfig
+from fixate_jax.lab.experiments.evaluate import predict, swapped_metrics
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.lab.frames import metric_columns, session_metrics
+from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.prompts import PromptParams
-from fixate_jax.tuning.evaluate import predict, swapped_metrics
-from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import Evaluation
 
 PEOPLE = 4
 Seen = list[tuple[int, int]]

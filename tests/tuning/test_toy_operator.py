@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixate_jax.config import (
-    BackboneConfig,
-    DataConfig,
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,
     OptimizerConfig,
@@ -17,12 +18,12 @@ from fixate_jax.config import (
     RunConfig,
     TrainConfig,
 )
-from fixate_jax.data import open_or_prepare
-from fixate_jax.probing import OPERATORS, Operator, Probe, Trace, operator_of
+from fixate_jax.lab.experiments.loop import start_state, train
+from fixate_jax.lab.experiments.programs import make_train_step
+from fixate_jax.lab.experiments.workspace import open_workspace
+from fixate_jax.lab.parts import OPERATORS, operator_of
+from fixate_jax.probing import Operator, Probe, Trace
 from fixate_jax.prompts import PromptParams
-from fixate_jax.tuning.loop import start_state, train
-from fixate_jax.tuning.setup import open_workspace
-from fixate_jax.tuning.step import make_train_step
 from tests.worlds import USERS, World
 
 OBJECTIVE = ObjectiveConfig(alignment="kl", ntp_weight=0.0, attention_weight=1.0, warmup=0, beta=0.0)

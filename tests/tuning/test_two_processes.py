@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pandas as pd
 
-from fixate_jax import hosts
-from fixate_jax.config import RunConfig
-from fixate_jax.settings import dump_config
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.experiment import run_experiment, seed_directory
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.settings import dump_config
+from fixate_jax.runtime import hosts
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.experiment import run_experiment, seed_directory
-from fixate_jax.tuning.loop import start_state
 from tests import environment
 from tests.tuning.test_loop import SEED, settings
 
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 def start(preset: Path, run: Path) -> list[subprocess.Popen[str]]:
     """`fixate train` on two processes with two devices each, their logs next to the run."""
-    command = [sys.executable, "-m", "fixate_jax.cli", "train", str(preset), "--run", str(run)]
+    command = [sys.executable, "-m", "fixate_jax", "train", str(preset), "--run", str(run)]
     address = f"127.0.0.1:{free_port()}"
     started = []
     for process in range(2):

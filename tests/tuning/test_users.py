@@ -13,9 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from fixate_jax.config import (
-    BackboneConfig,
-    DataConfig,
+from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.errors import CheckpointError, ConfigError, DataError
+from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,
     OptimizerConfig,
@@ -24,19 +26,17 @@ from fixate_jax.config import (
     TrainConfig,
     UsersConfig,
 )
-from fixate_jax.data import open_or_prepare
-from fixate_jax.errors import CheckpointError, ConfigError, DataError
-from fixate_jax.objective import attention_weight_schedule
+from fixate_jax.lab.experiments.loop import Interrupted
+from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
+from fixate_jax.lab.parts import attention_weight_of, objective_of
+from fixate_jax.lab.users import tune as module
+from fixate_jax.lab.users.data import session_order, user_number
+from fixate_jax.lab.users.memory import Memory, even_chunk, program_bytes
+from fixate_jax.lab.users.step import UserState, _judge
+from fixate_jax.lab.users.tune import UserPrompts, append_users, start_of, tune_users
 from fixate_jax.prompts import PromptParams, population_prompt, soft_prompt
-from fixate_jax.tuning import users as module
-from fixate_jax.tuning.loop import Interrupted
 from fixate_jax.tuning.optimizer import rate_factor
-from fixate_jax.tuning.setup import Workspace, open_workspace
-from fixate_jax.tuning.step import loss_and_gradient, objective_of
-from fixate_jax.tuning.users import UserPrompts, append_users, start_of, tune_users
-from fixate_jax.tuning.users_data import session_order, user_number
-from fixate_jax.tuning.users_memory import Memory, even_chunk, program_bytes
-from fixate_jax.tuning.users_step import UserState, _judge
+from fixate_jax.tuning.step import loss_and_gradient
 
 SEED = 3
 COUNTS = {"0": (9, 4), "1": (1, 0), "2": (7, 0), "3": (2, 1), "4": (14, 7)}
@@ -154,10 +154,10 @@ def test_a_user_gets_what_a_plain_loop_over_own_sessions_gives(
         for step, places in enumerate(order):
             batch = workspace.data.batch(sorted((own[p] if p >= 0 else -1 for p in places), reverse=True))
             micro = jax.tree.map(lambda x: jnp.asarray(x)[None], batch._replace(user=np.zeros(3, np.int32)))
-            weight = attention_weight_schedule(config.objective, step)
+            weight = attention_weight_of(config.objective, step)
             slope = gradient(PromptParams(basis.basis, z[None]), micro, weight).coefficients[0]
             updates, state = rule.update(slope, state, z)
-            z = z + rate_factor(config.optimizer, jnp.int32(step), 8) * updates
+            z = z + rate_factor(config.optimizer.decay, jnp.int32(step), 8) * updates
         np.testing.assert_allclose(of_user(together, user)[0], z, rtol=1e-4, atol=1e-5)
         assert np.abs(z - start).max() > 0.1
 

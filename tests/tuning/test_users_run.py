@@ -12,16 +12,16 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from fixate_jax import cli
-from fixate_jax.config import RunConfig, UsersConfig
-from fixate_jax.data import open_or_prepare
+from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.errors import CheckpointError, ConfigError
-from fixate_jax.settings import dump_config
+from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.config import RunConfig, UsersConfig
+from fixate_jax.lab.experiments.loop import start_state
+from fixate_jax.lab.experiments.users_run import load_basis, run_users
+from fixate_jax.lab.experiments.workspace import open_workspace
+from fixate_jax.lab.settings import dump_config
+from fixate_jax.lab.users.tune import tune_users
 from fixate_jax.tuning.checkpoint import CheckpointStore
-from fixate_jax.tuning.loop import start_state
-from fixate_jax.tuning.setup import open_workspace
-from fixate_jax.tuning.users import tune_users
-from fixate_jax.tuning.users_run import load_basis, run_users
 from tests import environment
 from tests.tuning import test_users
 
@@ -138,9 +138,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixate_jax.data import open_or_prepare
-from fixate_jax.tuning.setup import open_workspace
-from fixate_jax.tuning.users import _UserTuning
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.lab.experiments.workspace import open_workspace
+from fixate_jax.lab.users.tune import _UserTuning
 from tests.tuning.test_users import few_sessions, settings
 
 store, out = Path(sys.argv[1]), Path(sys.argv[2])

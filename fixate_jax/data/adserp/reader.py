@@ -25,7 +25,7 @@ from fixate_jax.data.session import Split
 from fixate_jax.data.splits import split_by_content
 from fixate_jax.data.store import natural_order
 from fixate_jax.errors import DataError
-from fixate_jax.progress import track
+from fixate_jax.runtime.progress import track
 
 PARTICIPANTS = "participants.csv"
 TRAITS = {

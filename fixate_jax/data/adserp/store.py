@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fixate_jax.config import DataConfig
 from fixate_jax.data.adserp.files import ADS, file_of
 from fixate_jax.data.adserp.pages import draw_viewport, relative_boxes
 from fixate_jax.data.adserp.reader import read_adserp
 from fixate_jax.data.adserp.tables import BadTrial
+from fixate_jax.data.options import DataConfig
 from fixate_jax.data.session import Session
 from fixate_jax.data.store import StoreWriter, encode_image, natural_order
-from fixate_jax.durable import THREADS
-from fixate_jax.progress import track
+from fixate_jax.runtime.durable import THREADS
+from fixate_jax.runtime.progress import track
 
 FEATURES = ("is_ad", *ADS, "rank", "left", "top", "width", "height", "page_top")
 """Names of the slot features. Places and sizes are shares of what is seen, ``page_top`` of the document's height."""

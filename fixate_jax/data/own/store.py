@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fixate_jax.config import DataConfig
+from fixate_jax.data.options import DataConfig
 from fixate_jax.data.own.files import gaze_file, labels_drawn
 from fixate_jax.data.own.gaze import READERS, dwell_of
 from fixate_jax.data.own.pages import BadPage, make_page
@@ -15,7 +15,7 @@ from fixate_jax.data.session import Session
 from fixate_jax.data.splits import split_by_content
 from fixate_jax.data.store import StoreWriter, encode_image, natural_order
 from fixate_jax.errors import DataError
-from fixate_jax.progress import track
+from fixate_jax.runtime.progress import track
 
 BAD_GAZE, NO_GAZE = "session with a bad row of gaze", "no fixation on a slot"
 BAD_PAGE, NO_TRAINING = "session on a page that was left out", "session of a person with too few pages to train on"

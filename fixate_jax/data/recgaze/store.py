@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from fixate_jax.config import DataConfig
+from fixate_jax.data.options import DataConfig
 from fixate_jax.data.recgaze.geometry import PAGES, SHOWN, page_of, slot_boxes
 from fixate_jax.data.recgaze.pages import Viewport, render_viewports
 from fixate_jax.data.recgaze.reader import read_recgaze
@@ -17,7 +17,7 @@ from fixate_jax.data.recgaze.screens import Screen
 from fixate_jax.data.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS, read_small_table
 from fixate_jax.data.session import Session
 from fixate_jax.data.store import StoreWriter, natural_order
-from fixate_jax.progress import bar
+from fixate_jax.runtime.progress import bar
 
 LABELS = tuple("ABCDEFGHIJKLMNO")
 POSTERS = "posters"

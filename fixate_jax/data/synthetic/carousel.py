@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from fixate_jax.config import DataConfig
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.human_choice import assign_splits
+from fixate_jax.data.options import DataConfig
 from fixate_jax.data.session import Session, Split
 from fixate_jax.data.store import StoreWriter, encode_image
-from fixate_jax.progress import track
+from fixate_jax.runtime.progress import track
 
 USERS = 12
 """People, if `data.max_users` does not say."""

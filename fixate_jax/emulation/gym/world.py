@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import ImageDraw
 
-from fixate_jax.config import NARROWEST_PAGE
+import fixate_jax
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
+from fixate_jax.data.options import NARROWEST_PAGE
 from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation.emulator import UserEmulator
-from fixate_jax.emulation.opening import open_emulator
 from fixate_jax.emulation.pages import Page
 from fixate_jax.emulation.versions import item_name
 from fixate_jax.emulation.visits import Visits
@@ -273,12 +273,12 @@ def open_world(emulator: Emulator | Path | str, *, envs: int, **options: Any) ->
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such option; there are {', '.join(known)}")
-    users = open_emulator(emulator) if isinstance(emulator, str | Path) else emulator
+    users = fixate_jax.open_emulator(emulator) if isinstance(emulator, str | Path) else emulator
     if isinstance(users, UserEmulator):
         # A batch that is filled up would be work for nothing, at every step.
-        parts = math.prod(users.config.train.mesh[:2])
+        parts = math.prod(users.mesh_shape[:2])
         users = users.with_batch(-(-envs // parts) * parts)
-        options.setdefault("page_width", users.config.data.page_width)
+        options.setdefault("page_width", users.page_width)
     reward = options.get("reward", "click")
     _require(reward in get_args(Reward), "reward", reward, "choose click or value")
     if "slots" in options:

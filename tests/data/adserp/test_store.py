@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.config import DataConfig
 from fixate_jax.data.adserp import store as adserp_store
 from fixate_jax.data.adserp.files import check_screenshot, file_of
 from fixate_jax.data.adserp.pages import PLATE, draw_viewport
 from fixate_jax.data.adserp.store import FEATURES, prepare
 from fixate_jax.data.adserp.tables import BadTrial
+from fixate_jax.data.options import DataConfig
 from fixate_jax.data.store import SessionStore, StoreWriter
 from fixate_jax.errors import DataError
 from tests.data.adserp.trials import CLICK, LOAD, png, scroll, write_participants, write_trial

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import open_or_prepare
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.errors import ConfigError, DataError
 from tests.data.own.folder import (
     Spoil,

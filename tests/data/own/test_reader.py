@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import SessionStore, open_or_prepare
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.data.store import SessionStore
 from tests.data.own.folder import PAGES, Spoil, Tables, add_column, drop_column, half, own_folder, put
 
 

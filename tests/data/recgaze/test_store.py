@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import SessionStore, open_or_prepare, store_settings
+from fixate_jax.data.options import DataConfig
 from fixate_jax.data.recgaze import read_recgaze
 from fixate_jax.data.recgaze.pages import draw_viewport
 from fixate_jax.data.recgaze.screens import read_screens
 from fixate_jax.data.recgaze.store import FEATURES, LABELS, Tastes, read_tastes, slot_features
+from fixate_jax.data.registry import open_or_prepare, store_settings
+from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import DataError
 from tests.data.synthetic.recgaze import write_recgaze
 
@@ -131,8 +132,8 @@ def test_a_poster_makes_another_store(config: DataConfig, store: SessionStore, f
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fixate_jax.config import DataConfig
-from fixate_jax.data import open_or_prepare
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.data.recgaze import pages
 from fixate_jax.data.store import StoreWriter
 pages.FEW, add, added = 1, StoreWriter.add_image, []

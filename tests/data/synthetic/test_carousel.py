@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.config import DataConfig
-from fixate_jax.data import DATASETS, SessionStore, open_or_prepare, sessions_frame
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, poster_boxes
+from fixate_jax.data.options import DataConfig
+from fixate_jax.data.registry import DATASETS, open_or_prepare
+from fixate_jax.data.store import SessionStore, sessions_frame
 from fixate_jax.data.synthetic.carousel import (
     FEATURES,
     LABELS,
@@ -26,7 +27,7 @@ from fixate_jax.data.synthetic.carousel import (
     slot_features,
     synthetic_visits,
 )
-from fixate_jax.tuning.predictors import trivial_predictions
+from fixate_jax.lab.experiments.predictors import trivial_predictions
 
 SEEDS = [0, 1, 2]
 MANY = 200

@@ -1,0 +1,1 @@
+"""The Qwen3 decoder that both families share."""

@@ -1,0 +1,1 @@
+"""Tiny backbones: random ones, and those that come with the library."""

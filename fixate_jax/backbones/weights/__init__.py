@@ -1,0 +1,1 @@
+"""Weights from directories and from the Hub."""

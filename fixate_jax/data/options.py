@@ -1,0 +1,51 @@
+"""Which sessions to use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fixate_jax.errors import require
+
+NARROWEST_PAGE = 64
+"""Pixels that a page is wide, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which sessions to use."""
+
+    name: str = "human_choice"
+    """Data set, a key of the registry in fixate_jax.data."""
+    path: Path | None = None
+    """Folder of the raw data set (None: synthetic users, or a store that is there)."""
+    store: Path | None = None
+    """Folder of the prepared session store; made from `path` when it does not exist yet."""
+    slots: Literal["alternatives", "texts"] = "alternatives"
+    """human_choice: 3 slots (one an alternative) or 6 (one a text)."""
+    definition: Literal["page", "screen"] = "page"
+    """recgaze: what a session is, the page visit of the final click or the opening view of the screen."""
+    page_width: int = 320
+    """Width of the drawn page in pixels."""
+    signal: str = "fixation"
+    """Which dwell signal to align with, e.g. fixation or cursor."""
+    common_sessions: bool = False
+    """Use only the sessions that have every signal of the data set, so that runs on different signals see the same."""
+    gaze_temperature: float = 1.0
+    """τ in g^(1/τ): above 1 flattens the human distribution, below 1 sharpens it."""
+    split_seed: int = 0
+    """Seed of the per-user train/validation/test split."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a bad row: stop, or leave it out and count it."""
+    max_users: int | None = None
+    """Use only the first so many users (None: all)."""
+    train_sessions: int | None = None
+    """Learn from at most so many sessions of each user (None: all); those for fewer are among those for more."""
+
+    def __post_init__(self) -> None:
+        wide = self.page_width >= NARROWEST_PAGE
+        require(wide, "data.page_width", self.page_width, f"at least {NARROWEST_PAGE} pixels are needed")
+        require(self.gaze_temperature > 0, "data.gaze_temperature", self.gaze_temperature, "must be above 0")
+        require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must not be negative")
+        for name in ("max_users", "train_sessions"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"data.{name}", value, "must be above 0")

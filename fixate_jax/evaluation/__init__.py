@@ -1,0 +1,1 @@
+"""How close a model comes to people, on arrays."""

@@ -1,0 +1,1 @@
+"""Tuned users to hand on."""

@@ -1,0 +1,219 @@
+"""Bundles: tuned prompts as files that anybody can read, with what is needed to use them and what they were made from.
+
+A bundle is a folder of three files. ``prompts.safetensors`` holds the tensors ``prompts`` (users × tokens × width: what
+stands before the input of each user, or behind the page), ``population`` (tokens × width: the mean), and what they are
+mixed from, ``basis`` and ``coefficients``. ``bundle.json`` says whose they are, for which model and under which
+settings. ``README.md`` is the model card.
+"""
+
+import importlib.metadata
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from fixate_jax.backbones import Backbone, load_backbone
+from fixate_jax.backbones.loading import EMBEDDED
+from fixate_jax.backbones.weights.hub import is_hub_id
+from fixate_jax.emulation.emulator import UserEmulator
+from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.lab.bundles.card import Origin, model_card
+from fixate_jax.lab.bundles.settings import emulator_of, settings_of
+from fixate_jax.lab.config import UsersConfig
+from fixate_jax.lab.parts import operator_of
+from fixate_jax.lab.settings import config_from_dict, config_to_dict
+from fixate_jax.pipeline.kept import CacheConfig
+from fixate_jax.prompts import PromptParams
+from fixate_jax.runtime.durable import staging, writing
+
+FORMAT, VERSION = "fixate-prompts", 1
+BUNDLE_FILE, TENSORS_FILE, CARD_FILE = "bundle.json", "prompts.safetensors", "README.md"
+SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED_USERS: dict[str, Path] = {path.name: path for path in sorted(SHIPPED.glob("*")) if path.is_dir()}
+"""Users that come with the library, made-up ones, by name."""
+_FIELDS = ("format", "version", "users", "seed", "backbone", "fingerprint", "architecture", "width", "settings")
+
+
+class BackboneWarning(UserWarning):
+    """The backbone's files are not those that the prompts were tuned for."""
+
+
+def write_bundle(
+    emulator: UserEmulator,
+    directory: Path,
+    origin: Origin,
+    *,
+    users: Sequence[str] | None = None,
+    pseudonyms: bool = False,
+) -> Path:
+    """Write some users' prompts as a bundle.
+
+    Args:
+        emulator: the users.
+        directory: to write; must not exist.
+        origin: what the card says of where they come from.
+        users: whose prompts (None: everybody's). The population prompt is then the mean of these alone, so that nothing
+            of the others is in it but the shared basis.
+        pseudonyms: call them user-1, user-2, … instead of what the data call them.
+
+    Raises:
+        ConfigError: the directory exists, or a user is not known.
+        DiskError: it cannot be written; nothing is left behind.
+    """
+    if not emulator.origin or emulator.operator != operator_of(settings_of(emulator).operator):
+        raise ConfigError(
+            "a bundle names its operator by settings, and these users were tuned without any, or with another operator"
+        )
+    if directory.exists():
+        raise ConfigError(f"{directory}: exists; choose another folder or remove it")
+    wanted = emulator.users if users is None else tuple(users)
+    unknown = [user for user in wanted if user not in emulator.users]
+    if unknown or not wanted or len(set(wanted)) < len(wanted):
+        raise ConfigError(f"--users {' '.join(wanted)}: name at least one, each once; there are {_few(emulator.users)}")
+    rows = np.array([emulator.users.index(user) for user in wanted])
+    names = tuple(f"user-{i + 1}" for i in range(len(wanted))) if pseudonyms else wanted
+    chosen = emulator.with_prompt(_only(emulator.prompt, rows), names)
+    facts = _facts(chosen, origin)
+    soft = np.asarray(chosen.soft_prompts)
+    tensors = {
+        "prompts": soft[:-1],
+        "population": soft[-1],
+        "basis": np.asarray(chosen.prompt.basis),
+        "coefficients": np.asarray(chosen.prompt.coefficients),
+    }
+    data = to_safetensors(
+        {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()},
+        {"format": FORMAT, "version": str(VERSION)},
+    )
+    with staging(directory) as folder, writing(directory):
+        (folder / TENSORS_FILE).write_bytes(data)
+        (folder / BUNDLE_FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / CARD_FILE).write_text(model_card(facts, origin), encoding="utf-8")
+        folder.rename(directory)
+    return directory
+
+
+def _only(prompt: PromptParams, rows: np.ndarray) -> PromptParams:
+    """Some users' rows. Private prompts of others, which these do not mix in, are no part of it."""
+    coefficients = np.asarray(prompt.coefficients)[rows]
+    used = np.isfinite(coefficients).any(axis=0)
+    return PromptParams(jnp.asarray(np.asarray(prompt.basis)[used]), jnp.asarray(coefficients[:, used]))
+
+
+def _facts(emulator: UserEmulator, origin: Origin) -> dict[str, Any]:
+    """``bundle.json``. Of the settings nothing says where files lay on the machine that tuned the prompts."""
+    config, backbone = settings_of(emulator), emulator.backbone
+    path = config.backbone.path
+    public = path in EMBEDDED or is_hub_id(path)
+    shared = replace(
+        config,
+        data=replace(config.data, path=None, store=None),
+        users=UsersConfig(mode=config.users.mode),
+        cache=CacheConfig(),
+        backbone=replace(config.backbone, path=path if public else Path(path).name),
+        train=replace(config.train, seeds=(origin.seed,), mesh=(1, 1, 1)),
+    )
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_with": f"fixate-jax {importlib.metadata.version('fixate-jax')}",
+        "users": list(emulator.users),
+        "seed": origin.seed,
+        "backbone": shared.backbone.path,
+        "fingerprint": backbone.fingerprint,
+        "architecture": _architecture(backbone),
+        "width": backbone.width,
+        "tokens": config.prompt.tokens,
+        "position": config.prompt.position,
+        "settings": config_to_dict(shared),
+    }
+
+
+def load_bundle(source: Path | str, *, backbone: str | None = None) -> UserEmulator:
+    """The users of a bundle.
+
+    Args:
+        source: its folder, or the name of users that come with the library (``SHIPPED_USERS``).
+        backbone: where the backbone is, if not where it was when the bundle was made.
+
+    Raises:
+        ConfigError: there is no such bundle, or it wants another backbone.
+        CheckpointError: a file is missing, damaged or of another version.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if str(source) not in SHIPPED_USERS:
+            raise ConfigError(
+                f"{source}: no such folder; give a run, a bundle, or one of the users that come with the library: "
+                f"{', '.join(SHIPPED_USERS)}"
+            )
+        folder = SHIPPED_USERS[str(source)]
+    facts = _read_facts(folder / BUNDLE_FILE)
+    config = config_from_dict(facts["settings"], source=str(folder / BUNDLE_FILE))
+    if backbone is not None:
+        config = replace(config, backbone=replace(config.backbone, path=backbone))
+    loaded = load_backbone(config.backbone, work=Path(gettempdir()) / "fixate-jax")
+    prompt = _read_prompt(folder / TENSORS_FILE, len(facts["users"]))
+    found, wanted = (_architecture(loaded), loaded.width), (facts["architecture"], facts["width"])
+    if found != wanted:
+        raise ConfigError(
+            f"{folder}: tuned for a {wanted[0]} of width {wanted[1]} ({facts['backbone']}), but "
+            f"{config.backbone.path} is a {found[0]} of width {found[1]}; give --backbone"
+        )
+    if loaded.fingerprint != facts["fingerprint"]:
+        warnings.warn(
+            f"{folder}: the files of {config.backbone.path} are not those that the prompts were tuned for; another "
+            "layout of the same weights does no harm, other weights make the prompts meaningless",
+            BackboneWarning,
+            stacklevel=2,
+        )
+    return emulator_of(config, loaded, prompt, tuple(facts["users"]))
+
+
+def _read_facts(path: Path) -> Mapping[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent}: no {path.name} there; give the directory of a run or a bundle") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); export the bundle again") from error
+    missing = [name for name in _FIELDS if not isinstance(facts, dict) or name not in facts]
+    if missing:
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}; export the bundle again")
+    if facts["format"] != FORMAT or facts["version"] != VERSION:
+        raise CheckpointError(
+            f"{path}: {facts['format']} version {facts['version']}, this release reads {FORMAT} version {VERSION}"
+        )
+    found: Mapping[str, Any] = facts
+    return found
+
+
+def _read_prompt(path: Path, users: int) -> PromptParams:
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            basis, coefficients = (tensors.get_tensor(name) for name in ("basis", "coefficients"))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); export the bundle again") from error
+    if basis.ndim != 3 or coefficients.shape != (users, basis.shape[0]):
+        raise CheckpointError(
+            f"{path}: basis {basis.shape} and coefficients {coefficients.shape} do not fit {users} users"
+        )
+    return PromptParams(jnp.asarray(basis, jnp.float32), jnp.asarray(coefficients, jnp.float32))
+
+
+def _architecture(backbone: Backbone) -> str:
+    """Name of the family's folder."""
+    *_, folder, module = str(getattr(backbone.family, "__name__")).split(".")  # noqa: B009  (the protocol has none)
+    return folder if module == "model" else module
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -1,0 +1,154 @@
+"""Everything a run needs, made from its settings: backbone, sessions, page features, jitted functions."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from fixate_jax.backbones import Backbone, load_backbone, resolve
+from fixate_jax.backbones.sharding import shardings
+from fixate_jax.data.few import few_sessions
+from fixate_jax.data.registry import usable_sessions
+from fixate_jax.data.session import SPLITS, Session
+from fixate_jax.data.store import SessionStore
+from fixate_jax.errors import ConfigError
+from fixate_jax.evaluation.forward import Jitted
+from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.programs import make_evaluate
+from fixate_jax.lab.parts import operator_of
+from fixate_jax.pipeline.features import FeatureStore
+from fixate_jax.pipeline.page_keys import wants_page_keys
+from fixate_jax.pipeline.pages import read_pages, warn_of_empty_slots
+from fixate_jax.pipeline.placement import Placement, open_mesh, put, put_rows
+from fixate_jax.probing.batches import SessionData
+from fixate_jax.runtime import hosts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """What all runs on the same data and backbone share.
+
+    Attributes:
+        config: the settings.
+        backbone: the frozen model.
+        store: the sessions on disk.
+        features: cached page features (nothing is kept where ``data.page_keys`` is given).
+        data: the encoded sessions.
+        splits: indices of the sessions of each split.
+        mesh: the devices.
+    """
+
+    config: RunConfig
+    backbone: Backbone
+    store: SessionStore
+    features: FeatureStore
+    data: SessionData
+    splits: dict[str, list[int]]
+    mesh: Mesh
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Users in the order of their coefficients."""
+        return self.store.users
+
+    def sessions(self, split: str) -> list[Session]:
+        """Sessions of a split."""
+        return [self.data.sessions[i] for i in self.splits[split]]
+
+    @cached_property
+    def evaluate(self) -> Jitted:
+        """The jitted evaluation, shared by every seed and method so that it is compiled once per bucket."""
+        end_token = self.backbone.encoder.end_token
+        return make_evaluate(self.backbone.graph, self.config, end_token, placement=self.placement)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """What the jitted steps are compiled for."""
+        return Placement(self.mesh, shardings(self.backbone.params, self.mesh))
+
+    @cached_property
+    def params(self) -> PyTree:
+        """The frozen weights on the mesh; sharded ones were loaded to their places."""
+        return jax.device_put(self.backbone.params, self.placement.params)
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """Put a copy on every device of the mesh."""
+        return put(tree, self.placement.whole)
+
+    def own_rows(self, *, micro: bool = False) -> list[int]:
+        """The rows of a micro-batch, or of a batch in evaluation, that this process puts together."""
+        return self.placement.own_rows(self._rows(micro))
+
+    def place(self, batch: Any, *, micro: bool = False) -> Any:
+        """Put a batch on the mesh, its rows shared among the devices.
+
+        Args:
+            batch: arrays with this process's rows, see :meth:`own_rows`.
+            micro: a step's micro-batches; else a batch of evaluation.
+        """
+        place = self.placement.micro_rows if micro else self.placement.rows
+        return put_rows(batch, place, self.own_rows(micro=micro), self._rows(micro), axis=int(micro))
+
+    def _rows(self, micro: bool) -> int:
+        return self.config.train.batch if micro else self.config.train.eval_batch
+
+
+def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -> Workspace:
+    """Load the backbone, encode the sessions, run the vision tower over their pages.
+
+    Args:
+        config: the settings.
+        store: the prepared sessions.
+        directory: where embedded backbones and the disk cache go.
+
+    Raises:
+        FixateError: naming what is wrong with checkpoint, data or settings.
+    """
+    sessions = usable_sessions(store, config.data)
+    splits: dict[str, list[int]] = {split: [i for i, s in enumerate(sessions) if s.split == split] for split in SPLITS}
+    empty = [split for split in SPLITS if not splits[split]]
+    if empty:
+        raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")
+    if config.data.train_sessions is not None:
+        splits["train"] = few_sessions(
+            sessions, splits["train"], config.data.train_sessions, seed=config.data.split_seed
+        )
+    mesh = open_mesh(config.train.mesh)
+    with hosts.first_alone():
+        resolve(config.backbone.path, work=directory, revision=config.backbone.revision)
+    backbone = load_backbone(config.backbone, work=directory, mesh=None if mesh.size == 1 else mesh)
+    placement = Placement(mesh, shardings(backbone.params, mesh))
+    features, encoded, page_keys = read_pages(
+        backbone, store.image, sessions, placement=placement, **reading(config, directory)
+    )
+    data = SessionData(
+        sessions,
+        encoded,
+        {user: row for row, user in enumerate(store.users)},
+        features=features,
+        prompt_tokens=config.prompt.tokens,
+        signal=config.data.signal,
+        gaze_temperature=config.data.gaze_temperature,
+        max_lengths=config.train.max_lengths,
+        assignment=config.operator.assignment,
+        position=config.prompt.position,
+        page_keys=page_keys,
+    )
+    warn_of_empty_slots(data)
+    return Workspace(
+        config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
+    )
+
+
+def reading(config: RunConfig, directory: Path) -> dict[str, Any]:
+    """How a run with these settings reads its pages, see :func:`fixate_jax.pipeline.pages.read_pages`."""
+    return {
+        "cache": config.cache,
+        "directory": config.cache.directory or directory / "features",
+        "batch": config.train.eval_batch,
+        "page_keys": wants_page_keys(config.prompt.position, operator_of(config.operator)),
+    }

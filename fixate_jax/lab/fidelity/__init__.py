@@ -1,0 +1,1 @@
+"""Emulated users next to the people whom they emulate."""

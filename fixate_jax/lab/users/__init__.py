@@ -1,0 +1,1 @@
+"""Tuning each user alone, hundreds at a time."""

@@ -1,0 +1,1 @@
+"""Pages on their way to a step: features, keys and values, batches on a mesh."""

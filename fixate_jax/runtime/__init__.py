@@ -1,0 +1,1 @@
+"""Files, locks, progress, processes: what everything else stands on."""
