@@ -24,7 +24,7 @@ from benchmarks.setup import BATCH, draw_page
 from fixate_jax.backbones import EncodedSession, load_backbone
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.tiny.random import write_tiny_random
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.lab.parts import objective_of
 from fixate_jax.lab.planning import flops
@@ -43,7 +43,7 @@ IN_STEP = "after_image, keys computed in the step"
 TARGETS = {AFTER: "≥ 5"}
 
 
-def make_sessions() -> tuple[list[Session], dict[str, Any]]:
+def make_sessions() -> tuple[list[StoredSession], dict[str, Any]]:
     """A session a page, and the pages."""
     images, sessions = {}, []
     for i in range(BATCH):
@@ -51,7 +51,7 @@ def make_sessions() -> tuple[list[Session], dict[str, Any]]:
         images[str(i)] = image.resize(PAGE)
         dwell = np.random.default_rng(i).gamma(1.0, 400.0, len(boxes)) + 1
         sessions.append(
-            Session(
+            StoredSession(
                 session_id=str(i),
                 user_id=str(i),
                 page_id=str(i),

@@ -23,7 +23,7 @@ from benchmarks.__main__ import time_all
 from fixate_jax.backbones import load_backbone
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.carousel import draw_carousels, poster_boxes
-from fixate_jax.data.synthetic.carousel import LABELS, PROFILE, page_pool
+from fixate_jax.data.readers.synthetic.carousel import LABELS, PROFILE, page_pool
 from fixate_jax.emulation import Page, UserEmulator
 from fixate_jax.lab.bundles.settings import emulator_of
 from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig, TrainConfig
@@ -72,7 +72,9 @@ def make_calls(parsed: argparse.Namespace, work: Path) -> dict[str, Callable[[],
     names = tuple(f"user {i}" for i in range(parsed.users))
     pages = [
         Page(
-            page_id=f"page {i}",
+            relative=True,
+            labelled=True,
+            name=f"page {i}",
             image=draw_carousels(content, LABELS, width=320),
             boxes=poster_boxes(),
             labels=LABELS,

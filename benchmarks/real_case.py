@@ -16,7 +16,7 @@ from fixate_jax.backbones.inputs import EncodedPage, stack_pages
 from fixate_jax.backbones.loading import family_of
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.lab.planning.published import write_published
 from fixate_jax.probing.batches import Batch, SessionData
@@ -162,7 +162,7 @@ def _data(family: Family, shape: Any, config: RunConfig, pages: list[EncodedPage
     levels = 1 + shape.decoder.deepstack_levels
     features = rng.standard_normal((BATCH, encoded.page_tokens, levels, shape.decoder.width), np.float32)
     sessions = [
-        Session(
+        StoredSession(
             session_id=str(i),
             user_id=str(i),
             page_id=str(i),

@@ -23,10 +23,10 @@ import pyarrow.csv
 from rich.console import Console
 from rich.table import Table
 
-from fixate_jax.data.recgaze import read_recgaze
-from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES, POSTER, SHOWN, VIEWPORT, poster_top
-from fixate_jax.data.recgaze.logs import CLICK, CLOSEST, CURSOR, EVENTS, FIXATION, KEY, NUMBERS, TEXTS
-from fixate_jax.data.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS
+from fixate_jax.data.readers.recgaze import read_recgaze
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES, POSTER, SHOWN, VIEWPORT, poster_top
+from fixate_jax.data.readers.recgaze.logs import CLICK, CLOSEST, CURSOR, EVENTS, FIXATION, KEY, NUMBERS, TEXTS
+from fixate_jax.data.readers.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS
 from fixate_jax.runtime.progress import track
 
 PEOPLE, TASKS, PART = 87, 40, 2

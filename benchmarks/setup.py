@@ -13,7 +13,7 @@ from benchmarks import BENCH_SIZES
 from fixate_jax.backbones import Backbone, load_backbone, take_branches
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.tiny.random import write_tiny_random
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, RunConfig
 from fixate_jax.lab.parts import objective_of
 from fixate_jax.objective import next_token_loss
@@ -70,7 +70,7 @@ def make_case(directory: Path) -> Case:
     for i in range(BATCH):
         images[f"page{i}"], boxes = draw_page(i)
         sessions.append(
-            Session(
+            StoredSession(
                 session_id=str(i),
                 user_id=f"user{i}",
                 page_id=f"page{i}",

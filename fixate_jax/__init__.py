@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fixate_jax.probing.batches import Batch
     from fixate_jax.probing.encode import encode
     from fixate_jax.probing.look import Look, look
-    from fixate_jax.tuning.tune import Tuned, evaluate, tune
+    from fixate_jax.tuning.tune import Tuned, evaluate, tune, tune_users
 
 _NAMES = {
     "backbones": "backbones",
@@ -33,6 +33,7 @@ _NAMES = {
     "look": "probing.look",
     "Tuned": "tuning.tune",
     "tune": "tuning.tune",
+    "tune_users": "tuning.tune",
     "evaluate": "tuning.tune",
     "objective": "objective",
     "prompts": "prompts",
@@ -59,6 +60,7 @@ __all__ = [  # noqa: RUF022
     "look",
     "Tuned",
     "tune",
+    "tune_users",
     "evaluate",
     "objective",
     "prompts",

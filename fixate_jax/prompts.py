@@ -62,3 +62,12 @@ def _mix(
 ) -> Float[Array, "batch tokens width"]:
     # Accelerators multiply float32 in a shorter type unless told not to; this product is tiny.
     return jnp.einsum("bm,mkd->bkd", weights, basis, precision=jax.lax.Precision.HIGHEST)
+
+
+def private_prompts(prompts: Float[Array, "users tokens width"]) -> PromptParams:
+    """Prompts that users share nothing of, as the evaluation takes them: a basis of which each mixes in only their own.
+
+    Args:
+        prompts: each user's soft tokens.
+    """
+    return PromptParams(prompts, jnp.where(jnp.eye(len(prompts), dtype=bool), 0.0, -jnp.inf))

@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from fixate_jax.data.synthetic.carousel import people
+from fixate_jax.data.readers.synthetic.carousel import people
 from fixate_jax.emulation.versions import VERSIONS, as_drawn, draw_slates
 from fixate_jax.lab.comparison import Comparison, _places, match_pages
 from tests.cells import load_script

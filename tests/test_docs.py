@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from tests import environment
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from fixate_jax.backbones import Backbone, load_backbone, stack_pages
 from fixate_jax.backbones.loading import SHIPPED
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.analysis import faithfulness, faithfulness_run
 from fixate_jax.lab.analysis.faithfulness import (
@@ -291,7 +291,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
 def find_questions(backbone: Backbone, kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> SessionData:
     """Pages of which one slot is asked for; a session's profile stands for the wording of its question."""
     write, asked = backbone.encoder.chat_text, {}
-    sessions: list[Session] = []
+    sessions: list[StoredSession] = []
     pages = {}
     for seed in range(10 * count):
         example = KINDS[kind](np.random.default_rng([20_261_122, seed]), width=320)
@@ -307,7 +307,7 @@ def find_questions(backbone: Backbone, kind: str, count: int, monkeypatch: pytes
         asked[name] = write(example.profile, labels, question=question.text, persona=example.persona)
         pages[name] = backbone.page_processor(example.page)
         sessions.append(
-            Session(
+            StoredSession(
                 session_id=name,
                 user_id=f"u{len(sessions) % 8}",
                 page_id=name,

@@ -194,9 +194,7 @@ def test_a_loss_by_its_name():
     assert own is not None and float(own(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.ones((1, 2), bool))[0]) == 1
     with pytest.raises(ConfigError, match=r"objective\.alignment = 'kll': choose one of kl, weighted_kl"):
         ObjectiveConfig(alignment="kll")
-    with pytest.raises(
-        ConfigError, match="= 'no_such_module:loss' cannot be imported: No module named"
-    ):
+    with pytest.raises(ConfigError, match="= 'no_such_module:loss' cannot be imported: No module named"):
         alignment_of(ObjectiveConfig(alignment="no_such_module:loss"))
 
 

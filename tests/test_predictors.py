@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.evaluate import predict_without_model
@@ -28,10 +28,10 @@ GAZE = {
 CLICKS = ("majority_click", "content_click", "personal_content_click")
 
 
-def session(index: int, user: str, dwell: list[float], click: int, features: np.ndarray | None = None) -> Session:
+def session(index: int, user: str, dwell: list[float], click: int, features: np.ndarray | None = None) -> StoredSession:
     slots = len(dwell)
     x0 = np.arange(slots) / slots
-    return Session(
+    return StoredSession(
         session_id=f"s{index}",
         user_id=user,
         page_id="page",
@@ -135,7 +135,7 @@ def test_majority_click_shrinks_towards_the_population():
     assert row["answer"] == 1
 
 
-def drawn(count: int, *, weights: dict[str, np.ndarray], seed: int) -> list[Session]:
+def drawn(count: int, *, weights: dict[str, np.ndarray], seed: int) -> list[StoredSession]:
     """Sessions whose gaze and click follow a softmax of two features with each user's weights."""
     rng = np.random.default_rng(seed)
     sessions = []
@@ -208,7 +208,7 @@ def test_bad_input_is_named():
 
 
 @pytest.fixture(scope="module")
-def human_sessions(shared_data) -> list[Session]:
+def human_sessions(shared_data) -> list[StoredSession]:
     trials = pd.read_csv(shared_data / "human_choice" / "trials.csv")
     sessions = []
     for i, trial in enumerate(trials.to_dict("records")):
@@ -250,7 +250,7 @@ WEIGHTS = {"u0": np.array([1.0, -0.5]), "u1": np.array([-0.5, 1.0])}
 NAMES = ("value", "expected_value")
 
 
-def wider(session: Session) -> Session:
+def wider(session: StoredSession) -> StoredSession:
     """The same session with features that differ three times as much."""
     return replace(session, slot_features=3 * session.slot_features)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from fixate_jax.backbones import stack_pages
 from fixate_jax.backbones.loading import Backbone, load_backbone
 from fixate_jax.backbones.options import BackboneConfig
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.config import ObjectiveConfig, OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.lab.parts import objective_of
 from fixate_jax.probing.batches import Batch, SessionData
@@ -50,7 +50,7 @@ def _batch(backbone: Backbone, labels: tuple[tuple[str, ...], ...], *, seed: int
         )
         edges = np.linspace(0, 1, len(names) + 1)
         zeros, ones = np.zeros(len(names)), np.ones(len(names))
-        session = Session(
+        session = StoredSession(
             session_id=str(i),
             user_id=str(i),
             page_id=str(i),

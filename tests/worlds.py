@@ -10,7 +10,7 @@ from PIL import Image
 
 from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.backbones.options import BackboneConfig
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.config import PromptConfig, RunConfig
 from fixate_jax.pipeline.features import FeatureStore
 from fixate_jax.pipeline.kept import CacheConfig
@@ -30,7 +30,7 @@ def numbers(n: int) -> tuple[str, ...]:
 
 def made_up_session(
     index: int, *, slots: int, size: tuple[int, int], labels: Callable[[int], tuple[str, ...]], seed: int = 0
-) -> tuple[Session, Image.Image]:
+) -> tuple[StoredSession, Image.Image]:
     """A session on a page of noise whose slots are a grid of boxes with gaps."""
     rng = np.random.default_rng([seed, index])
     columns = int(np.ceil(np.sqrt(slots)))
@@ -39,7 +39,7 @@ def made_up_session(
     margin = 0.05 / columns
     boxes = np.concatenate([corner + margin, corner + [1 / columns, 1 / rows] - np.array([margin, margin])], axis=1)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
-    session = Session(
+    session = StoredSession(
         session_id=f"s{index}",
         user_id=USERS[index % len(USERS)],
         page_id=f"page{index}",

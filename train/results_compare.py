@@ -18,7 +18,7 @@ import tyro
 from jaxtyping import Float
 
 from fixate_jax.data.carousel import Poster
-from fixate_jax.data.synthetic.carousel import CONCENTRATION, Person, people
+from fixate_jax.data.readers.synthetic.carousel import CONCENTRATION, Person, people
 from fixate_jax.emulation import Page
 from fixate_jax.emulation.versions import CATALOGUE, VERSIONS, as_drawn, draw_slates, item_name
 from fixate_jax.evaluation.statistics import bootstrap_interval

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 
 
-def few_sessions(sessions: Sequence[Session], indices: Sequence[int], count: int, *, seed: int) -> list[int]:
+def few_sessions(sessions: Sequence[StoredSession], indices: Sequence[int], count: int, *, seed: int) -> list[int]:
     """At most so many sessions of each person, those for a small count being among those for a larger one.
 
     Args:
@@ -25,5 +25,5 @@ def few_sessions(sessions: Sequence[Session], indices: Sequence[int], count: int
     return [i for i in indices if i in kept]
 
 
-def _drawn(session: Session, seed: int) -> bytes:
+def _drawn(session: StoredSession, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{session.user_id}\0{session.session_id}".encode()).digest()

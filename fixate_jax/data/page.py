@@ -1,6 +1,5 @@
 """A page as you have it in memory, and what one person did on it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +7,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fixate_jax.data.session import Session as StoredSession
+from fixate_jax.data.session import Split, StoredSession
 from fixate_jax.errors import DataError
 
 NOBODY = "nobody"
@@ -25,6 +24,9 @@ class Page:
         labels: what the model answers for each slot; unique on the page.
         profile: text about the person or the task for the model's prompt; may be empty.
         labelled: whether the labels are on the image already; else they are drawn in the slots' upper left corners.
+        relative: whether boxes are given in relative page coordinates, 0 to 1, instead of pixels.
+        name: of the page in tables, such as that of its file; may be empty.
+        items: what stands in each slot, the same name on all pages that show it; may be empty.
 
     Raises:
         DataError: boxes or labels do not fit together or the image.
@@ -32,12 +34,27 @@ class Page:
 
     image: Image.Image = field(repr=False)
     boxes: ArrayLike
-    labels: Sequence[str]
+    labels: tuple[str, ...]
     profile: str = ""
     labelled: bool = False
+    relative: bool = False
+    name: str = ""
+    items: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.items and len(self.items) != len(self.labels):
+            raise DataError(f"{self._said}: {len(self.items)} items for {len(self.labels)} labels")
         self.stored()  # Checks boxes and labels.
+
+    @property
+    def _said(self) -> str:
+        return f"page {self.name!r}" if self.name else "page"
+
+    @property
+    def slots(self) -> int:
+        """Number of slots on the page."""
+        return len(self.labels)
 
     @property
     def relative_boxes(self) -> Float[np.ndarray, "slots 4"]:
@@ -46,32 +63,40 @@ class Page:
         boxes = np.asarray(self.boxes, np.float64)
         if boxes.shape != (len(self.labels), 4):
             raise DataError(
-                f"page: boxes of shape {boxes.shape} for {len(self.labels)} labels; give (x0, y0, x1, y1) for each, in "
-                "pixels"
+                f"{self._said}: boxes of shape {boxes.shape} for {len(self.labels)} labels; give (x0, y0, x1, y1) for "
+                "each, in pixels"
             )
-        return boxes / np.array([width, height, width, height])
+        return boxes if self.relative else boxes / np.array([width, height, width, height])
 
     def picture(self) -> Image.Image:
         """The page as the model sees it, with the labels drawn."""
         shown = self.image.convert("RGB")
         if not self.labelled:
-            from fixate_jax.data.own.pages import draw_labels  # Its font is matplotlib's.
+            from fixate_jax.data.readers.own.pages import draw_labels  # Its font is matplotlib's.
 
             shown = shown.copy()
             draw_labels(shown, list(self.labels), self.relative_boxes)
         return shown
 
     def stored(
-        self, name: str = "page", *, user: str = NOBODY, gaze: ArrayLike | None = None, click: int = 0
+        self,
+        name: str = "",
+        *,
+        user: str = NOBODY,
+        gaze: ArrayLike | None = None,
+        click: int = 0,
+        profile: str | None = None,
     ) -> StoredSession:
         """The page in the form that data sets are stored in.
 
         Args:
-            name: of session and page.
+            name: of session and page, instead of the page's own.
             user: who saw it.
             gaze: time or share of each slot (None: nobody looked).
             click: index of the clicked slot.
+            profile: instead of the page's own.
         """
+        name = name or self.name or "page"
         slots = len(self.labels)
         dwell = np.ones(slots) if gaze is None else np.asarray(gaze, np.float64)
         if dwell.shape != (slots,):
@@ -86,7 +111,7 @@ class Page:
             labels=tuple(self.labels),
             dwell_ms={NOBODY if gaze is None else "fixation": dwell},
             click=click,
-            profile=self.profile,
+            profile=self.profile if profile is None else profile,
         )
 
 
@@ -99,6 +124,7 @@ class Session:
         user: who saw it.
         gaze: time spent on each slot, or its share; any scale.
         click: the clicked slot's label, or its index.
+        split: what it is for: "train", "validation" or "test".
 
     Raises:
         DataError: gaze or click do not fit the page.
@@ -108,6 +134,7 @@ class Session:
     user: str
     gaze: ArrayLike
     click: str | int
+    split: Split = "train"
 
     def __post_init__(self) -> None:
         self.stored()  # Checks gaze and click.

@@ -3,16 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
-from fixate_jax.data import adserp, human_choice, own, recgaze, synthetic
 from fixate_jax.data.options import DataConfig
+from fixate_jax.data.page import Page, Session
+from fixate_jax.data.readers import adserp, human_choice, own, recgaze, synthetic
 from fixate_jax.data.render import Alternative
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image
 from fixate_jax.errors import ConfigError, DataError, StoreError
 from fixate_jax.runtime.progress import track
@@ -144,7 +146,7 @@ def open_or_prepare(config: DataConfig) -> SessionStore:
     return store
 
 
-def usable_sessions(store: SessionStore, config: DataConfig) -> list[Session]:
+def usable_sessions(store: SessionStore, config: DataConfig) -> list[StoredSession]:
     """The sessions of a store that the settings ask for.
 
     Raises:
@@ -175,3 +177,38 @@ def _prepare(config: DataConfig, directory: Path, settings: Mapping[str, Any]) -
         # Runs that start together, as in a sweep, prepare the same store; all use that of the first to finish.
         if not directory.exists():
             raise
+
+
+def read_sessions(name: str, path: Path | str | None = None, **options: Any) -> list[Session]:
+    """The sessions of a data set, in memory.
+
+    Args:
+        name: of the data set.
+        path: folder of its raw data; synthetic users need none.
+        options: fields of :class:`fixate_jax.data.options.DataConfig`, such as ``page_width=640`` or ``max_users=5``;
+            with ``store=FOLDER`` what was read is kept there for the next time.
+
+    Returns:
+        Sessions in the order of the data set; those on the same page share it.
+
+    Raises:
+        ConfigError: the data set is unknown or its path is missing.
+        DataError: naming file, line and field of a bad row.
+    """
+    config = DataConfig(name=name, path=None if path is None else Path(path), **options)
+    with TemporaryDirectory() as folder:
+        if config.store is None:
+            config = replace(config, store=Path(folder) / "store")
+        store = open_or_prepare(config)
+        pages: dict[tuple[Any, ...], Page] = {}
+        found = []
+        for stored in usable_sessions(store, config):
+            key = (stored.page_id, stored.labels, stored.profile, stored.boxes.tobytes())
+            if key not in pages:
+                image = store.image(stored.page_id).convert("RGB")
+                how: dict[str, Any] = {"relative": True, "labels": stored.labels, "labelled": True}
+                pages[key] = Page(image=image, boxes=stored.boxes, profile=stored.profile, **how)
+            gaze = stored.gaze(config.signal, config.gaze_temperature)
+            own: dict[str, Any] = {"user": stored.user_id, "gaze": gaze, "click": stored.click, "split": stored.split}
+            found.append(Session(page=pages[key], **own))
+    return found

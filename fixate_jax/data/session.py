@@ -14,7 +14,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Session:
+class StoredSession:
     """One page seen by one person.
 
     Attributes:
@@ -70,11 +70,11 @@ class Session:
         return share
 
 
-def _fail(session: Session, field_name: str, problem: str) -> None:
+def _fail(session: StoredSession, field_name: str, problem: str) -> None:
     raise DataError(f"session {session.session_id!r}, field {field_name!r}: {problem}")
 
 
-def validate_session(session: Session) -> None:
+def validate_session(session: StoredSession) -> None:
     """Check every field of a session against the schema.
 
     Raises:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from fixate_jax.data.session import SPLITS, Session
+from fixate_jax.data.session import SPLITS, StoredSession
 from fixate_jax.errors import DataError, DiskError, StoreError
 from fixate_jax.runtime.durable import remove_leftovers, staging_name, writing
 
@@ -90,7 +90,7 @@ class SessionStore:
 
     directory: Path
     manifest: Mapping[str, Any]
-    sessions: Sequence[Session]
+    sessions: Sequence[StoredSession]
 
     @classmethod
     def open(cls, directory: Path) -> "SessionStore":
@@ -169,7 +169,7 @@ class SessionStore:
         except (UnidentifiedImageError, OSError) as error:
             raise StoreError(f"{path}: not readable as an image ({error})") from error
 
-    def select(self, *, split: str | None = None, users: Iterable[str] | None = None) -> list[Session]:
+    def select(self, *, split: str | None = None, users: Iterable[str] | None = None) -> list[StoredSession]:
         """Sessions of a split and of some users (None: all).
 
         Raises:
@@ -204,7 +204,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _from_row(path: Path, index: int, row: Mapping[str, Any], features: int) -> Session:
+def _from_row(path: Path, index: int, row: Mapping[str, Any], features: int) -> StoredSession:
     if any(len(values) != features for values in row["slot_features"]):
         raise StoreError(f"{path}, row {index + 1}, field 'slot_features': the manifest names {features} columns")
     if any(len(box) != 4 for box in row["boxes"]):
@@ -212,7 +212,7 @@ def _from_row(path: Path, index: int, row: Mapping[str, Any], features: int) -> 
     if row["split"] not in SPLITS:
         raise StoreError(f"{path}, row {index + 1}, field 'split': {row['split']!r} is not one of {SPLITS}")
     try:
-        return Session(
+        return StoredSession(
             session_id=row["session_id"],
             user_id=row["user_id"],
             page_id=row["page_id"],
@@ -230,7 +230,7 @@ def _from_row(path: Path, index: int, row: Mapping[str, Any], features: int) -> 
         raise StoreError(f"{path}, row {index + 1}: {error}") from error
 
 
-def _to_row(session: Session) -> dict[str, Any]:
+def _to_row(session: StoredSession) -> dict[str, Any]:
     return {
         "session_id": session.session_id,
         "user_id": session.user_id,
@@ -271,7 +271,7 @@ class StoreWriter:
             "settings": dict(settings),
             "slot_feature_names": self.slot_feature_names,
         }
-        self.sessions: list[Session] = []
+        self.sessions: list[StoredSession] = []
         self.pages: set[str] = set()
         self.dropped: dict[str, int] = {}
 
@@ -297,7 +297,7 @@ class StoreWriter:
             self.pages.add(name)
         return name
 
-    def add(self, session: Session) -> None:
+    def add(self, session: StoredSession) -> None:
         """Keep a session whose page image was added.
 
         Raises:
@@ -356,6 +356,6 @@ class StoreWriter:
         _sync(self.directory.parent)
 
 
-def sessions_frame(sessions: Sequence[Session]) -> pd.DataFrame:
+def sessions_frame(sessions: Sequence[StoredSession]) -> pd.DataFrame:
     """Sessions as a table, for looking at them."""
     return pd.DataFrame([_to_row(s) for s in sessions])

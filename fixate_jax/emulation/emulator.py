@@ -17,9 +17,9 @@ from scipy.special import logsumexp
 
 from fixate_jax.backbones import Backbone, EncodedSession
 from fixate_jax.backbones.sharding import shardings
-from fixate_jax.data.page import Page as PageInMemory
-from fixate_jax.data.session import Session
-from fixate_jax.emulation.pages import Page, require_distinct
+from fixate_jax.data.page import Page
+from fixate_jax.data.session import StoredSession
+from fixate_jax.emulation.pages import require_distinct
 from fixate_jax.emulation.visits import Emulation, Visits
 from fixate_jax.errors import ConfigError
 from fixate_jax.evaluation.forward import Evaluation, Jitted, jitted_evaluation
@@ -142,7 +142,7 @@ class UserEmulator:
 
     def emulate(
         self,
-        pages: Sequence[Page | PageInMemory],
+        pages: Sequence[Page],
         users: Sequence[str] | None = None,
         *,
         unknown: Literal["error", "population"] = "error",
@@ -157,7 +157,7 @@ class UserEmulator:
         Raises:
             FixateError: as :meth:`visit_all`, which has more to ask for and returns a visit a row.
         """
-        shown = [page if isinstance(page, Page) else _named(i, page) for i, page in enumerate(pages)]
+        shown = [page if page.name else replace(page, name=f"page {i}") for i, page in enumerate(pages)]
         visits = self.visit_all(shown, users, unknown=unknown)
         shape = (len(visits) // len(shown), len(shown), visits.attention.shape[1])
         return Emulation(
@@ -278,7 +278,7 @@ class UserEmulator:
             )
         return np.array([known.get(user, len(self.users)) for user in users], np.int64)
 
-    def _data(self, sessions: list[Session], images: dict[str, Image.Image]) -> SessionData:
+    def _data(self, sessions: list[StoredSession], images: dict[str, Image.Image]) -> SessionData:
         assert self.operator is not None
         features, encoded, keys = read_pages(
             self.backbone,
@@ -323,17 +323,6 @@ class UserEmulator:
         return self.evaluate(placed, np.asarray(chosen[0] >= 0), self.params, placed_batch)
 
 
-def _named(index: int, page: PageInMemory) -> Page:
-    """A page in memory as emulated users see it."""
-    return Page(
-        page_id=f"page {index}",
-        image=page.picture(),
-        boxes=page.relative_boxes,
-        labels=tuple(page.labels),
-        profile=page.profile,
-    )
-
-
 @jax.jit
 def _soft_prompts(prompt: PromptParams) -> Float[Array, "rows tokens width"]:
     """The prompt of each row, and last the population prompt."""
@@ -343,10 +332,10 @@ def _soft_prompts(prompt: PromptParams) -> Float[Array, "rows tokens width"]:
 
 def _sessions(
     users: Sequence[str], pages: Sequence[Page], profiles: Mapping[str, str]
-) -> tuple[list[Session], dict[str, Image.Image], list[int]]:
+) -> tuple[list[StoredSession], dict[str, Image.Image], list[int]]:
     """What is asked, each page and profile once; the pages' pictures; which question each visit is."""
     index: dict[tuple[int, str], int] = {}
-    sessions: list[Session] = []
+    sessions: list[StoredSession] = []
     images: dict[str, Image.Image] = {}
     of_visit = []
     for user, page in zip(users, pages, strict=True):
@@ -355,9 +344,10 @@ def _sessions(
         if key not in index:
             index[key] = len(sessions)
             # Pages are told apart by what they show: two of one name may differ, two names may show the same.
-            picture = hashlib.sha256(f"{page.image.size}".encode() + page.image.convert("RGB").tobytes()).hexdigest()
-            images[picture] = page.image
-            sessions.append(replace(page.session(profile), page_id=picture))
+            shown = page.picture()
+            picture = hashlib.sha256(f"{shown.size}".encode() + shown.tobytes()).hexdigest()
+            images[picture] = shown
+            sessions.append(replace(page.stored(profile=profile), page_id=picture))
         of_visit.append(index[key])
     return sessions, images, of_visit
 

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from fixate_jax.data.own.files import ENDINGS, PAGES, SLOTS, labels_drawn, read_header
-from fixate_jax.data.own.pages import EDGE, draw_labels, read_image
+from fixate_jax.data.page import Page
+from fixate_jax.data.readers.own.files import ENDINGS, PAGES, SLOTS, labels_drawn, read_header
+from fixate_jax.data.readers.own.pages import EDGE, draw_labels, read_image
+from fixate_jax.data.readers.own.tables import PROFILE
 from fixate_jax.errors import DataError
 
 SLOTS_JSON = "slots.json"
@@ -37,26 +39,7 @@ class Slot:
     item: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OwnPage:
-    """A screenshot as it is shown: scaled, with a label in every slot.
-
-    Attributes:
-        name: of the screenshot.
-        image: the page.
-        boxes: of the slots, in relative page coordinates.
-        labels: of the slots.
-        items: what stands in them; empty where the folder does not say.
-    """
-
-    name: str
-    image: Image.Image = field(repr=False)
-    boxes: Float[np.ndarray, "slots 4"]
-    labels: tuple[str, ...]
-    items: tuple[str, ...]
-
-
-def read_page_set(folder: Path, *, width: int) -> list[OwnPage]:
+def read_page_set(folder: Path, *, width: int, profile: str = PROFILE) -> list[Page]:
     """Read a folder of screenshots and their slots.
 
     The screenshots lie in ``pages/`` or beside the table, which is ``slots.csv`` with the columns ``page``, ``x0``,
@@ -67,6 +50,7 @@ def read_page_set(folder: Path, *, width: int) -> list[OwnPage]:
     Args:
         folder: the folder.
         width: of the drawn pages in pixels; their height follows from the screenshots' shapes.
+        profile: what the model is told about the task.
 
     Returns:
         The pages in the order of the table.
@@ -86,7 +70,7 @@ def read_page_set(folder: Path, *, width: int) -> list[OwnPage]:
     if not found:
         raise DataError(f"{table if table.exists() else listing}: holds no slot; add a row for each thing to click")
     drawn = bool(labels_drawn(folder))
-    return [_page(folder, name, slots, width=width, drawn=drawn) for name, slots in found.items()]
+    return [_page(folder, name, slots, width=width, drawn=drawn, profile=profile) for name, slots in found.items()]
 
 
 def _from_csv(path: Path) -> dict[str, list[Slot]]:
@@ -143,7 +127,7 @@ def _slot(row: Mapping[str, Any], where: str) -> tuple[str, Slot]:
     return name, Slot(where=where, box=(box[0], box[1], box[2], box[3]), **texts)
 
 
-def _page(folder: Path, name: str, slots: list[Slot], *, width: int, drawn: bool) -> OwnPage:
+def _page(folder: Path, name: str, slots: list[Slot], *, width: int, drawn: bool, profile: str) -> Page:
     """Draw a page."""
     labels = _labels(slots, drawn=drawn)
     image = read_image(_screenshot(folder, name, slots[0]))
@@ -152,7 +136,16 @@ def _page(folder: Path, name: str, slots: list[Slot], *, width: int, drawn: bool
     if not drawn:
         draw_labels(shown, labels, boxes)
     items = tuple(slot.item for slot in slots)
-    return OwnPage(name=name, image=shown, boxes=boxes, labels=labels, items=items if any(items) else ())
+    return Page(
+        name=name,
+        image=shown,
+        boxes=boxes,
+        relative=True,
+        labels=labels,
+        labelled=True,
+        items=items if any(items) else (),
+        profile=profile,
+    )
 
 
 def _labels(slots: list[Slot], *, drawn: bool) -> tuple[str, ...]:

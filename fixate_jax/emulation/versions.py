@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
-from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
+from fixate_jax.data.readers.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation.pages import Page
 from fixate_jax.errors import ConfigError
 
@@ -149,7 +149,9 @@ def _draw(
     """Pages named by the place of their slate, the same in all versions."""
     return [
         Page(
-            page_id=f"page {i + 1}",
+            relative=True,
+            labelled=True,
+            name=f"page {i + 1}",
             image=draw_carousels(slate, LABELS, width=width, boxes=boxes),
             boxes=poster_boxes() if boxes is None else boxes,
             labels=LABELS,

@@ -5,16 +5,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jaxtyping import Array, Float, Int, UInt32
 
 from fixate_jax.emulation.pages import Page
 from fixate_jax.errors import ConfigError, DataError
 from fixate_jax.probing import heat_map
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +78,7 @@ class Visits:
         if draws < 1:
             raise ConfigError(f"draws = {draws}: must be at least 1")
         probabilities = self.probabilities(temperature)
-        names = [_number(user) for user in self.users], [_number(page.page_id) for page in self.pages]
+        names = [_number(user) for user in self.users], [_number(page.name) for page in self.pages]
         chance = _uniform(jax.random.key(seed), *(jnp.asarray(n, jnp.uint32) for n in names), draws=draws)
         below = np.cumsum(probabilities, axis=1)[:, None, :] <= np.asarray(chance)[:, :, None]
         last = np.array([page.slots - 1 for page in self.pages])
@@ -92,7 +95,7 @@ class Visits:
             raise DataError(f"clicks: {chosen.size} for {len(self)} visits; give one for each")
         for visit, (click, page) in enumerate(zip(chosen, self.pages, strict=True)):
             if not 0 <= click < page.slots:
-                raise DataError(f"clicks, visit {visit}: slot {click} is not on page {page.page_id!r} of {page.slots}")
+                raise DataError(f"clicks, visit {visit}: slot {click} is not on page {page.name!r} of {page.slots}")
         found: Float[np.ndarray, " visits"] = self.log_probs[np.arange(len(self)), chosen]
         return found
 
@@ -106,7 +109,7 @@ class Visits:
             raise ConfigError("no relevance was kept; call the emulator with relevance=True")
         return heat_map(self.relevance[visit], *self.pages[visit].image.size)
 
-    def frame(self, *, seed: int | None = None, temperature: float = 1.0) -> pd.DataFrame:
+    def frame(self, *, seed: int | None = None, temperature: float = 1.0) -> "pd.DataFrame":
         """A row for each visit and slot.
 
         Columns: ``user_id``, ``page_id``, ``slot`` (from 0), ``label``, ``item`` ("" where pages have none),
@@ -122,7 +125,7 @@ class Visits:
         slot = np.concatenate([np.arange(count) for count in counts])
         columns = {
             "user_id": np.repeat(np.array(self.users, object), counts),
-            "page_id": np.repeat(np.array([page.page_id for page in self.pages], object), counts),
+            "page_id": np.repeat(np.array([page.name for page in self.pages], object), counts),
             "slot": slot,
             "label": [label for page in self.pages for label in page.labels],
             "item": [item for page in self.pages for item in (page.items or ("",) * page.slots)],
@@ -131,6 +134,8 @@ class Visits:
         }
         if seed is not None:
             columns["click"] = self.clicks(seed=seed, temperature=temperature)[visit, 0] == slot
+        import pandas as pd  # Not needed before there is a table.
+
         return pd.DataFrame(columns)
 
 

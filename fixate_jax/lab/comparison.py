@@ -244,8 +244,8 @@ def match_pages(versions: Mapping[str, Sequence[Page]]) -> tuple[tuple[Page, ...
             _require_items(name, page)
     matched = [tuple(reference)]
     for name, pages in others:
-        by_name = {page.page_id: page for page in pages}
-        wanted = [page.page_id for page in reference]
+        by_name = {page.name: page for page in pages}
+        wanted = [page.name for page in reference]
         for here, there, lacking in (
             (name, first, [p for p in wanted if p not in by_name]),
             (first, name, [p for p in by_name if p not in wanted]),
@@ -256,13 +256,13 @@ def match_pages(versions: Mapping[str, Sequence[Page]]) -> tuple[tuple[Page, ...
                     "give each version the same names"
                 )
         for page in reference:
-            _require_same_items(page, by_name[page.page_id], first, name)
+            _require_same_items(page, by_name[page.name], first, name)
         matched.append(tuple(by_name[p] for p in wanted))
     return tuple(matched)
 
 
 def _require_items(version: str, page: Page) -> None:
-    where = f"version {version!r}, page {page.page_id!r}"
+    where = f"version {version!r}, page {page.name!r}"
     if not page.items:
         raise DataError(f"{where}: does not say what stands in its slots; name the item of each (column 'item')")
     for slot, item in enumerate(page.items):
@@ -281,7 +281,7 @@ def _require_same_items(page: Page, other: Page, first: str, name: str) -> None:
     ):
         if lacking:
             raise DataError(
-                f"version {version!r}, page {page.page_id!r}: lacks item {lacking[0]!r}, which {there!r} has there; "
+                f"version {version!r}, page {page.name!r}: lacks item {lacking[0]!r}, which {there!r} has there; "
                 "only what is on the page in every version can be compared"
             )
 

@@ -47,6 +47,21 @@ _Loader.add_implicit_resolver(
 )
 
 
+PRESETS = (Path(__file__).with_name("presets"), Path(__file__).parents[2] / "configs")
+"""Where presets are: in the installed package, in a checkout."""
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the library."""
+    return sorted(file.stem for folder in PRESETS for file in folder.glob("*.yaml"))
+
+
+def preset_file(path: Path) -> Path:
+    """The file that a path means, or the name of a preset where there is no such file."""
+    named = [folder / f"{path}.yaml" for folder in PRESETS if len(path.parts) == 1 and not path.suffix]
+    return next((file for file in named if file.is_file() and not path.is_file()), path)
+
+
 def load_config(path: Path | str) -> RunConfig:
     """Read a preset of a run, see :func:`load_settings`."""
     return load_settings(path, RunConfig)
@@ -56,18 +71,20 @@ def load_settings(path: Path | str, kind: type[Settings]) -> Settings:
     """Read a YAML file into a settings dataclass; fields that it leaves out keep their defaults.
 
     Args:
-        path: YAML file, e.g. ``configs/demo.yaml``.
+        path: YAML file, or the name of a preset, e.g. ``demo``.
         kind: the dataclass.
 
     Raises:
         ConfigError: the file is missing or no YAML, or a setting has an unknown name or a wrong type or value; the
             message names the file and every such field, as in ``objective.gamma``.
     """
-    path = Path(path)
+    path = preset_file(Path(path))
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML preset") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a YAML file, or one of {', '.join(presets())}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: no valid YAML: {error}") from error
     if content is None:

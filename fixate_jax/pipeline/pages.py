@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from fixate_jax.backbones import Backbone, EncodedSession
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.pipeline.features import FeatureStore
 from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.pipeline.page_keys import NOWHERE, PageKeyStore
@@ -25,7 +25,7 @@ class SlotWarning(UserWarning):
 def read_pages(
     backbone: Backbone,
     images: Callable[[str], Image.Image],
-    sessions: Sequence[Session],
+    sessions: Sequence[StoredSession],
     *,
     cache: CacheConfig,
     directory: Path,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from fixate_jax.backbones.inputs import HostOrDevice, SequenceInputs
 from fixate_jax.backbones.processing import EncodedSession
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.probing.slots import assign_slots
 from fixate_jax.prompts import Position
 
@@ -88,7 +88,7 @@ class SessionData:
 
     def __init__(
         self,
-        sessions: Sequence[Session],
+        sessions: Sequence[StoredSession],
         encoded: Sequence[EncodedSession],
         user_rows: dict[str, int],
         *,

@@ -14,7 +14,7 @@ from fixate_jax.backbones.inputs import stack_pages
 from fixate_jax.backbones.loading import Backbone
 from fixate_jax.backbones.processing import EncodedSession
 from fixate_jax.data.page import Page, Session
-from fixate_jax.data.session import Session as StoredSession
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
 from fixate_jax.probing.batches import Batch, SessionData
 from fixate_jax.prompts import Position

@@ -1,5 +1,6 @@
 """Tuning and evaluation on sessions in memory: no files, any operator, loss and optimizer."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fixate_jax.backbones.loading import Backbone
 from fixate_jax.data.page import Session
@@ -20,10 +21,19 @@ from fixate_jax.probing import Operator, attn_lrp
 from fixate_jax.probing.batches import Batch
 from fixate_jax.probing.encode import session_data, with_soft_position
 from fixate_jax.probing.look import Look, look
-from fixate_jax.prompts import Position, PromptParams, init_prompt, population_prompt, soft_prompt
+from fixate_jax.prompts import (
+    Position,
+    PromptParams,
+    init_prompt,
+    population_prompt,
+    private_prompts,
+    soft_prompt,
+)
 from fixate_jax.tuning.optimizer import make_optimizer
 from fixate_jax.tuning.step import Objective, session_losses
 
+fixate_optimizer = functools.cache(make_optimizer)
+"""FixATE's optimizer, the same one each time, so that a step is compiled once."""
 FIXATE_ALIGNMENT = BoundAlignment(weighted_kl, (("gamma", 2.0),))
 """FixATE's alignment loss, the KL with importance weights."""
 
@@ -133,28 +143,16 @@ def tune(
     data = session_data(backbone, sessions, signal="fixation", users=users, **how)
     sizes = {"basis": basis, "tokens": prompt_tokens, "users": len(users), "width": backbone.width}
     prompt = init_prompt(jax.random.key(seed), init_scale=init_scale, **sizes)
-    rule = optax.with_extra_args_support(optimizer or make_optimizer())
-
-    @jax.jit
-    def step(prompt: PromptParams, state: Any, backbone: Backbone, batch: Batch, weight: Array) -> Any:
-        losses = partial(session_losses, end_token=backbone.encoder.end_token)
-        (_, parts), gradient = jax.value_and_grad(losses, has_aux=True)(
-            prompt, backbone.model, batch, objective, weight
-        )
-        present = jnp.zeros(len(users), bool).at[batch.user].max(batch.weight > 0)
-        updates, state = rule.update(gradient, state, prompt, present=present)
-        return optax.apply_updates(prompt, updates), state, parts
-
+    rule = optax.with_extra_args_support(optimizer or fixate_optimizer())
     state, rng, taken, history = rule.init(prompt), np.random.default_rng(seed), 0, []
     schedule = attention_weight if callable(attention_weight) else lambda _: attention_weight
     for _ in range(epochs):
         order = rng.permutation(len(sessions))
-        rows = np.pad(order, (0, -len(order) % batch), constant_values=-1).reshape(-1, batch)
+        chosen = np.pad(order, (0, -len(order) % batch), constant_values=-1).reshape(-1, batch)
         epoch = []
-        for indices in rows:
-            prompt, state, parts = step(
-                prompt, state, backbone, data.batch([int(i) for i in indices]), jnp.float32(schedule(taken))
-            )
+        for indices in chosen:
+            weight, rows = jnp.float32(schedule(taken)), data.batch([int(i) for i in indices])
+            prompt, state, parts = _step(prompt, state, backbone, rows, weight, objective, rule, len(users))
             epoch.append((parts, (indices >= 0).mean()))
             taken += 1
         found, shares = jax.device_get([parts for parts, _ in epoch]), np.array([share for _, share in epoch])
@@ -169,6 +167,163 @@ def tune(
         assignment=assignment,
         history={name: np.array([epoch[name] for epoch in history]) for name in (history[0] if history else ())},
     )
+
+
+@partial(jax.jit, static_argnames=("objective", "rule", "users"))
+def _step(
+    prompt: PromptParams,
+    state: Any,
+    backbone: Backbone,
+    batch: Batch,
+    weight: Float[Array, ""],
+    objective: Objective,
+    rule: optax.GradientTransformationExtraArgs,
+    users: int,
+) -> tuple[PromptParams, Any, dict[str, Float[Array, ""]]]:
+    """One optimizer step of all users together."""
+    losses = partial(session_losses, end_token=backbone.encoder.end_token)
+    (_, parts), gradient = jax.value_and_grad(losses, has_aux=True)(prompt, backbone.model, batch, objective, weight)
+    present = jnp.zeros(users, bool).at[batch.user].max(batch.weight > 0)
+    updates, state = rule.update(gradient, state, prompt, present=present)
+    return optax.apply_updates(prompt, updates), state, parts
+
+
+def tune_users(
+    backbone: Backbone,
+    sessions: Sequence[Session],
+    *,
+    over: PromptParams | None = None,
+    operator: Operator | None = None,
+    alignment: Alignment | None = FIXATE_ALIGNMENT,
+    optimizer: optax.GradientTransformation | None = None,
+    prompt_tokens: int = 16,
+    init_scale: float = 0.01,
+    steps: int = 60,
+    batch: int = 2,
+    ntp_weight: float = 0.5,
+    attention_weight: float | Callable[[int], float] = 0.5,
+    beta: float = 1e-3,
+    relevance: Literal["click", "own"] = "click",
+    position: Position = "before",
+    assignment: Literal["centre", "area"] = "centre",
+    seed: int = 0,
+) -> Tuned:
+    """Tune each user alone, all of them side by side under `jax.vmap`: users do not affect one another.
+
+    Each learns a private prompt, or where `over` is given the coefficients z_u of P_u = Σ_m softmax(z_u)_m B_m over its
+    basis. Arguments are those of :func:`tune` but for the following.
+
+    Args:
+        backbone: the frozen model.
+        sessions: what users saw, looked at and clicked; all are on the device at once.
+        over: a trained basis, such as ``tuned.prompt``; users start with the mean of its coefficients.
+        operator: how to tell where the model looks.
+        alignment: how that is compared with gaze.
+        optimizer: of one user's parameters, an array (None: AdamW with FixATE's rate and decay).
+        prompt_tokens: K, soft tokens of a private prompt.
+        init_scale: standard deviation of the private prompt that everybody starts with.
+        steps: optimizer steps of each user.
+        batch: sessions of a step, all of the same user.
+        ntp_weight: weight of next-token prediction of the click.
+        attention_weight: λ, or a schedule of it over the optimizer steps.
+        beta: weight of ‖z‖².
+        relevance: whose answer's relevance is aligned.
+        position: where the soft prompt stands.
+        assignment: how tokens are assigned to slots.
+        seed: of the start and of each user's order of sessions.
+
+    Returns:
+        The tuned users; the history holds the loss of each step, a mean over users.
+
+    Raises:
+        DataError: no session.
+        FloatingPointError: the loss of a user is not finite.
+    """
+    if not sessions:
+        raise DataError("tune_users: no session is given; give at least one")
+    objective = Objective(
+        operator=attn_lrp() if operator is None else operator,
+        alignment=alignment,
+        relevance=relevance,
+        ntp_weight=ntp_weight,
+        beta=beta,
+    )
+    tokens = prompt_tokens if over is None else over.basis.shape[1]
+    data = session_data(
+        backbone, sessions, prompt_tokens=tokens, position=position, assignment=assignment, signal="fixation"
+    )
+    users = tuple(dict.fromkeys(session.user for session in sessions))
+    if over is None:
+        sizes = {"basis": 1, "tokens": tokens, "users": 1, "width": backbone.width}
+        start = init_prompt(jax.random.key(seed), init_scale=init_scale, **sizes).basis[0]
+    else:
+        start = over.coefficients.mean(axis=0)
+    schedule = attention_weight if callable(attention_weight) else lambda _: attention_weight
+    own, losses = _tune_alone(
+        jnp.broadcast_to(start, (len(users), *start.shape)),
+        backbone,
+        jax.device_put(data.batch(range(len(sessions)))),
+        None if over is None else over.basis,
+        jnp.array([_order(sessions, user, steps, batch, seed) for user in users]),
+        jnp.array([schedule(taken) for taken in range(steps)], jnp.float32),
+        objective,
+        optax.with_extra_args_support(optimizer or _adamw()),
+    )
+    lost = [user for user, each in zip(users, np.asarray(losses), strict=True) if not np.isfinite(each).all()]
+    if lost:
+        raise FloatingPointError(f"tune_users: the loss of {lost[0]!r} is not finite; lower the learning rate")
+    return Tuned(
+        prompt=private_prompts(own) if over is None else PromptParams(over.basis, own),
+        users=users,
+        operator=objective.operator,
+        position=position,
+        assignment=assignment,
+        history={"loss": np.asarray(losses).mean(axis=0)},
+    )
+
+
+@functools.cache
+def _adamw() -> optax.GradientTransformation:
+    return optax.adamw(1e-3, weight_decay=1e-3)
+
+
+def _order(sessions: Sequence[Session], user: str, steps: int, batch: int, seed: int) -> Int[np.ndarray, "steps batch"]:
+    """Which of a user's sessions each step sees: pass after pass over all of them, each in a new order."""
+    own = np.array([i for i, session in enumerate(sessions) if session.user == user])
+    rng, wanted = np.random.default_rng([seed, *user.encode()]), steps * batch
+    passes = [rng.permutation(own) for _ in range(-(-wanted // len(own)))]
+    return np.concatenate(passes)[:wanted].reshape(steps, batch)
+
+
+@partial(jax.jit, static_argnames=("objective", "rule"))
+def _tune_alone(
+    own: Float[Array, "users ..."],
+    backbone: Backbone,
+    every: Batch,
+    basis: Float[Array, "basis tokens width"] | None,
+    orders: Int[Array, "users steps batch"],
+    weights: Float[Array, " steps"],
+    objective: Objective,
+    rule: optax.GradientTransformationExtraArgs,
+) -> tuple[Float[Array, "users ..."], Float[Array, "users steps"]]:
+    """All steps of all users, and the losses on the way."""
+
+    def loss(own: Float[Array, "..."], rows: Int[Array, " batch"], weight: Float[Array, ""]) -> Float[Array, ""]:
+        alone = PromptParams(own[None], jnp.zeros((1, 1))) if basis is None else PromptParams(basis, own[None])
+        batch = jax.tree.map(lambda x: x[rows], every)._replace(user=jnp.zeros_like(rows))
+        return session_losses(alone, backbone.model, batch, objective, weight, end_token=backbone.encoder.end_token)[0]
+
+    def tuned(own: Float[Array, "..."], order: Int[Array, "steps batch"]) -> Any:
+        def step(carry: Any, at: Any) -> Any:
+            own, state = carry
+            value, gradient = jax.value_and_grad(loss)(own, *at)
+            updates, state = rule.update(gradient, state, own)
+            return (optax.apply_updates(own, updates), state), value
+
+        (own, _), losses = jax.lax.scan(step, (own, rule.init(own)), (order, weights))
+        return own, losses
+
+    return jax.vmap(tuned)(own, orders)
 
 
 @partial(jax.jit, static_argnames=("operator", "own"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.analysis import AnalysisSettings, Layout
 
 SETTINGS = AnalysisSettings(halvings=5)
@@ -34,8 +34,8 @@ def layout(gaze: np.ndarray, user: np.ndarray, click: np.ndarray | None = None) 
 
 def session(
     number: int, user: str, dwell: list[float], click: int = 0, *, split="train", shift: float = 0.0
-) -> Session:
-    return Session(
+) -> StoredSession:
+    return StoredSession(
         session_id=f"s{number}",
         user_id=user,
         page_id="0" * 64,
@@ -47,7 +47,7 @@ def session(
     )
 
 
-def made_up(users: int, sessions: int, *, seed: int = 0, personal: bool = True) -> list[Session]:
+def made_up(users: int, sessions: int, *, seed: int = 0, personal: bool = True) -> list[StoredSession]:
     rng = np.random.default_rng(seed)
     habits = rng.dirichlet(np.ones(3), users) if personal else np.full((users, 3), 1 / 3)
     return [

@@ -20,7 +20,7 @@ from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError, DiskError
 from fixate_jax.lab.analysis import AnalysisSettings, analyse, click_relation, stability, write_analysis
 from fixate_jax.lab.analysis import write as analysis_write
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.report import gaze as pictures
 from tests.analysis.made_up import PATTERNS, SETTINGS, boxes, layout, same
 

@@ -19,7 +19,7 @@ from fixate_jax.backbones.internvl.pages import (
     page_units,
 )
 from fixate_jax.backbones.options import BackboneConfig
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.probing import gather_visual, slot_attention
 from fixate_jax.probing.batches import SessionData
@@ -251,7 +251,7 @@ def test_thumbnail_tokens_never_count(directory: Path, size: tuple[int, int], la
     processor: PageProcessor = page_processor(directory, BackboneConfig(), config)
     rows, columns = processor.grid(*size)
     encoded = encode(encoder(directory, config), profile="", rows=rows, columns=columns)
-    session = Session(
+    session = StoredSession(
         session_id="s",
         user_id="u",
         page_id="p",

@@ -16,7 +16,7 @@ from fixate_jax.backbones.internvl import model as internvl
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
 from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import ConfigError
 from fixate_jax.probing import gather_visual, slot_attention
 from fixate_jax.probing.batches import SessionData
@@ -135,7 +135,7 @@ def test_tile_layout(
     settings = BackboneConfig(tile_layout=layout, max_tiles=2)
     encoded = encode(internvl_directory, internvl, settings, (1100, 619))
     assert (encoded.rows, encoded.columns) == grid and encoded.page_tokens == 12
-    session = Session(
+    session = StoredSession(
         session_id="s",
         user_id="u",
         page_id="p",

@@ -25,7 +25,7 @@ from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.qwen3_vl import model as qwen3_vl
 from fixate_jax.backbones.qwen3_vl.vision import VisionConfig as QwenVision
 from fixate_jax.backbones.tiny.random import TinySizes, write_tiny_random
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.probing import gather_visual, slot_attention, token_centres
 from fixate_jax.probing.batches import SessionData
 from tests.backbones.tiles import mark_ids, tile_config, write_page_files
@@ -155,7 +155,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def seen_cells(case: Case) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
     """Cell and slot (left or right half of the page) that answer most, all the way through batches of sessions."""
     sessions = [
-        Session(
+        StoredSession(
             session_id=f"s{i}",
             user_id="u",
             page_id="p",

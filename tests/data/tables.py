@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from fixate_jax.data.synthetic.choice import write_trials
+from fixate_jax.data.readers.synthetic.choice import write_trials
 
 Spoil = Callable[[list[list[str]]], None]
 

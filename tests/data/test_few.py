@@ -9,7 +9,7 @@ from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.few import few_sessions
 from fixate_jax.data.options import DataConfig
 from fixate_jax.data.registry import open_or_prepare
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import RunConfig
@@ -56,7 +56,7 @@ def test_none_at_all_is_refused() -> None:
 def test_the_draw_is_the_same_in_every_process() -> None:
     """Names decide, and not Python's hashes, which another process draws anew."""
     sessions = [
-        Session(
+        StoredSession(
             session_id=f"s{i}",
             user_id=f"u{i % 2}",
             page_id="page",

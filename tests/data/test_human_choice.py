@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixate_jax.data.human_choice import (
+from fixate_jax.data.readers.human_choice import (
     DWELL,
     FEATURES,
     assign_splits,

@@ -37,7 +37,7 @@ def test_pages_come_in_the_order_of_the_table(folder: Path) -> None:
     assert shop.image.size == (200, 150) and other.image.size == (200, 300)
     assert shop.labels == ("A", "B") and other.labels == ("A",)
     assert shop.items == ("red shoes", "blue shoes")
-    np.testing.assert_allclose(shop.boxes, [[0.025, 1 / 15, 0.5, 0.5], [0.525, 1 / 15, 1, 0.5]])
+    np.testing.assert_allclose(shop.relative_boxes, [[0.025, 1 / 15, 0.5, 0.5], [0.525, 1 / 15, 1, 0.5]])
 
 
 def test_labels_are_drawn_where_the_screenshots_bear_none(folder: Path) -> None:
@@ -63,7 +63,7 @@ def test_json_says_the_same_as_the_table(folder: Path) -> None:
     for found, own in zip(read_page_set(folder, width=200), wanted, strict=True):
         assert (found.labels, found.items) == (own.labels, own.items)
         assert (np.asarray(found.image) == np.asarray(own.image)).all()
-        np.testing.assert_array_equal(found.boxes, own.boxes)
+        np.testing.assert_array_equal(found.relative_boxes, own.relative_boxes)
 
 
 def test_an_item_may_be_the_number_0(folder: Path) -> None:

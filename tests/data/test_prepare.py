@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixate_jax.data.human_choice import read_trials
 from fixate_jax.data.options import DataConfig
+from fixate_jax.data.readers.human_choice import read_trials
+from fixate_jax.data.readers.synthetic.choice import synthetic_trials
 from fixate_jax.data.registry import DATASETS, open_or_prepare
 from fixate_jax.data.store import StoreWriter
-from fixate_jax.data.synthetic.choice import synthetic_trials
 from fixate_jax.errors import ConfigError, DataError, StoreError
 from tests.data.tables import put, trials_csv
 

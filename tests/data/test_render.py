@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.data.human_choice import slot_boxes, slot_labels
+from fixate_jax.data.readers.human_choice import slot_boxes, slot_labels
 from fixate_jax.data.render import GREY, SCREEN, Alternative, alternative_boxes, draw_page, text_boxes
 from fixate_jax.data.store import encode_image
 

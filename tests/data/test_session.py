@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fixate_jax.data.session import Session, validate_session
+from fixate_jax.data.session import StoredSession, validate_session
 from fixate_jax.errors import DataError
 
 BOXES = np.array([[0.0, 0, 0.3, 1], [0.3, 0, 0.6, 1], [0.6, 0, 1, 1]])
 
 
-def session(**changes: Any) -> Session:
+def session(**changes: Any) -> StoredSession:
     fields: dict[str, Any] = {
         "session_id": "0/1/17",
         "user_id": "0",
@@ -21,7 +21,7 @@ def session(**changes: Any) -> Session:
         "dwell_ms": {"fixation": np.array([100.0, 300.0, 0.0])},
         "click": 1,
     }
-    return Session(**(fields | changes))
+    return StoredSession(**(fields | changes))
 
 
 def boxes(index: tuple[int, int], value: float) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import MANIFEST, SESSIONS, SessionStore, StoreWriter, encode_image, natural_order
 from fixate_jax.errors import DataError, DiskError, StoreError
 
@@ -30,9 +30,9 @@ def png(shade: int) -> bytes:
 
 def session(
     number: int, page: str, *, slots: int = 3, user: str = "u1", signals: Iterable[str] = ("fixation",)
-) -> Session:
+) -> StoredSession:
     edges = np.linspace(0, 1, slots + 1)
-    return Session(
+    return StoredSession(
         session_id=f"s{number}",
         user_id=user,
         page_id=page,
@@ -177,7 +177,7 @@ BAD_SESSIONS: dict[str, tuple[Callable[[StoreWriter], None], str]] = {
     "no image": (lambda w: w.add(session(0, "0" * 64)), r"session 's0', field 'page_id': add the page's image first"),
     "features": (
         lambda w: w.add(
-            Session(
+            StoredSession(
                 session_id="s0",
                 user_id="u",
                 page_id=w.add_image(png(1)),

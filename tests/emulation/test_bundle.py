@@ -21,8 +21,7 @@ from fixate_jax.lab.bundles.opening import open_emulator
 from fixate_jax.lab.bundles.settings import emulator_of
 from fixate_jax.lab.config import PromptConfig, RunConfig
 from fixate_jax.lab.settings import config_to_dict, dump_config
-from fixate_jax.lab.users.tune import private_prompts
-from fixate_jax.prompts import PromptParams, init_prompt
+from fixate_jax.prompts import PromptParams, init_prompt, private_prompts
 from tests.worlds import USERS
 
 CONFIG = RunConfig(backbone=BackboneConfig(tapped_layers=2), prompt=PromptConfig(basis=3, tokens=4))

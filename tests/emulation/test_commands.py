@@ -21,7 +21,7 @@ from fixate_jax.lab.bundles.card import Origin
 from fixate_jax.lab.bundles.few_shot import learn_users
 from fixate_jax.lab.bundles.opening import open_emulator
 from fixate_jax.lab.bundles.settings import emulator_of, settings_of
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.cli.emulate import picture_names
 from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig, TrainConfig, UsersConfig
 from fixate_jax.pipeline.pages import SlotWarning

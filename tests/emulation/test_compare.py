@@ -17,7 +17,7 @@ from fixate_jax.evaluation.statistics import resamples
 from fixate_jax.lab.bundles.bundle import write_bundle
 from fixate_jax.lab.bundles.card import Origin
 from fixate_jax.lab.bundles.settings import emulator_of
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.cli.compare import page_text, version_names
 from fixate_jax.lab.comparison import Comparison, compare_versions, match_pages
 from tests.emulation.test_emulator import CONFIG, SIZES, pages_of
@@ -55,7 +55,7 @@ def pages(world: World) -> list[Page]:
 def turned(pages: Sequence[Page]) -> list[Page]:
     """Pictures upside down: what stood first stands last."""
     return [
-        replace(page, image=page.image.rotate(180), boxes=1 - page.boxes[:, [2, 3, 0, 1]], items=page.items)
+        replace(page, image=page.image.rotate(180), boxes=1 - page.relative_boxes[:, [2, 3, 0, 1]], items=page.items)
         for page in pages
     ]
 
@@ -159,16 +159,16 @@ def test_what_cannot_be_matched_is_named(pages: list[Page]) -> None:
     for other, message in (
         ([], "version 'new': lacks page 'page0', which 'old' has; pages are matched by name"),
         (pages[:2], "version 'new': lacks page 'page2', which 'old' has"),
-        ([*pages, replace(pages[0], page_id="extra")], "version 'old': lacks page 'extra', which 'new' has"),
+        ([*pages, replace(pages[0], name="extra")], "version 'old': lacks page 'extra', which 'new' has"),
         (changed(pages, 1, ()), "version 'new', page 'page1': does not say what stands in its slots"),
         (changed(pages, 0, ("hat", "", "scarf")), "version 'new', page 'page0', slot 1: has no item"),
         (changed(pages, 0, ("hat", "coat", "hat")), "page 'page0', slot 2: item 'hat' is there twice"),
         (changed(pages, 0, ("hat", "coat", "shawl")), "'new', page 'page0': lacks item 'scarf', which 'old' has"),
-        ([*pages, replace(pages[0])], "page 'page0': two pages have this id"),
+        ([*pages, replace(pages[0])], "page 'page0': two pages have this name"),
     ):
         with pytest.raises(DataError, match=message):
             match_pages({"old": pages, "new": other})
-    fewer = [replace(pages[0], boxes=pages[0].boxes[:2], labels=("A", "B"), items=("hat", "coat")), *pages[1:]]
+    fewer = [replace(pages[0], boxes=pages[0].relative_boxes[:2], labels=("A", "B"), items=("hat", "coat")), *pages[1:]]
     with pytest.raises(DataError, match="version 'old', page 'page0': lacks item 'scarf', which 'new' has"):
         match_pages({"old": fewer, "new": pages})
     with pytest.raises(DataError, match="version 'old': has no pages"):
@@ -206,10 +206,10 @@ def page_set(folder: Path, pages: Sequence[Page]) -> Path:
     folder.mkdir(parents=True)
     lines = ["page,x0,y0,x1,y1,item"]
     for page in pages:
-        page.image.save(folder / f"{page.page_id}.png")
+        page.image.save(folder / f"{page.name}.png")
         wide, tall = page.image.size
-        for item, box in zip(page.items, page.boxes * [wide, tall, wide, tall], strict=True):
-            lines.append(",".join([f"{page.page_id}.png", *(f"{side:.3f}" for side in box), item]))
+        for item, box in zip(page.items, page.relative_boxes * [wide, tall, wide, tall], strict=True):
+            lines.append(",".join([f"{page.name}.png", *(f"{side:.3f}" for side in box), item]))
     (folder / "slots.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -235,7 +235,9 @@ def test_folders_become_tables_and_figures(
 
 def by_size(_: UserEmulator, pages: Sequence[Page], users: Sequence[str], **__: object) -> Visits:
     """Visits of users who look at what is large."""
-    area = np.stack([np.prod(page.boxes[:, 2:] - page.boxes[:, :2], axis=1) for page in list(pages) * len(users)])
+    area = np.stack(
+        [np.prod(page.relative_boxes[:, 2:] - page.relative_boxes[:, :2], axis=1) for page in list(pages) * len(users)]
+    )
     return Visits(
         users=tuple(user for user in users for _ in pages),
         pages=tuple(pages) * len(users),

@@ -40,7 +40,15 @@ def emulator(world: World) -> UserEmulator:
 
 def pages_of(world: World) -> list[Page]:
     return [
-        Page(page_id=s.page_id, image=world.images[s.page_id], boxes=s.boxes, labels=s.labels, profile=s.profile)
+        Page(
+            relative=True,
+            labelled=True,
+            name=s.page_id,
+            image=world.images[s.page_id],
+            boxes=s.boxes,
+            labels=s.labels,
+            profile=s.profile,
+        )
         for s in world.sessions
     ]
 
@@ -57,7 +65,7 @@ def visits(emulator: UserEmulator, pages: list[Page]) -> Visits:
 
 def test_users_and_pages_come_in_order(visits: Visits, pages: list[Page]) -> None:
     assert visits.users == tuple(user for user in USERS for _ in pages)
-    assert [page.page_id for page in visits.pages] == [page.page_id for page in pages] * len(USERS)
+    assert [page.name for page in visits.pages] == [page.name for page in pages] * len(USERS)
     assert len(visits) == len(USERS) * len(pages)
     np.testing.assert_allclose(visits.probabilities().sum(axis=1), 1, atol=1e-6)
     for row, page in enumerate(visits.pages):
@@ -71,7 +79,7 @@ def test_they_say_what_a_probe_of_the_same_prompt_says(world: World, visits: Vis
     each = probe_batch(
         world.backbone,
         world.backbone.params,
-        [world.sessions[[p.page_id for p in pages].index(visits.pages[row].page_id)] for row in rows],
+        [world.sessions[[p.name for p in pages].index(visits.pages[row].name)] for row in rows],
         images=world.images.__getitem__,
         operator=CONFIG.operator,
         prompts=[(world.prompt(), USERS.index(visits.users[row])) for row in rows],
@@ -110,7 +118,10 @@ def test_twenty_users_on_fifty_pages_are_as_each_alone(world: World) -> None:
     prompt = PromptParams(world.prompt().basis, jax.device_put(np.float32(rng.normal(size=(20, 3)))))
     made = [made_up_session(i, slots=3 + i % 2, size=(128, 128), labels=numbers, seed=3) for i in range(50)]
     pages = [
-        Page(page_id=s.page_id, image=image, boxes=s.boxes, labels=s.labels, profile=s.profile) for s, image in made
+        Page(
+            relative=True, labelled=True, name=s.page_id, image=image, boxes=s.boxes, labels=s.labels, profile=s.profile
+        )
+        for s, image in made
     ]
     cheap = replace(CONFIG, operator=replace(CONFIG.operator, name="attention"))
     wide, single = (replace(cheap, train=TrainConfig(eval_batch=rows, max_lengths=1)) for rows in (50, 1))
@@ -204,8 +215,8 @@ def test_bad_pages_are_named(pages: list[Page], change: dict[str, Any], message:
 
 
 def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page], visits: Visits) -> None:
-    with pytest.raises(DataError, match="page 'page1': two pages have this id"):
-        emulator.visit_all([pages[0], replace(pages[0], page_id="page1"), pages[1]])
+    with pytest.raises(DataError, match="page 'page1': two pages have this name"):
+        emulator.visit_all([pages[0], replace(pages[0], name="page1"), pages[1]])
     with pytest.raises(ConfigError, match="2 users and 1 pages"):
         emulator.visit(["u0", "u1"], pages[:1])
     with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be above 0"):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.cli.fidelity import read_predictions
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments import experiment

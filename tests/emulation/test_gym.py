@@ -253,7 +253,9 @@ def test_made_up_people_click_by_their_formula() -> None:
         odds = np.exp(12 * visits.attention[row] + 2 * person.tastes[np.arange(15) % len(GENRES)])
         np.testing.assert_allclose(visits.probabilities()[row], odds / odds.sum())
     assert (PEOPLE.tastes(20)[:, :10] == PEOPLE.tastes()[:, 30:]).all(), "brightness means nothing"
-    blank = Page(page_id="p", image=page.image, boxes=page.boxes, labels=page.labels)
+    blank = Page(
+        relative=True, labelled=True, name="p", image=page.image, boxes=page.relative_boxes, labels=page.labels
+    )
     with pytest.raises(DataError, match="page 'p': items missing"):
         PEOPLE.visit(["0"], [blank])
     with pytest.raises(ConfigError, match="count=0"):

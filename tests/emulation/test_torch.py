@@ -11,7 +11,7 @@ from flax import nnx
 
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.carousel import Poster, draw_carousels, poster_boxes
-from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
+from fixate_jax.data.readers.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation import BACKBONE, Page
 from fixate_jax.lab.bundles.bundle import write_bundle
 from fixate_jax.lab.bundles.card import Origin
@@ -46,7 +46,9 @@ def test_an_exported_prompt_gives_our_logits(positions: Any, tmp_path: Path, mon
     emulator = emulator_of(config, backbone, prompt, ("ann", "bob"))
     posters = [Poster("horror", 1), *[Poster(genre) for genre in ("drama", "comedy") * 7]]
     image = draw_carousels(posters, LABELS, width=320)
-    page = Page(page_id="page", image=image, boxes=poster_boxes(), labels=LABELS, profile=PROFILE)
+    page = Page(
+        relative=True, labelled=True, name="page", image=image, boxes=poster_boxes(), labels=LABELS, profile=PROFILE
+    )
     write_bundle(emulator, tmp_path / "bundle", Origin(data="made up", seed=5))
     image.save(tmp_path / "page.png")
 
@@ -55,7 +57,7 @@ def test_an_exported_prompt_gives_our_logits(positions: Any, tmp_path: Path, mon
     exec(compile(documented(), str(DOCS), "exec"), found)
     theirs = found["logits"].numpy()
 
-    data = emulator._data([page.session()], {page.page_id: page.image})
+    data = emulator._data([page.stored()], {page.name: page.image})
     batch = jax.device_put(data.batch([0]))
 
     @jax.jit

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fixate_jax.data.carousel import COLUMNS, ROWS, Poster, draw_carousels, poster_boxes
-from fixate_jax.data.synthetic.carousel import LABELS
+from fixate_jax.data.readers.synthetic.carousel import LABELS
 from fixate_jax.emulation import Page
 from fixate_jax.emulation.versions import (
     CATALOGUE,
@@ -25,7 +25,7 @@ FIRST = as_drawn(SLATES)
 
 def sign(page: Page, item: str) -> np.ndarray:
     """The lower right of an item's place, where no letter is."""
-    x0, y0, x1, y1 = page.boxes[page.items.index(item)]
+    x0, y0, x1, y1 = page.relative_boxes[page.items.index(item)]
     pixels = np.asarray(page.image, np.int64)
     rows = slice(round((y0 + y1) / 2 * len(pixels)), round(y1 * len(pixels)))
     return pixels[rows, round((x0 + x1) / 2 * page.image.width) : round(x1 * page.image.width)]
@@ -41,14 +41,14 @@ def test_slates_are_drawn_again_and_hold_no_poster_twice() -> None:
 def test_as_drawn_is_what_the_users_were_tuned_on() -> None:
     for page, slate in zip(FIRST, SLATES, strict=True):
         assert page.image.tobytes() == draw_carousels(slate, LABELS, width=320).tobytes()
-        np.testing.assert_array_equal(page.boxes, poster_boxes())
+        np.testing.assert_array_equal(page.relative_boxes, poster_boxes())
         assert page.labels == LABELS and page.items == tuple(map(item_name, slate))
 
 
 @pytest.mark.parametrize("version", sorted(VERSIONS))
 def test_every_film_stands_where_its_page_says(version: str) -> None:
     pages = VERSIONS[version](SLATES)
-    assert [page.page_id for page in pages] == [page.page_id for page in FIRST]
+    assert [page.name for page in pages] == [page.name for page in FIRST]
     for page, first in zip(pages, FIRST, strict=True):
         assert set(page.items) == set(first.items)
         assert page.labels == first.labels, "letters keep their places"
@@ -77,7 +77,7 @@ def test_orders_are_as_asked() -> None:
 def test_sizes_fill_the_page() -> None:
     page = slot_sizes(SLATES, (4.0, 1.0, 1.0), width=640)[0]
     assert page.image.size == (640, 384)
-    heights = (page.boxes[:, 3] - page.boxes[:, 1]).reshape(ROWS, COLUMNS)
+    heights = (page.relative_boxes[:, 3] - page.relative_boxes[:, 1]).reshape(ROWS, COLUMNS)
     np.testing.assert_allclose(heights, np.repeat([[4 / 6], [1 / 6], [1 / 6]], COLUMNS, axis=1))
     assert page.items == FIRST[0].items
     even = slot_sizes(SLATES, (1.0, 1.0, 1.0))[0]

@@ -9,7 +9,10 @@ from fixate_jax.emulation.visits import _number
 
 def visits(users: list[str], pages: list[str], shares: np.ndarray) -> Visits:
     image, boxes = Image.new("RGB", (8, 8)), np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 0.5], [0.5, 0.5, 1, 1.0]])
-    made = tuple(Page(page_id=page, image=image, boxes=boxes, labels=("A", "B", "C")) for page in pages)
+    made = tuple(
+        Page(relative=True, labelled=True, name=page, image=image, boxes=boxes, labels=("A", "B", "C"))
+        for page in pages
+    )
     log_probs = np.log(shares).astype(np.float32)
     none = np.zeros(len(users), np.float32)
     return Visits(

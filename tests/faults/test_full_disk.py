@@ -21,7 +21,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fixate_jax.errors import CheckpointError, DiskError
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.experiments import experiment
 from fixate_jax.lab.experiments.experiment import evaluate_run, seed_directory
 from fixate_jax.lab.experiments.log import MetricsLog

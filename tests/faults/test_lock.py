@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fixate_jax.errors import ConfigError
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.experiments import cells
 from fixate_jax.lab.settings import dump_config
 from fixate_jax.lab.studies.jobs import Workers

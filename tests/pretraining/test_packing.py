@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from fixate_jax.backbones import Backbone
-from fixate_jax.data.human_choice import PROFILE
-from fixate_jax.data.session import Session
+from fixate_jax.data.readers.human_choice import PROFILE
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import OperatorConfig, PromptConfig, RunConfig
 from fixate_jax.lab.experiments.programs import make_evaluate
@@ -56,7 +56,7 @@ def packed(packer: Packer, examples: list[Example]) -> PackedBatch:
 def data(backbone: Backbone, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> SessionData:
     """The same pages as sessions, the labels in the order in which the packer's text has them."""
     sessions = [
-        Session(
+        StoredSession(
             session_id=f"s{i}",
             user_id="somebody",
             page_id=f"page{i}",

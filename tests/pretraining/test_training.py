@@ -19,7 +19,7 @@ from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.tiny.random import random_tensors, tokenizer_of
 from fixate_jax.errors import ConfigError
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.config import OperatorConfig
 from fixate_jax.lab.experiments.log import MetricsLog
 from fixate_jax.lab.experiments.loop import Interrupted

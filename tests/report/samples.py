@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.report import write_report
 from fixate_jax.lab.report.viewer import Look, SessionView, Viewer
 
@@ -34,7 +34,7 @@ def views() -> Iterator[SessionView]:
     for number, user in enumerate(USERS):
         for i in range(PER_USER):
             gaze = np.roll(np.array([0.6, 0.3, 0.1]), i)
-            session = Session(
+            session = StoredSession(
                 session_id=f"{user}/{i}",
                 user_id=user,
                 page_id=str(i),

@@ -13,7 +13,7 @@ from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.options import DataConfig
 from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fixate_jax.data.registry import open_or_prepare
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.experiment import open_run, run_experiment
 from fixate_jax.lab.experiments.workspace import open_workspace

@@ -85,7 +85,7 @@ def test_who_and_what_cannot_be_used(backbone: Backbone, sessions: list[fx.Sessi
     stranger = fx.Session(page=sessions[0].page, user="eve", gaze=[1, 1, 1], click=0)
     with pytest.raises(ConfigError, match="user 'eve' was not tuned; there are ada, ben, cyd"):
         fx.evaluate(backbone, tuned, [stranger])
-    with pytest.raises(ConfigError, match="bring users, settings and operator; leave"):
+    with pytest.raises(ConfigError, match="bring users and operator; leave"):
         fx.UserEmulator(backbone, tuned, users=("eve",))
     mean = tuned.prompts(["eve"], unknown="population")[0]
     np.testing.assert_allclose(mean, tuned.prompts(PEOPLE).mean(0), atol=1e-6)
@@ -105,3 +105,32 @@ def test_emulated_people_do_what_a_look_says(backbone: Backbone, sessions: list[
         np.testing.assert_allclose(attention, np.repeat(look.slot_attention, 2, 0), rtol=1e-4, atol=1e-6)
         odds = np.exp(look.label_log_probs - jnp.max(look.label_log_probs))
         np.testing.assert_allclose(chances, np.repeat(odds / odds.sum(), 2, 0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_users_tuned_side_by_side_are_as_alone(
+    backbone: Backbone, sessions: list[fx.Session], tuned: fx.Tuned, private: bool
+) -> None:
+    how: dict[str, Any] = {"operator": fx.probing.attention(), "alignment": squared, "optimizer": optax.adam(0.05)}
+    how |= {"steps": 6, "prompt_tokens": 3, "over": None if private else tuned.prompt}
+    together = fx.tune_users(backbone, sessions, **how)
+    alone = fx.tune_users(backbone, [s for s in sessions if s.user == "ben"], **how)
+    np.testing.assert_allclose(together.prompts(["ben"]), alone.prompts(["ben"]), atol=1e-5)
+    assert together.users == PEOPLE and together.history["loss"].shape == (6,)
+    assert together.history["loss"][-1] < together.history["loss"][0]
+    assert np.abs(together.prompts(["ada"]) - together.prompts(["ben"])).max() > 1e-3
+    with pytest.raises(DataError, match="tune_users: no session is given"):
+        fx.tune_users(backbone, [])
+
+
+def test_a_data_set_is_a_function() -> None:
+    sessions = fx.data.synthetic_choice(max_users=2, page_width=64)
+    assert len(sessions) == 120 and {s.user for s in sessions} == {"0", "1"}
+    assert {s.split for s in sessions} == {"train", "validation", "test"}
+    assert sessions[0].page.labels == ("A", "B", "C") and np.isclose(np.sum(sessions[0].gaze), 1)
+    carousel = fx.data.synthetic_carousel(max_users=2, page_width=64)
+    assert len({id(s.page) for s in carousel}) < len(carousel), "pages are shared"
+    with pytest.raises(AttributeError, match="its readers are human_choice, recgaze"):
+        fx.data.nothing  # noqa: B018
+    with pytest.raises(ConfigError, match="give the folder of human_choice"):
+        fx.data.human_choice()

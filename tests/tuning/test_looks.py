@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.experiments.looks import BYTES, MOST_USERS, choose_sessions, room
 
 SESSIONS = [
-    Session(
+    StoredSession(
         session_id=str(i),
         user_id=f"user {i % 5}",
         page_id="page",

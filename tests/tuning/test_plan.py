@@ -12,7 +12,7 @@ import pytest
 
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.errors import CheckpointError, ConfigError
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.config import OperatorConfig, RunConfig
 from fixate_jax.lab.planning.abstract import open_abstract
 from fixate_jax.lab.planning.devices import DEVICES, memory_of

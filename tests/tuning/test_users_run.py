@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.errors import CheckpointError, ConfigError
-from fixate_jax.lab.cli import main as cli
+from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.config import RunConfig, UsersConfig
 from fixate_jax.lab.experiments.loop import start_state
 from fixate_jax.lab.experiments.users_run import load_basis, run_users

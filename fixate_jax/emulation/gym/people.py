@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
-from fixate_jax.data.synthetic.carousel import USERS, Person, people
+from fixate_jax.data.readers.synthetic.carousel import USERS, Person, people
 from fixate_jax.emulation.gym.world import ITEMS
 from fixate_jax.emulation.pages import Page
 from fixate_jax.emulation.versions import item_name
@@ -22,7 +22,7 @@ class MadeUpPeople:
     """People who click by the formula that made them, as fast as a formula is.
 
     They are what an emulator of them should be, so they tell what its rewards are worth. Each looks where they look in
-    the mean over visits, see :mod:`fixate_jax.data.synthetic.carousel`.
+    the mean over visits, see :mod:`fixate_jax.data.readers.synthetic.carousel`.
 
     Attributes:
         count: how many; the first ones are the same whatever the number.
@@ -57,7 +57,7 @@ class MadeUpPeople:
             strange = [item for item in page.items if item not in _POSTERS]
             if strange or not page.items:
                 missing = ", ".join(strange) or "missing"
-                raise DataError(f"page {page.page_id!r}: items {missing}; made-up people know posters only")
+                raise DataError(f"page {page.name!r}: items {missing}; made-up people know posters only")
             posters = tuple(_POSTERS[item] for item in page.items)
             person = self.everybody[self.users.index(user)]
             attention.append(person.expected_gaze(posters))

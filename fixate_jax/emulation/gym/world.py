@@ -14,7 +14,7 @@ from PIL import ImageDraw
 import fixate_jax
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.options import NARROWEST_PAGE
-from fixate_jax.data.synthetic.carousel import LABELS, PROFILE
+from fixate_jax.data.readers.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.emulation.pages import Page
 from fixate_jax.emulation.versions import item_name
@@ -227,7 +227,9 @@ class CarouselWorld:
     def page(self, layout: Sequence[int]) -> Page:
         """The page that shows some items, one in each slot."""
         return Page(
-            page_id="-".join(map(str, layout)),
+            relative=True,
+            labelled=True,
+            name="-".join(map(str, layout)),
             image=draw_carousels([ITEMS[item] for item in layout], LABELS, width=self.page_width),
             boxes=poster_boxes(),
             labels=LABELS,

@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import Array, Float, Int
 
 from fixate_jax.backbones import Backbone
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import ConfigError
 from fixate_jax.evaluation.statistics import bootstrap_interval, paired_wilcoxon
 from fixate_jax.lab.analysis.masking import masked_log_probs
@@ -78,7 +78,7 @@ def choose_variants(config: OperatorConfig, names: Sequence[str]) -> dict[str, O
     return {name: every[name] for name in names or every}
 
 
-def choose_sessions(sessions: Sequence[Session], count: int, *, seed: int) -> list[Session]:
+def choose_sessions(sessions: Sequence[StoredSession], count: int, *, seed: int) -> list[StoredSession]:
     """So many sessions, as evenly from all users as can be, in random order within each.
 
     Args:

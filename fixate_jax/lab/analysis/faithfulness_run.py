@@ -10,7 +10,7 @@ import pandas as pd
 
 from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.data.registry import open_or_prepare, usable_sessions
-from fixate_jax.data.session import SPLITS, Session
+from fixate_jax.data.session import SPLITS, StoredSession
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.analysis.faithfulness import (
@@ -156,7 +156,9 @@ def _claim(out: Path, config: RunConfig, settings: FaithfulnessSettings, run: Pa
     (out / "curves").mkdir(exist_ok=True)
 
 
-def _open(config: RunConfig, store: SessionStore, sessions: list[Session], work: Path, run: Path | None) -> Subject:
+def _open(
+    config: RunConfig, store: SessionStore, sessions: list[StoredSession], work: Path, run: Path | None
+) -> Subject:
     """Backbone, the sessions with their page features, and the users' prompts."""
     backbone = load_backbone(config.backbone, work=work)
     rows = {user: row for row, user in enumerate(store.users)}
@@ -174,7 +176,7 @@ def _encode(
     backbone: Backbone,
     config: RunConfig,
     store: SessionStore,
-    sessions: list[Session],
+    sessions: list[StoredSession],
     rows: dict[str, int],
     batch: int,
     work: Path,

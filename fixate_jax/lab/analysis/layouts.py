@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from fixate_jax.data.session import SPLITS, Session
+from fixate_jax.data.session import SPLITS, StoredSession
 from fixate_jax.data.store import natural_order
 from fixate_jax.errors import ConfigError, DataError
 
@@ -95,12 +95,12 @@ class Selection:
         left_out: a row per reason: the `tables` that lack these sessions, `reason`, `sessions` and `people`.
     """
 
-    sessions: Sequence[Session]
+    sessions: Sequence[StoredSession]
     layouts: Sequence[Layout]
     left_out: pd.DataFrame
 
 
-def select_sessions(sessions: Sequence[Session], settings: AnalysisSettings) -> Selection:
+def select_sessions(sessions: Sequence[StoredSession], settings: AnalysisSettings) -> Selection:
     """Take the sessions of the splits asked for, of people who have enough, and group them by page layout.
 
     Raises:
@@ -117,7 +117,7 @@ def select_sessions(sessions: Sequence[Session], settings: AnalysisSettings) -> 
             f"in {', '.join(settings.splits)}; people are compared with each other, so 2 are needed: lower the number "
             "of sessions asked for, or name more splits"
         )
-    groups: dict[object, list[Session]] = {}
+    groups: dict[object, list[StoredSession]] = {}
     for session in kept:
         box = tuple(np.round(session.boxes, BOX_DECIMALS).ravel().tolist())
         groups.setdefault((session.labels, box if settings.alike == "boxes" else ()), []).append(session)
@@ -153,17 +153,17 @@ def select_sessions(sessions: Sequence[Session], settings: AnalysisSettings) -> 
     )
 
 
-def _of_people_with_enough(sessions: Sequence[Session], least: int) -> list[Session]:
+def _of_people_with_enough(sessions: Sequence[StoredSession], least: int) -> list[StoredSession]:
     counts = Counter(s.user_id for s in sessions)
     return [s for s in sessions if counts[s.user_id] >= least]
 
 
-def _without(sessions: Sequence[Session], kept: Sequence[Session]) -> list[Session]:
+def _without(sessions: Sequence[StoredSession], kept: Sequence[StoredSession]) -> list[StoredSession]:
     ids = {s.session_id for s in kept}
     return [s for s in sessions if s.session_id not in ids]
 
 
-def _layout(sessions: Sequence[Session], settings: AnalysisSettings) -> Layout:
+def _layout(sessions: Sequence[StoredSession], settings: AnalysisSettings) -> Layout:
     users = natural_order({s.user_id for s in sessions})
     place = {name: index for index, name in enumerate(users)}
     return Layout(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import natural_order
 from fixate_jax.evaluation.statistics import Interval, bootstrap_interval
 from fixate_jax.lab.analysis.layouts import AnalysisSettings, Layout, Selection, select_sessions
@@ -43,7 +43,7 @@ class Analysis:
     notes: Sequence[str]
 
 
-def analyse(sessions: Sequence[Session], settings: AnalysisSettings) -> Analysis:
+def analyse(sessions: Sequence[StoredSession], settings: AnalysisSettings) -> Analysis:
     """Everything there is to say about some sessions.
 
     Raises:
@@ -81,7 +81,7 @@ def analyse(sessions: Sequence[Session], settings: AnalysisSettings) -> Analysis
     )
 
 
-def _all_clicks(sessions: Sequence[Session], settings: AnalysisSettings) -> pd.DataFrame:
+def _all_clicks(sessions: Sequence[StoredSession], settings: AnalysisSettings) -> pd.DataFrame:
     """`click_relation` of pages of any number of slots."""
     slots = np.array([s.slots for s in sessions])
     mask = np.arange(slots.max()) < slots[:, None]
@@ -90,7 +90,7 @@ def _all_clicks(sessions: Sequence[Session], settings: AnalysisSettings) -> pd.D
     return click_relation(gaze, np.array([s.click for s in sessions]), mask)
 
 
-def _notes(sessions: Sequence[Session], chosen: Selection, settings: AnalysisSettings) -> list[str]:
+def _notes(sessions: Sequence[StoredSession], chosen: Selection, settings: AnalysisSettings) -> list[str]:
     held = sum(s.split == "test" for s in sessions)
     people = len({s.user_id for s in chosen.sessions})
     used = f"{len(chosen.sessions)} sessions of {people} people, split {' and '.join(settings.splits)}. "

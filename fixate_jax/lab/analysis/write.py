@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.analysis.layouts import AnalysisSettings, Layout
@@ -42,7 +42,7 @@ READING = [
 
 
 def write_analysis(
-    store: SessionStore, out: Path, settings: AnalysisSettings, *, sessions: Sequence[Session] | None = None
+    store: SessionStore, out: Path, settings: AnalysisSettings, *, sessions: Sequence[StoredSession] | None = None
 ) -> Analysis:
     """Analyse a store's sessions and write everything that was found.
 

@@ -16,8 +16,7 @@ from fixate_jax.lab.bundles.settings import emulator_of
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.experiment import CONFIG_FILE, restore_prompt, seed_directory
 from fixate_jax.lab.settings import load_config
-from fixate_jax.lab.users.tune import private_prompts
-from fixate_jax.prompts import PromptParams
+from fixate_jax.prompts import PromptParams, private_prompts
 
 PROMPTS_FILE = "prompts.safetensors"
 

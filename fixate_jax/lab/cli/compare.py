@@ -24,7 +24,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Compare:
-    """Show versions of the same pages to emulated users: what is looked at and clicked more than in the first."""
+    """Show versions of the same pages to emulated users: what gains or loses looks and clicks."""
 
     source: Source
     """Directory that `fixate train`, `tune-users` or `export` made; or demo-users, made-up people that come with the
@@ -100,7 +100,7 @@ class Compare:
         check_numbers(self.temperature, self.page_width)
 
     def _carousels(self, emulator: "UserEmulator") -> dict[str, list["Page"]]:
-        from fixate_jax.data.synthetic.carousel import PROFILE
+        from fixate_jax.data.readers.synthetic.carousel import PROFILE
         from fixate_jax.emulation.versions import VERSIONS, as_drawn, draw_slates
 
         slates = draw_slates(pages=self.pages, seed=self.page_seed)
@@ -148,7 +148,7 @@ def write_comparison(comparison: "Comparison", out: Path) -> Path:
     for name, table in {"items": items, "slots": slots, "summary": comparison.summary()}.items():
         write_table(out / f"{name}.csv", table)
     people = f"{len(comparison.users)} emulated users, {len(comparison.pages[0])} pages"
-    first = comparison.pages[0][0].page_id
+    first = comparison.pages[0][0].name
     figures = [
         page_versions(out / "page.png", shown_page(comparison, 0), title=f"{first}, mean of the users"),
         version_differences(out / "items.png", items, title=f"Items: {people}"),
@@ -168,7 +168,7 @@ def shown_page(comparison: "Comparison", index: int) -> dict[str, Any]:
     return {
         version: Shown(
             image=np.asarray(pages[index].image.convert("RGB")),
-            boxes=pages[index].boxes,
+            boxes=pages[index].relative_boxes,
             names=pages[index].labels,
             shares={m: x[v, :, index, : pages[index].slots].mean(axis=0) for m, x in comparison.shares.items()},
         )

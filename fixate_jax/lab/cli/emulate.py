@@ -121,21 +121,11 @@ def read_pages(folder: Path, emulator: "UserEmulator", *, width: int | None, pro
     Raises:
         DataError: see :func:`fixate_jax.emulation.page_sets.read_page_set`.
     """
-    from fixate_jax.data.own.tables import PROFILE
-    from fixate_jax.emulation import Page
+    from fixate_jax.data.readers.own.tables import PROFILE
     from fixate_jax.emulation.page_sets import read_page_set
 
-    return [
-        Page(
-            page_id=page.name,
-            image=page.image,
-            boxes=page.boxes,
-            labels=page.labels,
-            items=page.items,
-            profile=PROFILE if profile is None else profile,
-        )
-        for page in read_page_set(folder, width=emulator.page_width if width is None else width)
-    ]
+    wide = emulator.page_width if width is None else width
+    return read_page_set(folder, width=wide, profile=PROFILE if profile is None else profile)
 
 
 def _draw(folder: Path, visits: "Visits", temperature: float) -> int:
@@ -147,17 +137,17 @@ def _draw(folder: Path, visits: "Visits", temperature: float) -> int:
     assert visits.relevance is not None
     probabilities = visits.probabilities(temperature).astype(np.float64)
     pairs = list(zip(visits.users, visits.pages, strict=True))
-    names = picture_names([(user, page.page_id) for user, page in pairs])
+    names = picture_names([(user, page.name) for user, page in pairs])
     for i, ((user, page), name) in enumerate(zip(pairs, names, strict=True)):
         visit_figure(
             folder / f"{name}.png",
             image=np.asarray(page.image.convert("RGB")),
-            boxes=page.boxes,
+            boxes=page.relative_boxes,
             labels=page.labels,
             relevance=visits.relevance[i],
             attention=visits.attention[i, : page.slots].astype(np.float64),
             probabilities=probabilities[i, : page.slots],
-            title=f"user {user}, {page.page_id}",
+            title=f"user {user}, {page.name}",
         )
     return len(visits)
 

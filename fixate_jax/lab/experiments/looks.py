@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.lab.experiments.evaluate import evaluate_batch
 from fixate_jax.lab.experiments.workspace import Workspace
 from fixate_jax.lab.report.viewer import Look, SessionView, Viewer, page_data
@@ -24,7 +24,9 @@ SCORES = {"kl": "KL", "cosine": "cosine"}
 """Metrics shown beside a session → names."""
 
 
-def choose_sessions(sessions: Sequence[Session], indices: Sequence[int], per_user: int, *, most: int) -> list[int]:
+def choose_sessions(
+    sessions: Sequence[StoredSession], indices: Sequence[int], per_user: int, *, most: int
+) -> list[int]:
     """Sessions of every user, chosen at random but always the same ones.
 
     Args:

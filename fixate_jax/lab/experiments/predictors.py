@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
 
 EXPECTED_VALUE = "expected_value"
@@ -43,8 +43,8 @@ class _Table:
 
 
 def trivial_predictions(
-    train: Sequence[Session],
-    test: Sequence[Session],
+    train: Sequence[StoredSession],
+    test: Sequence[StoredSession],
     *,
     slot_feature_names: Sequence[str],
     signal: str = "fixation",
@@ -117,7 +117,9 @@ def trivial_predictions(
     return pd.concat(frames, ignore_index=True)
 
 
-def _table(sessions: Sequence[Session], width: int, names: Sequence[str], signal: str, temperature: float) -> _Table:
+def _table(
+    sessions: Sequence[StoredSession], width: int, names: Sequence[str], signal: str, temperature: float
+) -> _Table:
     gaze = np.zeros((len(sessions), width))
     features = np.zeros((len(sessions), width, len(names)))
     for row, session in enumerate(sessions):
@@ -312,7 +314,7 @@ def _click_frequencies(fitted: _Table, wanted: _Table) -> Float[np.ndarray, "ses
 
 
 def _rows(
-    sessions: Sequence[Session],
+    sessions: Sequence[StoredSession],
     table: _Table,
     method: str,
     mode: str,

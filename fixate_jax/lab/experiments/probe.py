@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from fixate_jax.backbones import Backbone, stack_pages
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
 from fixate_jax.lab.config import OperatorConfig
 from fixate_jax.lab.parts import operator_of
@@ -80,7 +80,7 @@ class Relevance:
 def probe(
     backbone: Backbone,
     params: nnx.State,
-    session: Session,
+    session: StoredSession,
     *,
     image: Image.Image,
     operator: str | OperatorConfig = "glimpse",
@@ -124,7 +124,7 @@ def probe(
 def probe_batch(
     backbone: Backbone,
     params: nnx.State,
-    sessions: Sequence[Session],
+    sessions: Sequence[StoredSession],
     *,
     images: Callable[[str], Image.Image],
     operator: str | OperatorConfig = "glimpse",
@@ -287,7 +287,7 @@ def _relevance(data: SessionData, index: int, row: int, looked: _Looked, operato
 
 def _session_data(
     backbone: Backbone,
-    sessions: Sequence[Session],
+    sessions: Sequence[StoredSession],
     images: Callable[[str], Image.Image],
     config: OperatorConfig,
     prompt_tokens: int,
@@ -316,7 +316,7 @@ def _session_data(
 
 
 def _soft_tokens(
-    backbone: Backbone, sessions: Sequence[Session], prompts: Sequence[Prompt]
+    backbone: Backbone, sessions: Sequence[StoredSession], prompts: Sequence[Prompt]
 ) -> Float[Array, "sessions tokens width"]:
     """Every session's soft tokens."""
     soft: list[Array] = []
@@ -334,7 +334,7 @@ def _soft_tokens(
     return jnp.stack(soft)
 
 
-def _slot(session: Session, target: Target) -> int:
+def _slot(session: StoredSession, target: Target) -> int:
     """The slot that a target means."""
     if target == "own":
         return OWN
@@ -349,5 +349,5 @@ def _slot(session: Session, target: Target) -> int:
     return target
 
 
-def _fail(session: Session, field: str, problem: str) -> NoReturn:
+def _fail(session: StoredSession, field: str, problem: str) -> NoReturn:
     raise DataError(f"session {session.session_id!r}, {field}: {problem}")

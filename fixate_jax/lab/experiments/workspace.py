@@ -13,7 +13,7 @@ from fixate_jax.backbones import Backbone, load_backbone, resolve
 from fixate_jax.backbones.sharding import shardings
 from fixate_jax.data.few import few_sessions
 from fixate_jax.data.registry import usable_sessions
-from fixate_jax.data.session import SPLITS, Session
+from fixate_jax.data.session import SPLITS, StoredSession
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.evaluation.forward import Jitted
@@ -55,7 +55,7 @@ class Workspace:
         """Users in the order of their coefficients."""
         return self.store.users
 
-    def sessions(self, split: str) -> list[Session]:
+    def sessions(self, split: str) -> list[StoredSession]:
         """Sessions of a split."""
         return [self.data.sessions[i] for i in self.splits[split]]
 

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from fixate_jax.backbones.processing import LABELS, QUESTION
-from fixate_jax.data import human_choice, synthetic
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
+from fixate_jax.data.readers import human_choice, synthetic
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page, text_marks
 from fixate_jax.lab.pretraining.personas import LEVELS, TRAITS, Gambler, Viewer, judge_neutrally
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
 
 WIDEST = 800
@@ -49,7 +49,7 @@ class SessionView:
         looks: method → what it does.
     """
 
-    session: Session
+    session: StoredSession
     gaze: Float[np.ndarray, " _slots"]
     looks: Mapping[str, Look]
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
 from fixate_jax.lab.experiments.predictors import _click_frequencies, _Means, _rows, _table
 
 
 def new_person_predictions(
-    population: Sequence[Session],
-    own: Sequence[Session],
-    test: Sequence[Session],
+    population: Sequence[StoredSession],
+    own: Sequence[StoredSession],
+    test: Sequence[StoredSession],
     *,
     slot_feature_names: Sequence[str],
     signal: str,
@@ -58,8 +58,8 @@ def new_person_predictions(
 
 
 def population_predictions(
-    population: Sequence[Session],
-    test: Sequence[Session],
+    population: Sequence[StoredSession],
+    test: Sequence[StoredSession],
     *,
     slot_feature_names: Sequence[str],
     signal: str,

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fixate_jax.data.few import few_sessions
 from fixate_jax.data.registry import open_or_prepare
-from fixate_jax.data.session import Session
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.cells import Cell, open_cell
@@ -316,7 +316,7 @@ def swapped(tuned: UserPrompts) -> UserPrompts:
 
 def _of(workspace: Workspace, split: str, users: Sequence[str]) -> list[int]:
     """Sessions of some people in a split."""
-    sessions: Sequence[Session] = workspace.data.sessions
+    sessions: Sequence[StoredSession] = workspace.data.sessions
     return [i for i in workspace.splits[split] if sessions[i].user_id in users]
 
 

@@ -29,7 +29,7 @@ from fixate_jax.lab.settings import config_to_dict
 from fixate_jax.lab.users.data import UserData, UserIndices, UserSessions
 from fixate_jax.lab.users.memory import PROBE_PAGES, Memory, default_limit, even_chunk, measure, memory_budget
 from fixate_jax.lab.users.step import Advance, Frozen, Mode, UserState, make_advance, start_states, user_sharding
-from fixate_jax.prompts import PromptParams, init_prompt, population_prompt
+from fixate_jax.prompts import PromptParams, init_prompt, population_prompt, private_prompts
 from fixate_jax.runtime.durable import write_text
 from fixate_jax.runtime.lock import locked
 from fixate_jax.tuning.checkpoint import CheckpointStore
@@ -76,15 +76,6 @@ class UserPrompts:
         if self.basis is not None:
             return PromptParams(self.basis, own)
         return private_prompts(own)
-
-
-def private_prompts(prompts: Float[Array, "users tokens width"]) -> PromptParams:
-    """Prompts that people share nothing of, as the evaluation takes them: a basis of which each mixes in but their own.
-
-    Args:
-        prompts: each person's soft tokens.
-    """
-    return PromptParams(prompts, jnp.where(jnp.eye(len(prompts), dtype=bool), 0.0, -jnp.inf))
 
 
 def append_users(prompt: PromptParams, tuned: UserPrompts) -> PromptParams:

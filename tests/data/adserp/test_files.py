@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fixate_jax.data.adserp.files import FOLDERS, file_of
-from fixate_jax.data.adserp.reader import read_adserp, source_files, trial_ids
+from fixate_jax.data.readers.adserp.files import FOLDERS, file_of
+from fixate_jax.data.readers.adserp.reader import read_adserp, source_files, trial_ids
 from fixate_jax.errors import DataError
 from tests.data.adserp.trials import TRIAL, dump, png, write_participants, write_trial
 

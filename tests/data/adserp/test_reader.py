@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixate_jax.data.adserp.reader import COLUMNS, assign_splits, profile_text, read_adserp
-from fixate_jax.data.adserp.stops import SCALE, VIEWPORT_HEIGHT
-from fixate_jax.data.adserp.store import FEATURES, make_session
+from fixate_jax.data.readers.adserp.reader import COLUMNS, assign_splits, profile_text, read_adserp
+from fixate_jax.data.readers.adserp.stops import SCALE, VIEWPORT_HEIGHT
+from fixate_jax.data.readers.adserp.store import FEATURES, make_session
 from fixate_jax.errors import DataError
 from tests.data.adserp.trials import (
     CLICK,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixate_jax.data.adserp import store as adserp_store
-from fixate_jax.data.adserp.files import check_screenshot, file_of
-from fixate_jax.data.adserp.pages import PLATE, draw_viewport
-from fixate_jax.data.adserp.store import FEATURES, prepare
-from fixate_jax.data.adserp.tables import BadTrial
 from fixate_jax.data.options import DataConfig
+from fixate_jax.data.readers.adserp import store as adserp_store
+from fixate_jax.data.readers.adserp.files import check_screenshot, file_of
+from fixate_jax.data.readers.adserp.pages import PLATE, draw_viewport
+from fixate_jax.data.readers.adserp.store import FEATURES, prepare
+from fixate_jax.data.readers.adserp.tables import BadTrial
 from fixate_jax.data.store import SessionStore, StoreWriter
 from fixate_jax.errors import DataError
 from tests.data.adserp.trials import CLICK, LOAD, png, scroll, write_participants, write_trial
@@ -163,7 +163,7 @@ def test_a_bad_file_is_counted_on_the_way_to_the_store(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from fixate_jax.data.adserp.tables import BadTrial
+from fixate_jax.data.readers.adserp.tables import BadTrial
 from fixate_jax.data.store import StoreWriter
 from tests.data.adserp.test_store import prepared
 add, added = StoreWriter.add, []

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from fixate_jax.data.adserp.files import FOLDERS, file_of
+from fixate_jax.data.readers.adserp.files import FOLDERS, file_of
 
 TRIAL = "p004-b1-t3"
 Event = tuple[int, float, float, str, str]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.own.pages import draw_labels
-from fixate_jax.data.own.tables import BOX
+from fixate_jax.data.readers.own.pages import draw_labels
+from fixate_jax.data.readers.own.tables import BOX
 from fixate_jax.data.registry import open_or_prepare
 from tests.data.own.folder import own_folder, put
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fixate_jax.data.recgaze.reader import read_recgaze
+from fixate_jax.data.readers.recgaze.reader import read_recgaze
 from fixate_jax.errors import DataError
 from tests.data.recgaze.raw import (
     ITEM_FILE,

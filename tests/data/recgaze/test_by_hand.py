@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fixate_jax.data.recgaze import RecGaze, read_recgaze
+from fixate_jax.data.readers.recgaze import RecGaze, read_recgaze
 from tests.data.recgaze.by_hand import CASES, DROPPED, OPENING, USERS
 from tests.data.recgaze.log_writer import Case, Session, movie_id, write_logs
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fixate_jax.data.recgaze import Definition, RecGaze, read_recgaze
+from fixate_jax.data.readers.recgaze import Definition, RecGaze, read_recgaze
 from fixate_jax.errors import DataError
 from tests.data.recgaze.raw import (
     BACKGROUND,

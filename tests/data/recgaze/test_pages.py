@@ -12,16 +12,16 @@ from PIL import Image, ImageOps
 from fixate_jax.data.carousel import GENRES as CAROUSEL_GENRES
 from fixate_jax.data.carousel import Poster, draw_carousels
 from fixate_jax.data.glyphs import GLYPHS
-from fixate_jax.data.recgaze import pages as drawing
-from fixate_jax.data.recgaze.geometry import VIEWPORT, places_on, poster_top, slot_boxes
-from fixate_jax.data.recgaze.pages import (
+from fixate_jax.data.readers.recgaze import pages as drawing
+from fixate_jax.data.readers.recgaze.geometry import VIEWPORT, places_on, poster_top, slot_boxes
+from fixate_jax.data.readers.recgaze.pages import (
     BACKGROUND,
     Viewport,
     draw_viewport,
     render_viewports,
 )
-from fixate_jax.data.recgaze.posters import GENRES, OTHER, draw_stand_in, wrap
-from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen
+from fixate_jax.data.readers.recgaze.posters import GENRES, OTHER, draw_stand_in, wrap
+from fixate_jax.data.readers.recgaze.screens import Carousel, Movie, Screen
 from fixate_jax.data.render import draw_font
 from fixate_jax.data.store import encode_image
 from fixate_jax.errors import DataError

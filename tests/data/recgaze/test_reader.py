@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.data.recgaze.geometry import poster_top
-from fixate_jax.data.recgaze.logs import natural
-from fixate_jax.data.recgaze.reader import OPENING, SESSION_COLUMNS, read_recgaze, split_of_task
-from fixate_jax.data.recgaze.store import source_files
-from fixate_jax.data.recgaze.visits import VISIT_COLUMNS, shown_rows
+from fixate_jax.data.readers.recgaze.geometry import poster_top
+from fixate_jax.data.readers.recgaze.logs import natural
+from fixate_jax.data.readers.recgaze.reader import OPENING, SESSION_COLUMNS, read_recgaze, split_of_task
+from fixate_jax.data.readers.recgaze.store import source_files
+from fixate_jax.data.readers.recgaze.visits import VISIT_COLUMNS, shown_rows
 from fixate_jax.errors import DataError
 from tests.data.recgaze.raw import (
     BACKGROUND,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fixate_jax.data.recgaze.posters import GENRES
-from fixate_jax.data.recgaze.screens import Movie, read_screens
+from fixate_jax.data.readers.recgaze.posters import GENRES
+from fixate_jax.data.readers.recgaze.screens import Movie, read_screens
 from fixate_jax.errors import DataError
 
 HEADER = (

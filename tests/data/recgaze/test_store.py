@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.recgaze import read_recgaze
-from fixate_jax.data.recgaze.pages import draw_viewport
-from fixate_jax.data.recgaze.screens import read_screens
-from fixate_jax.data.recgaze.store import FEATURES, LABELS, Tastes, read_tastes, slot_features
+from fixate_jax.data.readers.recgaze import read_recgaze
+from fixate_jax.data.readers.recgaze.pages import draw_viewport
+from fixate_jax.data.readers.recgaze.screens import read_screens
+from fixate_jax.data.readers.recgaze.store import FEATURES, LABELS, Tastes, read_tastes, slot_features
 from fixate_jax.data.registry import open_or_prepare, store_settings
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import DataError
@@ -134,7 +134,7 @@ import os, signal, sys
 from pathlib import Path
 from fixate_jax.data.options import DataConfig
 from fixate_jax.data.registry import open_or_prepare
-from fixate_jax.data.recgaze import pages
+from fixate_jax.data.readers.recgaze import pages
 from fixate_jax.data.store import StoreWriter
 pages.FEW, add, added = 1, StoreWriter.add_image, []
 def dying(self, png):

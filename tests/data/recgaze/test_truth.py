@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fixate_jax.data.recgaze import read_recgaze
+from fixate_jax.data.readers.recgaze import read_recgaze
 from tests.data.synthetic.recgaze import Truth, write_recgaze
 
 USERS = int(os.environ.get("RECGAZE_USERS", "20"))

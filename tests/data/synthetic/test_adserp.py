@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.data.adserp import AdSerp, read_adserp
-from fixate_jax.data.adserp.files import file_of
-from fixate_jax.data.adserp.store import make_session
+from fixate_jax.data.readers.adserp import AdSerp, read_adserp
+from fixate_jax.data.readers.adserp.files import file_of
+from fixate_jax.data.readers.adserp.store import make_session
 from tests.data.synthetic.adserp import Truth, write_adserp
 from tests.data.synthetic.adserp.pages import make_page
 from tests.data.synthetic.adserp.people import CSS

@@ -10,9 +10,7 @@ import pytest
 
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, poster_boxes
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.registry import DATASETS, open_or_prepare
-from fixate_jax.data.store import SessionStore, sessions_frame
-from fixate_jax.data.synthetic.carousel import (
+from fixate_jax.data.readers.synthetic.carousel import (
     FEATURES,
     LABELS,
     PAGES,
@@ -27,6 +25,8 @@ from fixate_jax.data.synthetic.carousel import (
     slot_features,
     synthetic_visits,
 )
+from fixate_jax.data.registry import DATASETS, open_or_prepare
+from fixate_jax.data.store import SessionStore, sessions_frame
 from fixate_jax.lab.experiments.predictors import trivial_predictions
 
 SEEDS = [0, 1, 2]

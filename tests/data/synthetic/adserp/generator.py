@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fixate_jax.data.adserp.files import ADS, FOLDERS, file_of
-from fixate_jax.data.adserp.reader import COLUMNS, PARTICIPANTS, TRAITS, assign_splits, profile_text
+from fixate_jax.data.readers.adserp.files import ADS, FOLDERS, file_of
+from fixate_jax.data.readers.adserp.reader import COLUMNS, PARTICIPANTS, TRAITS, assign_splits, profile_text
 from tests.data.synthetic.adserp.pages import SITES, Area, ResultsPage, draw_screenshot, make_page
 from tests.data.synthetic.adserp.people import CSS, LEAST_SEEN, Recording, View, area_under, make_person
 

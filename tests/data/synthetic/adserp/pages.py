@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fixate_jax.data.adserp.files import SCREENSHOT_WIDTH
+from fixate_jax.data.readers.adserp.files import SCREENSHOT_WIDTH
 from fixate_jax.data.render import draw_font
 
 BRANDS = ("norvik", "alpenta", "quill", "bramble", "tessera", "okapi", "lumen", "farrow")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES
 from tests.data.synthetic.recgaze.people import GENRES, Person
 from tests.data.synthetic.recgaze.truth import FIRST_DIRECT_TASK, Poster
 

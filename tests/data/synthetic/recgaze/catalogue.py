@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
-from fixate_jax.data.recgaze.screens import Carousel, Movie, Screen
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.readers.recgaze.screens import Carousel, Movie, Screen
 from tests.data.synthetic.recgaze.people import GENRES
 
 TASKS = 40

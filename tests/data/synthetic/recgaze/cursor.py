@@ -5,7 +5,7 @@ It stays where it is on the screen while the page moves under it.
 
 import numpy as np
 
-from fixate_jax.data.recgaze.geometry import VIEWPORT
+from fixate_jax.data.readers.recgaze.geometry import VIEWPORT
 from tests.data.synthetic.recgaze.people import Person
 from tests.data.synthetic.recgaze.truth import CursorSample
 from tests.data.synthetic.recgaze.view import area_under

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fixate_jax.data.recgaze import tables
-from fixate_jax.data.recgaze.screens import Screen
+from fixate_jax.data.readers.recgaze import tables
+from fixate_jax.data.readers.recgaze.screens import Screen
 from fixate_jax.data.store import natural_order
 from fixate_jax.errors import ConfigError
 from tests.data.synthetic.recgaze.aims import FIRST_SEMI_FREE_TASK, aim_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fixate_jax.data.recgaze.screens import Screen
+from fixate_jax.data.readers.recgaze.screens import Screen
 from tests.data.synthetic.recgaze.people import GENRES, Person
 from tests.data.synthetic.recgaze.truth import TICKS, CursorSample
 from tests.data.synthetic.recgaze.view import BACKGROUND, MOVIE, Aoi, eighth

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, places_on
-from fixate_jax.data.recgaze.screens import Screen
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, places_on
+from fixate_jax.data.readers.recgaze.screens import Screen
 from fixate_jax.data.store import natural_order
 from tests.data.synthetic.recgaze.people import Person
 from tests.data.synthetic.recgaze.view import MOVIE, Aoi, full_rows, visible_rows

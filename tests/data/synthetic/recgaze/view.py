@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from fixate_jax.data.recgaze import geometry
+from fixate_jax.data.readers.recgaze import geometry
 
 ROW_GAP = 146
 """Pixels from a carousel's posters down to the next carousel's, and to the page's end below the last."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fixate_jax.data.recgaze import geometry
+from fixate_jax.data.readers.recgaze import geometry
 from tests.data.synthetic.recgaze import view as seen
 from tests.data.synthetic.recgaze.aims import Aim
 from tests.data.synthetic.recgaze.people import Person

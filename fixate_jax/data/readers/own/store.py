@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.own.files import gaze_file, labels_drawn
-from fixate_jax.data.own.gaze import READERS, dwell_of
-from fixate_jax.data.own.pages import BadPage, make_page
-from fixate_jax.data.own.tables import Log, Slots, read_sessions, read_slots
-from fixate_jax.data.session import Session
+from fixate_jax.data.readers.own.files import gaze_file, labels_drawn
+from fixate_jax.data.readers.own.gaze import READERS, dwell_of
+from fixate_jax.data.readers.own.pages import BadPage, make_page
+from fixate_jax.data.readers.own.tables import Log, Slots, read_sessions, read_slots
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.splits import split_by_content
 from fixate_jax.data.store import StoreWriter, encode_image, natural_order
 from fixate_jax.errors import DataError
@@ -101,7 +101,7 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
             page_id, boxes = drawn[row.page]
             page = slots.pages[row.page]
             writer.add(
-                Session(
+                StoredSession(
                     session_id=row.session_id,
                     user_id=row.user_id,
                     page_id=page_id,

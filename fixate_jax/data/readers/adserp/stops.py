@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from fixate_jax.data.adserp.files import SCREENSHOT_WIDTH, Aoi, MouseLog
+from fixate_jax.data.readers.adserp.files import SCREENSHOT_WIDTH, Aoi, MouseLog
 
 SCALE = 1280 / 1422
 """Screenshot pixels in a CSS pixel."""

@@ -16,9 +16,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
-from fixate_jax.data.human_choice import assign_splits
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.session import Session, Split
+from fixate_jax.data.readers.human_choice import assign_splits
+from fixate_jax.data.session import Split, StoredSession
 from fixate_jax.data.store import StoreWriter, encode_image
 from fixate_jax.runtime.progress import track
 
@@ -169,7 +169,7 @@ def slot_features(page: Page) -> Float[np.ndarray, "slots features"]:
     )
 
 
-def make_session(visit: Visit, content: Page, *, page: str, split: Split) -> Session:
+def make_session(visit: Visit, content: Page, *, page: str, split: Split) -> StoredSession:
     """A visit as a session.
 
     Args:
@@ -178,7 +178,7 @@ def make_session(visit: Visit, content: Page, *, page: str, split: Split) -> Ses
         page: id of the page's image in the store.
         split: which split the session belongs to.
     """
-    return Session(
+    return StoredSession(
         session_id=f"{visit.user}/{visit.trial}",
         user_id=str(visit.user),
         page_id=page,

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Integer
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES, PAGES, POSTER, VIEWPORT, places_on, poster_top
-from fixate_jax.data.recgaze.logs import DECIMALS, Log
-from fixate_jax.data.recgaze.tables import poster_of
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES, PAGES, POSTER, VIEWPORT, places_on, poster_top
+from fixate_jax.data.readers.recgaze.logs import DECIMALS, Log
+from fixate_jax.data.readers.recgaze.tables import poster_of
 
 VISIBLE_PX = 3.0
 """A row of posters is visible with so many px of it in the viewport; five rows never are."""

@@ -1,5 +1,5 @@
 """Synthetic users, to be had without any raw data."""
 
-from fixate_jax.data.synthetic import carousel, choice
+from fixate_jax.data.readers.synthetic import carousel, choice
 
 __all__ = ["carousel", "choice"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
-from fixate_jax.data.recgaze.screens import Screen, read_screens
-from fixate_jax.data.recgaze.tables import (
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.readers.recgaze.screens import Screen, read_screens
+from fixate_jax.data.readers.recgaze.tables import (
     ITEMS,
     MAX_TASK,
     NON_PUBLIC,

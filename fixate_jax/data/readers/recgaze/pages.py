@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from PIL import Image, ImageDraw
 
-from fixate_jax.data.recgaze.geometry import (
+from fixate_jax.data.readers.recgaze.geometry import (
     BACKWARD_LEFT,
     CAROUSELS,
     FIRST_LEFT,
@@ -33,8 +33,8 @@ from fixate_jax.data.recgaze.geometry import (
     poster_top,
     slot_boxes,
 )
-from fixate_jax.data.recgaze.posters import draw_poster
-from fixate_jax.data.recgaze.screens import Movie, Screen
+from fixate_jax.data.readers.recgaze.posters import draw_poster
+from fixate_jax.data.readers.recgaze.screens import Movie, Screen
 from fixate_jax.data.render import draw_font
 from fixate_jax.data.store import encode_image
 from fixate_jax.errors import DataError

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fixate_jax.data.adserp.files import ADS, file_of
-from fixate_jax.data.adserp.pages import draw_viewport, relative_boxes
-from fixate_jax.data.adserp.reader import read_adserp
-from fixate_jax.data.adserp.tables import BadTrial
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.session import Session
+from fixate_jax.data.readers.adserp.files import ADS, file_of
+from fixate_jax.data.readers.adserp.pages import draw_viewport, relative_boxes
+from fixate_jax.data.readers.adserp.reader import read_adserp
+from fixate_jax.data.readers.adserp.tables import BadTrial
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import StoreWriter, encode_image, natural_order
 from fixate_jax.runtime.durable import THREADS
 from fixate_jax.runtime.progress import track
@@ -35,12 +35,12 @@ def slot_features(row: Any) -> Float[np.ndarray, "slots features"]:
     return np.concatenate([kinds, ranks, place], axis=1)
 
 
-def make_session(row: Any, *, page: str) -> Session:
+def make_session(row: Any, *, page: str) -> StoredSession:
     """A row of ``AdSerp.sessions`` as a session; without a cursor on a slot it has no cursor signal."""
     dwell = {"fixation": np.array(row.fixation_ms, np.float64)}
     if sum(row.cursor_ms) > 0:
         dwell["cursor"] = np.array(row.cursor_ms, np.float64)
-    return Session(
+    return StoredSession(
         session_id=row.session_id,
         user_id=row.user_id,
         page_id=page,

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from fixate_jax.data import carousel
 from fixate_jax.data.glyphs import draw_glyph
-from fixate_jax.data.recgaze.screens import Movie
+from fixate_jax.data.readers.recgaze.screens import Movie
 from fixate_jax.data.render import draw_font
 from fixate_jax.errors import DataError
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, MOVIES
-from fixate_jax.data.recgaze.tables import (
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES
+from fixate_jax.data.readers.recgaze.tables import (
     MAX_TASK,
     MISSING,
     Table,

@@ -48,11 +48,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from fixate_jax.data.recgaze.geometry import CAROUSELS, SHOWN
-from fixate_jax.data.recgaze.logs import Log, read_log
-from fixate_jax.data.recgaze.screens import Screen
-from fixate_jax.data.recgaze.tables import OnBadRow, poster_of
-from fixate_jax.data.recgaze.visits import (
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, SHOWN
+from fixate_jax.data.readers.recgaze.logs import Log, read_log
+from fixate_jax.data.readers.recgaze.screens import Screen
+from fixate_jax.data.readers.recgaze.tables import OnBadRow, poster_of
+from fixate_jax.data.readers.recgaze.visits import (
     VISIT_COLUMNS,
     Times,
     carousels,

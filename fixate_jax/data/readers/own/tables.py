@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from fixate_jax.data.own.files import PAGES, SESSIONS, SLOTS, read_header, screenshots
-from fixate_jax.data.recgaze.tables import OnBadRow, Sieve, Table, read_small_table
+from fixate_jax.data.readers.own.files import PAGES, SESSIONS, SLOTS, read_header, screenshots
+from fixate_jax.data.readers.recgaze.tables import OnBadRow, Sieve, Table, read_small_table
 from fixate_jax.data.session import SPLITS
 from fixate_jax.errors import DataError
 

@@ -10,12 +10,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.recgaze.geometry import PAGES, SHOWN, page_of, slot_boxes
-from fixate_jax.data.recgaze.pages import Viewport, render_viewports
-from fixate_jax.data.recgaze.reader import read_recgaze
-from fixate_jax.data.recgaze.screens import Screen
-from fixate_jax.data.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS, read_small_table
-from fixate_jax.data.session import Session
+from fixate_jax.data.readers.recgaze.geometry import PAGES, SHOWN, page_of, slot_boxes
+from fixate_jax.data.readers.recgaze.pages import Viewport, render_viewports
+from fixate_jax.data.readers.recgaze.reader import read_recgaze
+from fixate_jax.data.readers.recgaze.screens import Screen
+from fixate_jax.data.readers.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS, read_small_table
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import StoreWriter, natural_order
 from fixate_jax.runtime.progress import bar
 
@@ -101,12 +101,12 @@ def slot_features(slots: tuple[tuple[int, int], ...], screen: Screen, tastes: Ta
     return np.array(rows, np.float64)
 
 
-def make_session(row: Any, *, page: str, screen: Screen, tastes: Tastes) -> Session:
+def make_session(row: Any, *, page: str, screen: Screen, tastes: Tastes) -> StoredSession:
     """A row of ``RecGaze.sessions`` as a session; without a cursor on a slot it has no cursor signal."""
     dwell = {"fixation": np.array(row.fixation_ms, np.float64)}
     if sum(row.cursor_ms) > 0:
         dwell["cursor"] = np.array(row.cursor_ms, np.float64)
-    return Session(
+    return StoredSession(
         session_id=row.session_id,
         user_id=row.user_id,
         page_id=page,

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from fixate_jax.data.adserp import stops
-from fixate_jax.data.adserp.files import (
+from fixate_jax.data.readers.adserp import stops
+from fixate_jax.data.readers.adserp.files import (
     FOLDERS,
     TRIAL_ID,
     Trial,
     read_trial,
 )
-from fixate_jax.data.adserp.tables import BadTrial, Table
+from fixate_jax.data.readers.adserp.tables import BadTrial, Table
 from fixate_jax.data.session import Split
 from fixate_jax.data.splits import split_by_content
 from fixate_jax.data.store import natural_order

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from fixate_jax.data.adserp.stops import slot_at
-from fixate_jax.data.own.files import DWELL, FIXATIONS, SESSIONS, SLOTS, read_header
-from fixate_jax.data.own.tables import Log, Page, Rules, require_owner
-from fixate_jax.data.recgaze.tables import Table, read_table
+from fixate_jax.data.readers.adserp.stops import slot_at
+from fixate_jax.data.readers.own.files import DWELL, FIXATIONS, SESSIONS, SLOTS, read_header
+from fixate_jax.data.readers.own.tables import Log, Page, Rules, require_owner
+from fixate_jax.data.readers.recgaze.tables import Table, read_table
 
 OFF_SLOTS = "fixation on no slot"
 """Counted in fixations, unlike other reasons; its session stays if it has others."""
@@ -39,7 +39,7 @@ def read_dwell(path: Path, sessions: pd.DataFrame, known: set[str], pages: Mappi
 
     Args:
         path: the file.
-        sessions: the good ones, as :func:`~fixate_jax.data.own.tables.read_sessions` returns them.
+        sessions: the good ones, as :func:`~fixate_jax.data.readers.own.tables.read_sessions` returns them.
         known: ids of all; rows of sessions that were left out are passed over.
         pages: by name of the screenshot.
         log: what becomes of bad rows.

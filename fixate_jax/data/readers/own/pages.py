@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageOps
 
-from fixate_jax.data.own.files import PAGES
-from fixate_jax.data.own.tables import BOX, Page
-from fixate_jax.data.recgaze.tables import Table
+from fixate_jax.data.readers.own.files import PAGES
+from fixate_jax.data.readers.own.tables import BOX, Page
+from fixate_jax.data.readers.recgaze.tables import Table
 from fixate_jax.data.render import draw_font
 from fixate_jax.errors import DataError
 

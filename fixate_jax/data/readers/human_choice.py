@@ -20,7 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page, text_boxes
-from fixate_jax.data.session import Session, Split
+from fixate_jax.data.session import Split, StoredSession
 from fixate_jax.errors import DataError
 
 FILE = "trials.csv"
@@ -199,7 +199,7 @@ def draw_trial(row: Any, *, slots: Literal["alternatives", "texts"], width: int)
     return draw_page([a for _, a in shown(row)], slot_labels(slots), slot_boxes(slots), width=width)
 
 
-def make_session(row: Any, *, slots: Literal["alternatives", "texts"], page: str, split: Split) -> Session:
+def make_session(row: Any, *, slots: Literal["alternatives", "texts"], page: str, split: Split) -> StoredSession:
     """A trial as a session."""
     columns = shown(row)
     chosen = [letter for letter, _ in columns].index(row.choice)
@@ -217,7 +217,7 @@ def make_session(row: Any, *, slots: Literal["alternatives", "texts"], page: str
             dwell.append(share["p" if is_probability else "m"])
             own = [a.probability, 0.0] if is_probability else [0.0, a.amount]
             features.append([float(is_probability), *own, value, float(upper), *place])
-    return Session(
+    return StoredSession(
         session_id=f"{int(row.subject)}/{int(row.block)}/{int(row.trial)}",
         user_id=str(int(row.subject)),
         page_id=page,

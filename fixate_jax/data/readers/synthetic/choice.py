@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fixate_jax.data.human_choice import LETTERS
+from fixate_jax.data.readers.human_choice import LETTERS
 
 CONCENTRATION = 30.0
 """Of the Dirichlet: how little one trial's gaze strays from what the person tends to do."""

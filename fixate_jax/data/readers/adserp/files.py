@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from fixate_jax.data.adserp.tables import BadTrial, Table, bytes_of
+from fixate_jax.data.readers.adserp.tables import BadTrial, Table, bytes_of
 
 SCREENSHOT_WIDTH = 1280
 FOLDERS = {

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 from jaxtyping import Bool, Float, Integer
 
-from fixate_jax.data.recgaze.geometry import MOVIES
+from fixate_jax.data.readers.recgaze.geometry import MOVIES
 from fixate_jax.errors import DataError
 
 PUBLIC, NON_PUBLIC = "summary_feedback.csv", "non_public_feedback_dataset.csv"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from fixate_jax.data.adserp.files import IMAGE_ERRORS, SCREENSHOT_WIDTH, bad_image
+from fixate_jax.data.readers.adserp.files import IMAGE_ERRORS, SCREENSHOT_WIDTH, bad_image
 from fixate_jax.data.render import draw_font
 
 LABEL_SHARE = 0.026

@@ -1,6 +1,0 @@
-"""Gaze, cursor and clicks on search result pages: AdSERP."""
-
-from fixate_jax.data.adserp.reader import AdSerp, read_adserp, source_files
-from fixate_jax.data.adserp.store import prepare
-
-__all__ = ["AdSerp", "prepare", "read_adserp", "source_files"]

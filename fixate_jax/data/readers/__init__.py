@@ -1,0 +1,1 @@
+"""A reader for each data set, loaded when it is asked for."""
