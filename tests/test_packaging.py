@@ -133,7 +133,8 @@ def test_wheel_in_a_clean_environment(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fixate_jax"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fixate_jax" / "lab" / "report" / "assets").iterdir()}
+    folder = ROOT / "fixate_jax" / "lab" / "report" / "assets"
+    assets = {path.relative_to(ROOT).as_posix() for path in folder.iterdir()}
     assert len(assets) >= 8 and assets <= set(names)
     assert "fixate_jax/lab/presets/demo.yaml" in names
     shipped = {f"fixate_jax/backbones/shipped/{name}/model.safetensors" for name in ("tiny-qwen3-vl", "tiny-internvl")}
