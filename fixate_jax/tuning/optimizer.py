@@ -80,8 +80,10 @@ def make_optimizer(
     The update takes an extra argument `present: Bool[Array, " users"]`: the users in the accumulated batch.
 
     Args:
-        basis_lr, user_lr: learning rates of B and z.
-        basis_weight_decay, user_weight_decay: decoupled weight decay of B and z.
+        basis_lr: learning rate of B.
+        user_lr: learning rate of z.
+        basis_weight_decay: decoupled weight decay of B.
+        user_weight_decay: decoupled weight decay of z.
         basis_clip: largest global gradient norm of B.
         user_clip: largest global gradient norm of all z together.
         personal: False leaves z as it is, so that all users share one prompt (the "no personalisation" ablation).
