@@ -1,4 +1,4 @@
-"""The errors that users can cause, each named after what they have to mend."""
+"""The errors that users can cause, each named after what they have to fix."""
 
 
 class FixateError(Exception):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fixate_jax.lab.cli import commands as cli
+from fixate_jax.lab.cli.main import main
 from tests import environment
 
 ROOT = Path(__file__).parents[1]
@@ -44,11 +45,14 @@ def test_every_command_line_parses(
 ) -> None:
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(line, comments=True)[1:]
-    if "--help" in arguments:
+    if "--help" in arguments[1:]:
         with pytest.raises(SystemExit) as left:
             cli.parse(arguments)
         assert left.value.code == 0
         assert "usage: fixate" in capsys.readouterr().out
+    elif arguments[0].startswith("--"):
+        main(arguments)
+        assert capsys.readouterr().out
     else:
         assert type(cli.parse(arguments)).__name__.lower() == arguments[0].replace("-", "")
 

@@ -266,7 +266,7 @@ def test_a_stopped_command_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(faithfulness_run, "operator_curves", stop)
-        with pytest.raises(Interrupted, match="give the same command again"):
+        with pytest.raises(Interrupted, match="run the same command again"):
             run_faithfulness(config, tmp_path / "part", wanted)
     kept = {p.name for p in (tmp_path / "part" / "curves").iterdir()}
     assert kept == {"random-order.parquet", "answer-first.parquet"}

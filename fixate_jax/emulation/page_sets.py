@@ -81,7 +81,7 @@ def _from_csv(path: Path) -> dict[str, list[Slot]]:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"{where}: has another number of fields than the header; mend the row")
+                raise DataError(f"{where}: has another number of fields than the header; fix the row")
             name, slot = _slot(row, where)
             found.setdefault(name, []).append(slot)
     return found
@@ -182,6 +182,6 @@ def _relative(slots: list[Slot], size: tuple[int, int]) -> Float[np.ndarray, "sl
         row, side = (int(i) for i in np.argwhere(bad)[0])
         raise DataError(
             f"{slots[row].where}, field {BOX[side]!r}: {boxes[row, side]:g} is off the screenshot of {size[0]} × "
-            f"{size[1]} pixels; mend the box"
+            f"{size[1]} pixels; fix the box"
         )
     return inside / limit

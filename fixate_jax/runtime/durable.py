@@ -63,8 +63,8 @@ def is_full(error: BaseException) -> bool:
 def advice(error: BaseException) -> str:
     """What went wrong with a file, and what to do."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    remedy = "free some space" if is_full(error) else "mend that"
-    return f"{reason}; {remedy} and give the same command again"
+    remedy = "free some space" if is_full(error) else "fix that"
+    return f"{reason}; {remedy} and run the same command again"
 
 
 @contextmanager

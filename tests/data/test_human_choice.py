@@ -94,7 +94,7 @@ def test_a_bad_row_is_named_or_left_out_and_counted(name: str, tmp_path: Path) -
     with pytest.raises(DataError, match=message) as caught:
         read_trials(folder)
     assert str(folder / "trials.csv") in str(caught.value)
-    assert "mend the row or pass --data.on-bad-row skip" in str(caught.value)
+    assert "fix the row or pass --data.on-bad-row skip" in str(caught.value)
     frame, dropped = read_trials(folder, on_bad_row="skip")
     assert dropped == {reason: rows}
     assert len(frame) == 60 - rows

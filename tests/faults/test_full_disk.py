@@ -87,7 +87,7 @@ def until_it_fits(work: Callable[[], object], check: Callable[[str], object]) ->
                 work()
         except (DiskError, CheckpointError) as error:
             assert disk.was_full
-            assert "No space left on device; free some space and give the same command again" in str(error)
+            assert "No space left on device; free some space and run the same command again" in str(error)
             check(str(error))
         else:
             assert not disk.was_full
@@ -245,7 +245,7 @@ def test_the_command_on_a_small_disk_that_grows(tmp_path: Path) -> None:
             place.history.append(f"{size} kB: exit status {status}")
             assert status == 2 and size < 2**15, f"{place.history}\n{place.messages()}"
             last = next(line for line in reversed(place.messages().splitlines()) if line.startswith("error: "))
-            assert "No space left on device; free some space and give the same command again" in last
+            assert "No space left on device; free some space and run the same command again" in last
             place.history[-1] += f", {last}"
             no_remains(mounted)
             size *= 2

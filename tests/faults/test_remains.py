@@ -77,7 +77,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         temporary.write_text("second")
         raise RuntimeError
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
-    with pytest.raises(DiskError, match=r"letter: could not be written: .*; mend that and give the same command again"):
+    with pytest.raises(DiskError, match=r"letter: could not be written: .*; fix that and run the same command again"):
         (tmp_path / "file").touch()
         with replacing(tmp_path / "file" / "letter"):
             pass

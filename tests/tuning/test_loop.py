@@ -147,7 +147,7 @@ def test_a_request_to_stop_is_obeyed_after_the_step_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "advance", interrupting)
-        with pytest.raises(Interrupted, match="SIGTERM: saved after step 3; give the same command again"):
+        with pytest.raises(Interrupted, match="SIGTERM: saved after step 3; run the same command again"):
             train(workspace, config, tmp_path, seed=SEED)
     train(workspace, config, tmp_path, seed=SEED)
     assert_same_run(workspace, uninterrupted, tmp_path)

@@ -279,7 +279,7 @@ def test_a_stopped_tuning_goes_on_bit_for_bit(
         if done == 1 and "step 2/8" in note:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="SIGTERM: 1 of 3 chunks are done; give the same command again"):
+    with pytest.raises(Interrupted, match="SIGTERM: 1 of 3 chunks are done; run the same command again"):
         go("cut", report=terminate)
     # Killed after the log was written and before the second chunk was whole.
     with monkeypatch.context() as patch:

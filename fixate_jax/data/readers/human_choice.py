@@ -24,7 +24,7 @@ from fixate_jax.data.session import Split, StoredSession
 from fixate_jax.errors import DataError
 
 FILE = "trials.csv"
-_REMEDY = "mend the row or pass --data.on-bad-row skip"
+_REMEDY = "fix the row or pass --data.on-bad-row skip"
 LETTERS = ("A", "B", "C")
 KEY = ["subject", "block", "trial"]
 DWELL = [f"dwell_{letter}{attribute}" for letter in LETTERS for attribute in "pm"]

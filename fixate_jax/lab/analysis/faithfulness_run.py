@@ -125,7 +125,7 @@ def _run(
             curves.append(found)
             _write(out, pd.concat(curves, ignore_index=True), settings)
     except KeyboardInterrupt as stop:
-        raise Interrupted(f"stopped: what was done is in {out}; give the same command again to go on") from stop
+        raise Interrupted(f"stopped: what was done is in {out}; run the same command again to resume") from stop
     return _write(out, pd.concat(curves, ignore_index=True), settings)
 
 

@@ -99,7 +99,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Mask what operators point at and watch the answer: deletion, insertion, pointing game. Give it again to go on."""
+    """Mask what operators point at and watch the answer: deletion, insertion, pointing game. Run it again to resume."""
 
     source: Source
     """Directory that `fixate train` made, to look under its users' prompts; or a preset, for the backbone alone."""

@@ -166,7 +166,7 @@ def to_the_end(run: Running, title: str) -> None:
         hosts.barrier()
         if not run.finished:
             who = asked[0] if asked else "another process"
-            raise Interrupted(f"{who}: saved after step {run.step}; give the same command again to go on")
+            raise Interrupted(f"{who}: saved after step {run.step}; run the same command again to resume")
 
 
 class Training:

@@ -253,7 +253,7 @@ class _UserTuning:
         return {name: np.asarray(getattr(host, name))[: len(members)] for name in KEPT}, rows
 
     def _advice(self) -> str:
-        return "give the same command again to go on" if self.directory else "without a directory nothing was kept"
+        return "run the same command again to resume" if self.directory else "without a directory nothing was kept"
 
     def _arguments(self, members: Sequence[UserIndices]) -> tuple[UserState, UserSessions, Frozen]:
         """A chunk on the mesh, its users shared among the devices and filled up with copies that are at rest."""

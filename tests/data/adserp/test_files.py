@@ -165,7 +165,7 @@ def test_a_bad_file_is_named_or_its_trial_left_out_and_counted(name: str, tmp_pa
     spoil(file)
     with pytest.raises(DataError, match=re.escape(f"{file}{message}")) as caught:
         read_adserp(tmp_path)
-    assert str(caught.value).endswith("; mend the file or pass --data.on-bad-row skip")
+    assert str(caught.value).endswith("; fix the file or pass --data.on-bad-row skip")
     data = read_adserp(tmp_path, on_bad_row="skip")
     assert data.dropped == {reason: 1} and list(data.sessions["session_id"]) == ["p004-b2-t1"]
 
@@ -204,10 +204,10 @@ def test_what_no_skipping_mends(on_bad_row: Any, tmp_path: Path) -> None:
     assert "participants.csv: not found; data.path must be the folder of AdSERP" in message()
     write_trial(tmp_path)
     write_participants(tmp_path, ["p004", "p004"])
-    assert "participants.csv, line 3, field 'participant_id' = 'p004': is given twice; mend the file" in message()
+    assert "participants.csv, line 3, field 'participant_id' = 'p004': is given twice; fix the file" in message()
     write_participants(tmp_path)
     text("gender", "sex")(tmp_path / "participants.csv")
-    assert "participants.csv: columns gender are missing; mend the file" in message()
+    assert "participants.csv: columns gender are missing; fix the file" in message()
     write_participants(tmp_path)
     odd = tmp_path / "fixation-data" / "trial7.csv"
     odd.write_text("")

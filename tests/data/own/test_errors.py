@@ -283,8 +283,8 @@ def test_what_is_bad_is_named_or_left_out_and_counted(gaze: str, name: str, tmp_
         # Nobody knows whose these are, so they cannot be left out with what needs them.
         (put("slots.csv", 3, page=""), r"slots\.csv, line 3, field 'page' = '': is empty; fill it in$"),
         (put("dwell.csv", 6, session_id=""), r"dwell\.csv, line 6, field 'session_id' = '': is empty; fill it in$"),
-        (cut("slots.csv", 3), r"slots\.csv, line 3: has another number of fields than the header; mend the row$"),
-        (cut("dwell.csv", 6), r"dwell\.csv, line 6: has another number of fields than the header; mend the row$"),
+        (cut("slots.csv", 3), r"slots\.csv, line 3: has another number of fields than the header; fix the row$"),
+        (cut("dwell.csv", 6), r"dwell\.csv, line 6: has another number of fields than the header; fix the row$"),
         (
             lambda path, _: (path / "fixations.csv").write_text("session_id,x,y,duration_ms\n"),
             r"both dwell\.csv and fixations\.csv are there; keep one of them",

@@ -78,7 +78,7 @@ def test_a_bad_row_is_named_or_left_out_and_counted(name: str, tmp_path: Path) -
     write_value(tmp_path / file, line, column, value)
     shown = repr("NA" if value is None else str(value))
     with pytest.raises(
-        DataError, match=rf"{file}, line {line}, field '{column}' = {shown}: .*{message}.*; mend the row"
+        DataError, match=rf"{file}, line {line}, field '{column}' = {shown}: .*{message}.*; fix the row"
     ):
         read_recgaze(tmp_path, definition="page")
     dropped = read_recgaze(tmp_path, definition="page", on_bad_row="skip").dropped
@@ -127,7 +127,7 @@ def test_a_line_cut_short_or_too_long_is_named_or_left_out(
     rows = [*look(0.5, 1, 1, 300), *a_session()]
     write_folder(tmp_path, rows)
     change_line(2, change)(tmp_path / name)
-    with pytest.raises(DataError, match=rf"{name}, line 2: has another number of fields than the header; mend"):
+    with pytest.raises(DataError, match=rf"{name}, line 2: has another number of fields than the header; fix"):
         read_recgaze(tmp_path, definition="page")
     found = read_recgaze(tmp_path, definition="page", on_bad_row="skip")
     assert found.dropped.pop("wrong number of fields") == 1

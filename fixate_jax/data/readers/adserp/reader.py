@@ -143,7 +143,7 @@ def read_participants(path: Path) -> dict[str, dict[str, str]]:
             if name in names[:row]:
                 raise table.fail(row, "participant_id", "is given twice", "repeated participant")
     except BadTrial as error:
-        raise DataError(f"{error.problem}; mend the file") from None
+        raise DataError(f"{error.problem}; fix the file") from None
     return {name: {trait: table.texts[trait][row] for trait in TRAITS} for row, name in enumerate(names)}
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from fixate_jax.errors import DataError
 
-_REMEDY = "mend the file or pass --data.on-bad-row skip"
+_REMEDY = "fix the file or pass --data.on-bad-row skip"
 _LARGEST = 2.0**53
 """Whole numbers up to here are exact in float64."""
 

@@ -22,7 +22,7 @@ FONT_SHARE, MIN_FONT = 0.035, 10.0
 PLATE, INK = (255, 255, 255), (0, 0, 0)
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on a file that is no whole image."""
-_MEND = "or pass --data.on-bad-row skip"
+_FIX = "or pass --data.on-bad-row skip"
 
 
 class BrokenImage(DataError):
@@ -36,7 +36,7 @@ class BadPage(DataError):
     """A page cannot be drawn; ``reason`` is what it is counted under when it is left out."""
 
     def __init__(self, message: str, reason: str) -> None:
-        super().__init__(f"{message} {_MEND}")
+        super().__init__(f"{message} {_FIX}")
         self.reason = reason
 
 
@@ -96,7 +96,7 @@ def _relative_boxes(page: Page, table: Table, size: tuple[int, int]) -> Float[np
     bad[:, 2:] |= boxes[:, 2:] <= boxes[:, :2]
     if bad.any():
         slot, side = np.argwhere(bad)[0]
-        wanted = f"is off the screenshot of {size[0]} × {size[1]} pixels; mend the box"
+        wanted = f"is off the screenshot of {size[0]} × {size[1]} pixels; fix the box"
         raise BadPage(str(table.error(page.rows[slot], BOX[side], wanted)), "box off the screenshot")
     return boxes / limit
 

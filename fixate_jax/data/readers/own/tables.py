@@ -77,7 +77,7 @@ def require_owner(table: Table, column: str) -> None:
     """
     if table.odd:
         problem = "has another number of fields than the header"
-        raise DataError(f"{table.path}, line {table.odd[0]}: {problem}; mend the row")
+        raise DataError(f"{table.path}, line {table.odd[0]}: {problem}; fix the row")
     empty = table.codes[column] < 0
     if empty.any():
         raise table.error(int(np.argmax(empty)), column, "is empty; fill it in")

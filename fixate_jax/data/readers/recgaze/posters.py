@@ -69,7 +69,7 @@ def _read_poster(path: Path, size: tuple[int, int]) -> Image.Image:
             return ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{path}: the poster cannot be read ({error}); mend the file, or remove it to have one drawn"
+            f"{path}: the poster cannot be read ({error}); fix the file, or remove it to have one drawn"
         ) from error
 
 

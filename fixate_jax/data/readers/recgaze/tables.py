@@ -182,7 +182,7 @@ class Sieve:
         self.table, self.good = table, np.ones(len(table), bool)
         self._on_bad_row, self._dropped = on_bad_row, dropped
         if table.odd and on_bad_row == "error":
-            raise DataError(f"{table.path}, line {table.odd[0]}: has another number of fields than the header; {_MEND}")
+            raise DataError(f"{table.path}, line {table.odd[0]}: has another number of fields than the header; {_FIX}")
         if table.odd:
             self._count("wrong number of fields", len(table.odd))
 
@@ -202,7 +202,7 @@ class Sieve:
         if not bad.any():
             return
         if self._on_bad_row == "error":
-            raise self.table.error(int(np.argmax(bad)), column, f"{wanted}; {_MEND}")
+            raise self.table.error(int(np.argmax(bad)), column, f"{wanted}; {_FIX}")
         self._count(reason, int(bad.sum()))
         self.good &= ~bad
 
@@ -230,7 +230,7 @@ class Sieve:
         self._dropped[reason] = self._dropped.get(reason, 0) + rows
 
 
-_MEND = "mend the row or pass --data.on-bad-row skip"
+_FIX = "fix the row or pass --data.on-bad-row skip"
 
 
 def read_users(path: Path) -> list[str]:
