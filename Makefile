@@ -109,6 +109,7 @@ mutants: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.operators
 	$(BIN)/python -m benchmarks.after_image
 	$(BIN)/python -m benchmarks.recgaze_reader
