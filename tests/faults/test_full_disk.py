@@ -228,7 +228,7 @@ def test_any_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(cli.Read, "run", full)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["read"])
-    assert "error: /tmp/somewhere: No space left on device; free some space and give" in capsys.readouterr().err
+    assert "error: /tmp/somewhere: No space left on device; free some space and run" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(POINTS == 0, reason="make test-faults")
