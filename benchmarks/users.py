@@ -37,7 +37,7 @@ TARGETS = {"cpu": "≥ 1", "gpu": "≥ 5", "tpu": "≥ 5"}
 
 
 def settings(parsed: argparse.Namespace, folder: Path) -> RunConfig:
-    """Made-up people on drawn carousels, as in configs/demo.yaml."""
+    """Synthetic users on drawn carousels, as in configs/demo.yaml."""
     return RunConfig(
         data=DataConfig(name="synthetic_carousel", max_users=max(parsed.users), store=folder / "store"),
         backbone=BackboneConfig(path=parsed.backbone, tapped_layers=2, unroll=True),

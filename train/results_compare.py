@@ -1,4 +1,4 @@
-"""The second table of docs/results/comparison.md: emulated users beside the made-up people they were tuned on.
+"""The second table of docs/results/comparison.md: emulated users beside the synthetic users they were tuned on.
 
     python train/results_compare.py --out runs/truth && python train/fill_page.py runs/truth docs/results/comparison.md
 
@@ -41,7 +41,7 @@ class Plan:
     """What is compared.
 
     Attributes:
-        source: users tuned on made-up people at carousels.
+        source: users tuned on synthetic users at carousels.
         out: where the table goes.
         pages: how many.
         page_seed: of the posters on them.

@@ -1,4 +1,4 @@
-"""The made-up people of synthetic_carousel themselves, in place of the model that was tuned on them."""
+"""The synthetic users of synthetic_carousel themselves, in place of the model that was tuned on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class MadeUpPeople:
             strange = [item for item in page.items if item not in _POSTERS]
             if strange or not page.items:
                 missing = ", ".join(strange) or "missing"
-                raise DataError(f"page {page.name!r}: items {missing}; made-up people know posters only")
+                raise DataError(f"page {page.name!r}: items {missing}; synthetic users know posters only")
             posters = tuple(_POSTERS[item] for item in page.items)
             person = self.everybody[self.users.index(user)]
             attention.append(person.expected_gaze(posters))

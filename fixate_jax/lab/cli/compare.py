@@ -27,7 +27,7 @@ class Compare:
     """Show versions of the same pages to emulated users: what gains or loses looks and clicks."""
 
     source: Source
-    """Directory that `fixate train`, `tune-users` or `export` made; or demo-users, made-up people that come with the
+    """Directory that `fixate train`, `tune-users` or `export` made; or demo-users, synthetic users that come with the
     library."""
     versions: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of screenshots with slots.csv or slots.json, each the same pages and items by name; the others are

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fixate_jax.emulation import Page, UserEmulator, Visits
 
 CAUTION = (
-    "are made-up people whose model reads drawn carousels alone: on other pages this shows that everything works, and "
+    "are synthetic users whose model reads drawn carousels alone: on other pages this shows that everything works, and "
     "nothing about people"
 )
 """Said of users that come with the library."""
@@ -29,7 +29,7 @@ class Emulate:
     """Show screenshots to emulated users: a table of where they look and what they click."""
 
     source: Source
-    """Directory that `fixate train`, `tune-users` or `export` made; or demo-users, made-up people that come with the
+    """Directory that `fixate train`, `tune-users` or `export` made; or demo-users, synthetic users that come with the
     library."""
     pages: Annotated[Path, tyro.conf.Positional]
     """Folder of screenshots with slots.csv or slots.json: page, x0, y0, x1, y1 in pixels, if wanted label and item."""

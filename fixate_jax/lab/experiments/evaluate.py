@@ -18,8 +18,6 @@ from fixate_jax.prompts import PromptParams, soft_prompt
 from fixate_jax.runtime import hosts
 from fixate_jax.runtime.progress import Track, silent
 
-KEYS = ["session_id", "user_id", "split", "method", "mode"]
-
 
 def predict(
     workspace: Workspace,

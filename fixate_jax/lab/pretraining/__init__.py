@@ -1,1 +1,1 @@
-"""Making the tiny backbones: drawn pages, made-up people, questions about both, and the recipe that trains on them."""
+"""Making the tiny backbones: drawn pages, synthetic users, questions about both, and the recipe that trains on them."""

@@ -1,4 +1,4 @@
-"""Made-up people in words: what the model reads about them, where they look and what they choose.
+"""Synthetic users in words: what the model reads about them, where they look and what they choose.
 
 Each trait has a level from A to G, written as one word ("horrorF": likes horror films), which is one token. The words
 stand in a system message before the page, which is where a soft prompt goes later: the model learns that each vector

@@ -1,4 +1,4 @@
-"""Made-up people who look at drawn carousel pages and pick a film.
+"""Synthetic users who look at drawn carousel pages and pick a film.
 
 A stand-in that can be shipped, for tests and the demo; nothing in it is taken from real people. A person has a pull
 towards each row, a pull towards each column, and a taste for each genre. Gaze on a page is Dirichlet around the softmax
@@ -132,7 +132,7 @@ def page_pool(seed: int) -> list[Page]:
 
 
 def synthetic_visits(*, users: int, sessions: int, seed: int) -> list[Visit]:
-    """Visits of made-up people to pages of the pool, person by person.
+    """Visits of synthetic users to pages of the pool, person by person.
 
     Args:
         users: people.

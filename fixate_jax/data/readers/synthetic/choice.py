@@ -1,4 +1,4 @@
-"""Made-up people who look at and choose among three gambles, in the format of human_choice.
+"""Synthetic users who look at and choose among three gambles, in the format of human_choice.
 
 A stand-in that can be shipped, for tests and the demo; nothing in it is taken from real people. A person has a pull
 towards each screen column, a preference for reading probabilities or amounts, a sensitivity to expected value, and a
@@ -20,7 +20,7 @@ GAZE_BONUS = 4.0
 
 
 def synthetic_trials(*, users: int, trials: int, seed: int) -> pd.DataFrame:
-    """Trials of made-up people.
+    """Trials of synthetic users.
 
     Args:
         users: people.
