@@ -1,4 +1,4 @@
-# make demo | test | test-faults | test-versions | mutants | lint | bench | bench-gpu | results | results-operators
+# make demo | test | test-operators | test-faults | test-versions | mutants | lint | bench | bench-gpu | results | results-operators
 # make results-scale | docs | clean
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv313
 
@@ -31,7 +31,7 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
-.PHONY: demo test test-faults test-versions test-lowest test-newest mutants lint bench bench-gpu docs results results-operators results-scale clean
+.PHONY: demo test test-operators test-faults test-versions test-lowest test-newest mutants lint bench bench-gpu docs results results-operators results-scale clean
 .DELETE_ON_ERROR:
 
 $(UV):
@@ -66,6 +66,10 @@ docs: $(VENV)/.installed-test
 test: $(VENV)/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Every operator on both architectures, side by side and one by one, on one device and on eight simulated ones.
+test-operators: $(VENV)/.installed-test
+	LOOK_CASES=all JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses 2 -rP $(PYTEST_ARGS) tests/probing/test_look.py -k side_by_side
 
 # Kills a short run at 20 random points and compares what it ends with; runs it on a disk that is too small.
 test-faults: $(VENV)/.installed-test

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
+from importlib import metadata
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
@@ -59,7 +58,7 @@ def text_boxes() -> Float[np.ndarray, "6 4"]:
 def draw_font(size: float) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the same on every machine (Pillow's own font has no euro sign)."""
     return ImageFont.truetype(
-        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf",
+        str(metadata.distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")),
         size,
         layout_engine=ImageFont.Layout.BASIC,
     )

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from PIL import Image
-from scipy.special import logsumexp
 
 from fixate_jax.backbones import Backbone, EncodedSession
 from fixate_jax.backbones.sharding import shardings
@@ -394,7 +394,7 @@ class _Gathered:
 
     def visits(self) -> Visits:
         """All of them."""
-        answered = logsumexp(self.log_probs, axis=1)
+        answered = scipy.special.logsumexp(self.log_probs, axis=1)
         return Visits(
             users=self.users,
             pages=self.pages,

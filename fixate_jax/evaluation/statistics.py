@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import stats
 
 from fixate_jax.errors import DataError
 
@@ -68,7 +68,7 @@ def paired_wilcoxon(
         better=better,
         worse=moved.size - better,
         mean_difference=float(difference.mean()),
-        p_value=float(stats.wilcoxon(moved).pvalue) if moved.size else 1.0,
+        p_value=float(scipy.stats.wilcoxon(moved).pvalue) if moved.size else 1.0,
         smallest_p=float(min(1.0, 2.0 ** (1 - moved.size))),
     )
 

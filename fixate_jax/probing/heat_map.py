@@ -1,8 +1,8 @@
 """From relevance of visual tokens to a picture over the whole page."""
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.ndimage import zoom
 
 from fixate_jax.errors import DataError
 
@@ -27,4 +27,4 @@ def heat_map(
     if width < 1 or height < 1:
         raise DataError(f"a heat map of {width} × {height} pixels cannot be drawn; give the size of the page")
     rows, columns = relevance.shape
-    return zoom(relevance, (height / rows, width / columns), order=1, mode="nearest", grid_mode=True)
+    return scipy.ndimage.zoom(relevance, (height / rows, width / columns), order=1, mode="nearest", grid_mode=True)

@@ -1,5 +1,9 @@
 """Looking at pages in memory: what jit, grad and vmap give is what one call after another gives."""
 
+import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,29 +16,36 @@ from PIL import Image, ImageDraw
 
 import fixate_jax as fx
 from fixate_jax.backbones import Backbone
-from fixate_jax.backbones.tiny.random import write_tiny_random
-from fixate_jax.backbones.tiny.sizes import TinySizes
 from fixate_jax.errors import DataError
-from fixate_jax.lab.parts import OPERATORS
-from fixate_jax.probing import Operator
 from fixate_jax.probing.batches import Batch
+from tests import environment
+from tests.probing.looking import (
+    EACH,
+    TOKENS,
+    difference,
+    one_by_one,
+    page,
+    prompts,
+    side_by_side,
+    write_model,
+)
 
-TOKENS = 3
-SETTINGS: dict[str, dict[str, Any]] = {"attn_lrp": {"normalise": "abs"}, "integrated_gradients": {"steps": 2}}
-EACH = {name: factory(**SETTINGS.get(name, {})) for name, factory in OPERATORS.items()}
-
-
-def page(slots: int = 3, size: tuple[int, int] = (96, 64), seed: int = 0) -> fx.Page:
-    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8))
-    side = size[0] // slots
-    boxes = [(i * side, 0, (i + 1) * side, size[1]) for i in range(slots)]
-    return fx.Page(image=image, boxes=boxes, labels=tuple("ABCDEF"[:slots]))
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-5
+EVERYTHING = os.environ.get("LOOK_CASES") == "all"
+"""Every operator on both architectures, as `make test-operators` wants it."""
+FAMILIES = ("qwen3_vl", "internvl")
+CASES = [("qwen3_vl", name) for name in ("attn_lrp", "rollout", "glimpse", "lrp")]
+"""Operators that share no code with each other; the decoder is the same in both architectures."""
+ON_MESH = {"internvl": ["attention"]}
+if EVERYTHING:
+    CASES = [(family, name) for family in FAMILIES for name in EACH]
+    ON_MESH = {family: list(EACH) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl"])
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    sizes = TinySizes(family=request.param, layers=3, width=48, ff=64, head_dim=16, vision_width=32, vision_ff=32)
-    return fx.load_backbone(write_tiny_random(tmp_path_factory.mktemp("model") / "model", sizes=sizes), tapped_layers=2)
+    return fx.load_backbone(write_model(tmp_path_factory.mktemp("model") / "model", request.param), tapped_layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -42,33 +53,22 @@ def batch(backbone: Backbone) -> Batch:
     return fx.encode(backbone, [page(), page(2, seed=1)], prompt_tokens=TOKENS)
 
 
-def prompts(backbone: Backbone) -> jax.Array:
-    return 0.5 * jax.random.normal(jax.random.key(0), (2, TOKENS, backbone.width))
-
-
-def distance(prompt: jax.Array, gaze: jax.Array, backbone: Backbone, batch: Batch, operator: Operator) -> jax.Array:
-    seen = fx.look(backbone, batch, prompt, operator)
-    answered = jnp.where(batch.slot_mask, seen.label_log_probs, 0).sum()
-    return fx.objective.kl(gaze, seen.slot_attention, batch.slot_mask).mean() + 0.1 * answered
-
-
-CASES = [("qwen3_vl", name) for name in ("attn_lrp", "rollout", "glimpse", "lrp")] + [("internvl", "attention")]
-"""The operators that share no code with each other; the decoder is the same in both architectures."""
-
-
 @pytest.mark.parametrize(("backbone", "name"), CASES, indirect=["backbone"])
 def test_side_by_side_is_one_by_one(backbone: Backbone, batch: Batch, name: str) -> None:
-    """vmap(grad) under jit over prompts and people, against jit(grad) of each; the backbone is an argument."""
-    gaze = jax.nn.softmax(jax.random.normal(jax.random.key(1), (2, *batch.slot_mask.shape)))
-    one = jax.jit(jax.value_and_grad(distance), static_argnums=4)
-    over_people = jax.vmap(jax.value_and_grad(distance), in_axes=(0, 0, None, None, None))
-    many = jax.jit(over_people, static_argnums=4)
-    values, gradients = many(prompts(backbone), gaze, backbone, batch, EACH[name])
-    for i, prompt in enumerate(prompts(backbone)):
-        value, gradient = one(prompt, gaze[i], backbone, batch, EACH[name])
-        assert float(jnp.abs(gradient).max()) > 1e-6
-        np.testing.assert_allclose(values[i], value, rtol=1e-5)
-        np.testing.assert_allclose(gradients[i], gradient, atol=1e-5 * float(jnp.abs(gradient).max()) + 1e-7)
+    many, each = (way(backbone, batch, EACH[name]) for way in (side_by_side, one_by_one))
+    assert difference(many, each) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ON_MESH)
+def test_side_by_side_on_a_mesh_is_one_by_one_on_a_device(tmp_path: Path, family: str) -> None:
+    """Weights and pages shared among eight devices."""
+    command = [sys.executable, "-m", "tests.probing.looking", str(tmp_path / "model"), family, *ON_MESH[family]]
+    done = subprocess.run(command, env=environment.of_child(devices=8), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"\n{family}: {found}")
+    assert found.pop("devices") == 8 and set(found) == set(ON_MESH[family])
+    assert max(found.values()) <= TOLERANCE, found
 
 
 def test_what_is_seen(backbone: Backbone, batch: Batch) -> None:

@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,12 @@ import pytest
 
 from fixate_jax.errors import ConfigError, DataError, FixateError
 from fixate_jax.lab.studies.jobs import Workers, spread
+from fixate_jax.lab.studies.run import run_study
 from tests import environment
+from tests.studies.notes import note
 from tests.studies.small import finished_study, study, tables
 
 ROOT = Path(__file__).parents[2]
-
-
-def note(item: int, folder: Path) -> None:
-    if item < 0:
-        raise DataError(f"item {item} is bad")
-    if item == 99:
-        os.kill(os.getpid(), signal.SIGKILL)
-    (folder / f"{item}-{os.getpid()}").touch()
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 120) -> None:
@@ -112,22 +106,16 @@ def test_a_study_on_a_cluster_survives_the_death_of_a_worker(tmp_path: Path) -> 
     compiled.mkdir(parents=True, exist_ok=True)
     made.out.mkdir()
     (made.out / "compiled").symlink_to(compiled.resolve())
-    program = """
-        import sys
-        from pathlib import Path
-        from fixate_jax.lab.studies.jobs import Workers
-        from fixate_jax.lab.studies.run import run_study
-        from tests.studies.small import study
-        folder, address = Path(sys.argv[1]), sys.argv[2]
-        run_study(study(folder, folder / "out"), title="T", workers=Workers(cluster=address))
-    """
-    with cluster(tmp_path, 2) as (address, workers):
-        command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path), address]
-        with subprocess.Popen(command, cwd=ROOT, env=environment.of_child()) as process:
-            # Half-way: a worker is at a cell, and not all are done.
-            wait_for(lambda: any(made.out.glob("cells/**/metrics.jsonl")) or process.poll() is not None)
+    with cluster(tmp_path, 2) as (address, workers), ThreadPoolExecutor(1) as watching:
+
+        def kill_half_way() -> bool:
+            wait_for(lambda: any(made.out.glob("cells/**/metrics.jsonl")))
             workers[0].kill()
-            assert process.wait(timeout=300) == 0
+            return not any(made.out.glob("*.md"))
+
+        killed = watching.submit(kill_half_way)
+        run_study(made, title="T", workers=Workers(cluster=address))
+        assert killed.result(), "all was done before"
     for ours, expected in zip(tables(made), tables(whole), strict=True):
         pd.testing.assert_frame_equal(ours, expected, check_exact=True)
 

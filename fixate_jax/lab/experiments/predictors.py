@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize
 
 from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
@@ -245,7 +245,7 @@ class _SoftmaxRegression:
 
         # SciPy cannot minimise over no parameters at all.
         start = np.zeros(shape)
-        fit = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B").x if start.size else start
+        fit = scipy.optimize.minimize(loss, start.ravel(), jac=True, method="L-BFGS-B").x if start.size else start
         self._weights = np.asarray(fit).reshape(shape)
 
     def _row_of(self, table: _Table) -> Int[np.ndarray, " sessions"]:

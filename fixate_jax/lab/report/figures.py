@@ -219,6 +219,11 @@ def _style(axis: Axes, title: str) -> None:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     # A Figure that pyplot does not know draws with Agg and leaves no global state behind.
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        # Laid out once and not again while drawing, which takes as long.
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="white", pil_kwargs={"optimize": True})
     return path
