@@ -37,6 +37,8 @@ EMBEDDED: dict[str, Callable[[Path], Path]] = {
 }
 """Backbones that need no download, by name → function from a run's directory to the model's."""
 
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""What a model is made of, in its directory."""
 EXPERTS = ("num_experts", "num_local_experts")
 """What a mixture of experts has in the text part of its configuration."""
 
@@ -71,15 +73,21 @@ class Backbone:
         return self.merge(self.params)
 
     @cached_property
+    def checkpoint(self) -> str:
+        """A checksum of the checkpoint's files: weights, configuration, tokenizer, chat template, processor."""
+        digest = hashlib.sha256()
+        paths = sorted({path for pattern in CHECKPOINT_FILES for path in self.directory.glob(pattern)})
+        for path, found in zip(paths, sha256_all(paths), strict=True):
+            digest.update(path.name.encode() + bytes.fromhex(found))
+        return digest.hexdigest()
+
+    @cached_property
     def fingerprint(self) -> str:
         """Changes when something changes that page features depend on: files, type, limits on the page, DeepStack."""
         settings = self.settings
         limits = (settings.min_pixels, settings.max_pixels, settings.max_tiles)
-        digest = hashlib.sha256(f"{settings.dtype} {limits} {settings.deepstack}".encode())
-        paths = sorted([*self.directory.glob("*.json"), *self.directory.glob("*.safetensors")])
-        for path, found in zip(paths, sha256_all(paths), strict=True):
-            digest.update(path.name.encode() + bytes.fromhex(found))
-        return digest.hexdigest()
+        about = f"{settings.dtype} {limits} {settings.deepstack} {self.checkpoint}"
+        return hashlib.sha256(about.encode()).hexdigest()
 
     @property
     def width(self) -> int:
@@ -142,7 +150,19 @@ def family_of(directory: Path) -> Family:
     Raises:
         CheckpointError: naming the model type when none does, or the field that makes it a mixture of experts.
     """
+    adapter = directory / "adapter_config.json"
+    if adapter.exists() and not (directory / "config.json").exists():
+        base = read_json(adapter).get("base_model_name_or_path", "another model")
+        raise CheckpointError(
+            f"{directory}: is an adapter (LoRA) of {base} and no model; merge it into that model first "
+            "(merge_and_unload of peft), save the result and give its folder"
+        )
     config = read_json(directory / "config.json")
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{directory / 'config.json'}: quantization_config says that the weights are quantised; give the "
+            "checkpoint in bfloat16 or float32 that they were made from"
+        )
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise CheckpointError(

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from fixate_jax.backbones.family import ChatTurn, Family
+from fixate_jax.backbones.weights.checkpoint import read_json
 from fixate_jax.errors import CheckpointError, LabelError
 
 LABELS = "This page shows items with the labels {labels}."
@@ -86,6 +87,10 @@ class SessionEncoder:
             self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{directory}: no usable tokenizer ({error})") from error
+        # Where a processor's template lies in a file of its own, it comes before the tokenizer's, as in transformers.
+        template = directory / "chat_template.json"
+        if template.exists() and not (directory / "chat_template.jinja").exists():
+            self.tokenizer.chat_template = read_json(template).get("chat_template")
         # transformers makes an empty tokenizer where the files are missing.
         if len(self.tokenizer) <= config.image_token:
             raise CheckpointError(

@@ -6,6 +6,8 @@ from typing import Literal
 
 from fixate_jax.errors import require
 
+COLDEST = 1e-3
+"""The lowest temperature of click probabilities: far below it nothing is left of a number."""
 NARROWEST_PAGE = 64
 """Pixels that a page is wide, at least."""
 

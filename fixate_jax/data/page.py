@@ -7,6 +7,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from fixate_jax.data.boxes import require_pixels
+from fixate_jax.data.images import as_seen
 from fixate_jax.data.session import Split, StoredSession
 from fixate_jax.errors import DataError
 
@@ -66,11 +68,14 @@ class Page:
                 f"{self._said}: boxes of shape {boxes.shape} for {len(self.labels)} labels; give (x0, y0, x1, y1) for "
                 "each, in pixels"
             )
-        return boxes if self.relative else boxes / np.array([width, height, width, height])
+        if self.relative:
+            return boxes
+        require_pixels(boxes, (width, height), self._said)
+        return boxes / np.array([width, height, width, height])
 
     def picture(self) -> Image.Image:
         """The page as the model sees it, with the labels drawn."""
-        shown = self.image.convert("RGB")
+        shown = as_seen(self.image)
         if not self.labelled:
             from fixate_jax.data.readers.own.pages import draw_labels  # Its font is matplotlib's.
 

@@ -21,7 +21,7 @@ from fixate_jax.data.page import Page
 from fixate_jax.data.session import StoredSession
 from fixate_jax.emulation.pages import require_distinct
 from fixate_jax.emulation.visits import Emulation, Visits
-from fixate_jax.errors import ConfigError
+from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.evaluation.forward import Evaluation, Jitted, jitted_evaluation
 from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.pipeline.page_keys import wants_page_keys
@@ -393,7 +393,18 @@ class _Gathered:
             self.tokens[visit] = tokens[: encoded.rows * encoded.columns].reshape(shape)
 
     def visits(self) -> Visits:
-        """All of them."""
+        """All of them.
+
+        Raises:
+            CheckpointError: attention or answers that are no numbers.
+        """
+        bad = ~np.isfinite(self.attention).all(axis=1) | ~np.isfinite(self.log_probs.max(axis=1))
+        if bad.any():
+            user, page = self.users[int(np.argmax(bad))], self.pages[int(np.argmax(bad))].name
+            raise CheckpointError(
+                f"user {user!r} on page {page!r}: what the model answers is no number; its weights, or this user's "
+                "prompt, hold values that are not finite"
+            )
         answered = scipy.special.logsumexp(self.log_probs, axis=1)
         return Visits(
             users=self.users,

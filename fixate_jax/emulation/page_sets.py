@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from fixate_jax.data.boxes import require_pixels
 from fixate_jax.data.page import Page
-from fixate_jax.data.readers.own.files import ENDINGS, PAGES, SLOTS, labels_drawn, read_header
+from fixate_jax.data.readers.own.files import ENDINGS, PAGES, SLOTS, find_image, labels_drawn, read_header
 from fixate_jax.data.readers.own.pages import EDGE, draw_labels, read_image
 from fixate_jax.data.readers.own.tables import PROFILE
 from fixate_jax.errors import DataError
@@ -163,8 +164,8 @@ def _labels(slots: list[Slot], *, drawn: bool) -> tuple[str, ...]:
 
 
 def _screenshot(folder: Path, name: str, first: Slot) -> Path:
-    for path in (folder / PAGES / name, folder / name):
-        if path.is_file() and path.suffix.lower() in ENDINGS and folder.resolve() in path.resolve().parents:
+    for path in (find_image(folder / PAGES, name), find_image(folder, name)):
+        if path is not None and path.suffix.lower() in ENDINGS and folder.resolve() in path.resolve().parents:
             return path
     raise DataError(
         f"{first.where}, field 'page': no PNG or JPEG file {name!r} in {folder / PAGES} or {folder}; put it there, or "
@@ -175,6 +176,7 @@ def _screenshot(folder: Path, name: str, first: Slot) -> Path:
 def _relative(slots: list[Slot], size: tuple[int, int]) -> Float[np.ndarray, "slots 4"]:
     limit = np.array([*size, *size], np.float64)
     boxes = np.array([slot.box for slot in slots])
+    require_pixels(boxes, size, slots[0].where)
     bad = (boxes < -EDGE) | (boxes > limit + EDGE)
     inside = boxes.clip(0, limit)
     bad[:, 2:] |= inside[:, 2:] <= inside[:, :2]

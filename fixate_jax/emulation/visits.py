@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
+from fixate_jax.data.options import COLDEST
 from fixate_jax.emulation.pages import Page
 from fixate_jax.errors import ConfigError, DataError
 from fixate_jax.probing import heat_map
@@ -52,10 +53,10 @@ class Visits:
             temperature: divides the logarithms first: below 1 the likeliest slot gets more, above 1 less.
 
         Raises:
-            ConfigError: the temperature is not above 0, or not finite.
+            ConfigError: the temperature is below 0.001, or not finite.
         """
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise ConfigError(f"temperature = {temperature}: must be above 0, and finite")
+        if not (temperature >= COLDEST and math.isfinite(temperature)):
+            raise ConfigError(f"temperature = {temperature}: must be at least {COLDEST}, and finite")
         scaled = (self.log_probs - self.log_probs.max(axis=1, keepdims=True)) / temperature
         odds = np.exp(scaled)
         share: Float[np.ndarray, "visits slots"] = odds / odds.sum(axis=1, keepdims=True)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fixate_jax.data.boxes import slot_at
+
 
 def token_centres(rows: int, columns: int) -> Float[np.ndarray, "visual 2"]:
     """Centres (x, y) of a grid of visual tokens in relative page coordinates, in raster order."""
@@ -18,8 +20,9 @@ def assign_slots(
 ) -> Float[np.ndarray, "slots visual"]:
     """M: how much of each visual token belongs to each slot.
 
-    ``"centre"`` (FixATE): all of a token belongs to the first slot whose half-open box holds its centre. A slot
-    smaller than a token, or covered by slots before it, can end up without any: its slot attention is then always 0.
+    ``"centre"`` (FixATE): all of a token belongs to the smallest slot whose half-open box holds its centre, by the same
+    rule as gaze and clicks (:func:`fixate_jax.data.boxes.slot_at`). A slot smaller than a token, or covered by smaller
+    slots, can end up without any: its slot attention is then always 0.
 
     ``"area"``: the share of the token's area that lies under the slot. What lies under two slots counts for both; where
     a token's shares would then sum to more than 1, they are divided by their sum. No slot is empty.
@@ -37,11 +40,8 @@ def assign_slots(
         along_y = _overlap(boxes[:, 1], boxes[:, 3], rows)
         share = (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), rows * columns)
         return (share / np.maximum(share.sum(axis=0), 1)).astype(np.float32)
-    x, y = token_centres(rows, columns).T
-    x0, y0, x1, y1 = boxes.T[:, :, None]
-    inside = (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
-    first = inside & (np.cumsum(inside, axis=0) == 1)
-    return first.astype(np.float32)
+    owner = slot_at(token_centres(rows, columns), boxes)
+    return (owner == np.arange(len(boxes))[:, None]).astype(np.float32)
 
 
 def _overlap(

@@ -122,6 +122,7 @@ def test_missing_shard_is_named(directory: Path) -> None:
 
 
 def test_index_without_a_map(directory: Path) -> None:
+    (directory / SINGLE_FILE).unlink()
     (directory / INDEX_FILE).write_text("{}")
     refused(directory, INDEX_FILE, "weight_map")
 

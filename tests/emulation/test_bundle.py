@@ -9,17 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from fixate_jax.backbones import load_backbone
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.emulation import UserEmulator
 from fixate_jax.errors import CheckpointError, ConfigError
-from fixate_jax.lab.bundles.bundle import BackboneWarning, load_bundle, write_bundle
+from fixate_jax.lab.bundles.bundle import load_bundle, write_bundle
 from fixate_jax.lab.bundles.card import Origin
 from fixate_jax.lab.bundles.opening import open_emulator
 from fixate_jax.lab.bundles.settings import emulator_of
 from fixate_jax.lab.config import PromptConfig, RunConfig
+from fixate_jax.lab.experiments.identity import IdentityWarning
 from fixate_jax.lab.settings import config_to_dict, dump_config
 from fixate_jax.prompts import PromptParams, init_prompt, private_prompts
 from tests.worlds import USERS
@@ -110,8 +111,24 @@ def test_damage_is_named(bundle: Path, tmp_path: Path) -> None:
         (copy / change).write_bytes(content)
         return copy
 
-    with pytest.raises(CheckpointError, match=r"prompts\.safetensors: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"prompts\.safetensors: differs from its checksum"):
         load_bundle(damaged("prompts.safetensors", b"no tensors"))
+    shutil.rmtree(tmp_path / "copy-prompts.safetensors")
+    # As bundles were before they had checksums.
+    plain = json.dumps({k: v for k, v in facts.items() if k != "checksums"}).encode()
+
+    def unsummed(tensors: bytes) -> Path:
+        copy = damaged("prompts.safetensors", tensors)
+        (copy / "bundle.json").write_bytes(plain)
+        return copy
+
+    with pytest.raises(CheckpointError, match=r"prompts\.safetensors: cannot be read"):
+        load_bundle(unsummed(b"no tensors"))
+    shutil.rmtree(tmp_path / "copy-prompts.safetensors")
+    tensors = load_file(bundle / "prompts.safetensors")
+    tensors["coefficients"][0] = np.nan
+    with pytest.raises(CheckpointError, match=r"coefficients of user '.*': hold numbers that are not finite"):
+        load_bundle(unsummed(save(tensors)))
     with pytest.raises(CheckpointError, match=r"bundle\.json: cannot be read"):
         load_bundle(damaged("bundle.json", b"{"))
     shutil.rmtree(tmp_path / "copy-bundle.json")
@@ -127,8 +144,11 @@ def test_damage_is_named(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tuned for a internvl of width 128"):
         load_bundle(damaged("bundle.json", json.dumps(facts | {"architecture": "internvl"}).encode()))
     shutil.rmtree(tmp_path / "copy-bundle.json")
-    with pytest.warns(BackboneWarning, match="are not those that the prompts were tuned for"):
-        load_bundle(damaged("bundle.json", json.dumps(facts | {"fingerprint": "0"}).encode()))
+    other = damaged("bundle.json", json.dumps(facts | {"fingerprint": "0"}).encode())
+    with pytest.raises(CheckpointError, match=r"not those that the prompts were tuned for.*--accept-other"):
+        load_bundle(other)
+    with pytest.warns(IdentityWarning, match="are not those that the prompts were tuned for"):
+        load_bundle(other, accept_other_backbone=True)
     with pytest.raises(ConfigError, match=r"nowhere: no such folder; .* demo-users"):
         open_emulator(tmp_path / "nowhere")
 

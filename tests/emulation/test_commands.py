@@ -115,8 +115,8 @@ def test_bad_wishes_end_before_any_work(
 ) -> None:
     for arguments, message in (
         ((str(bundle), str(pages), "--out", "x.xlsx"), "must end in .parquet or .csv"),
-        ((str(bundle), str(pages), "--temperature", "0"), "must be above 0"),
-        ((str(bundle), str(pages), "--temperature", "inf"), "--temperature inf: must be above 0, and finite"),
+        ((str(bundle), str(pages), "--temperature", "1e-300"), "must be at least 0.001"),
+        ((str(bundle), str(pages), "--temperature", "inf"), "--temperature inf: must be at least 0.001, and finite"),
         ((str(bundle), str(pages), "--page-width", "0"), "--page-width 0: at least 64 pixels"),
         ((str(bundle), str(tmp_path)), "neither is there"),
         ((str(bundle), str(pages), "--users", "nobody"), "nobody: not tuned here"),

@@ -183,7 +183,7 @@ def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page])
         compare_versions(emulator, both, ["u0", "u0"])
     with pytest.raises(ConfigError, match="users: there is nobody"):
         compare_versions(emulator, both, [])
-    with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be above 0"):
+    with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be at least 0\.001"):
         compare_versions(emulator, both, temperature=0.0)
     with pytest.raises(ConfigError, match="somebody: not tuned here"):
         compare_versions(emulator, both, ["somebody"])
@@ -290,7 +290,7 @@ def test_bad_wishes_end_with_one_message(
         ((old,), "alone; give at least two folders"),
         ((old, new, old), "name each once"),
         (("--carousels", "rows", "rows"), "name each once"),
-        ((old, new, "--temperature", 0), "--temperature 0.0: must be above 0"),
+        ((old, new, "--temperature", 0), "--temperature 0.0: must be at least 0.001"),
         ((old, new, "--page-width", -5), "--page-width -5: at least 64 pixels"),
         ((old, new), "version 'new', page 'page0.png': lacks item 'hat', which 'old' has there"),
         (("--carousels", "rows", "--pages", 0), "pages = 0: at least 1"),

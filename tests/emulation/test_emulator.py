@@ -219,9 +219,9 @@ def test_mistakes_in_a_call_are_named(emulator: UserEmulator, pages: list[Page],
         emulator.visit_all([pages[0], replace(pages[0], name="page1"), pages[1]])
     with pytest.raises(ConfigError, match="2 users and 1 pages"):
         emulator.visit(["u0", "u1"], pages[:1])
-    with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be above 0"):
+    with pytest.raises(ConfigError, match=r"temperature = 0\.0: must be at least 0\.001"):
         visits.probabilities(0.0)
-    with pytest.raises(ConfigError, match=r"temperature = inf: must be above 0, and finite"):
+    with pytest.raises(ConfigError, match=r"temperature = inf: must be at least 0\.001, and finite"):
         visits.probabilities(float("inf"))
     with pytest.raises(ConfigError, match="draws = 0"):
         visits.clicks(seed=0, draws=0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.tiny.random import write_tiny_random
+from fixate_jax.data.boxes import slot_at
 from fixate_jax.errors import DataError
 from fixate_jax.pipeline.pages import SlotWarning, warn_of_empty_slots
 from fixate_jax.probing import assign_slots, heat_map, take_visual
@@ -75,11 +76,20 @@ def test_a_token_under_two_slots() -> None:
     np.testing.assert_allclose(assign_slots(twice, 1, 2, how="area"), [[0.4, 0], [0.4, 0]], rtol=1e-6)
 
 
-def test_where_slots_overlap_a_token_is_the_first_ones() -> None:
-    boxes = np.array([[0.0, 0.0, 0.5, 1.0], [0.2, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
-    # Four tokens with centres at 1/8, 3/8, 5/8 and 7/8: the first slot holds two, the second three, the third all.
-    np.testing.assert_array_equal(assign_slots(boxes, 1, 4), [[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(assign_slots(boxes[::-1].copy(), 1, 4), [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+def test_where_slots_overlap_a_token_is_the_smallest_ones() -> None:
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0], [0.2, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]])
+    # Four tokens with centres at 1/8, 3/8, 5/8 and 7/8: the first slot holds all, the second three, the third two.
+    expected = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(assign_slots(boxes, 1, 4), expected)
+    np.testing.assert_array_equal(assign_slots(boxes[::-1].copy(), 1, 4), expected[::-1])
+
+
+def test_of_equal_slots_the_first_has_the_token_and_the_gaze() -> None:
+    # In shares of the page these differ in the last digit, in pixels they do not.
+    pixels = np.array([[10.0, 0.0, 40.0, 30.0], [13.0, 0.0, 43.0, 30.0]])
+    shares = pixels / np.array([97.0, 31.0, 97.0, 31.0])
+    point = np.array([[20.0, 10.0]])
+    assert slot_at(point, pixels) == slot_at(point / np.array([97.0, 31.0]), shares) == 0
 
 
 def test_visual_tokens_are_found_where_the_prefix_was_moved_to() -> None:

@@ -82,10 +82,9 @@ def is_tied(stated: bool, tensors: Collection[str], heads: Collection[str]) -> b
 
 
 def rope_settings(text: Section) -> dict[str, Any]:
-    """Rotary settings, from ``rope_parameters`` (new) or ``rope_scaling`` and ``rope_theta`` (old)."""
-    old = {"rope_theta": text.get("rope_theta"), **text.get("rope_scaling", {})}
-    rope: dict[str, Any] = text.get("rope_parameters", old)
-    return rope
+    """Rotary settings, from ``rope_parameters`` (new) or ``rope_scaling`` (old); ``rope_theta`` may stand beside."""
+    rope: dict[str, Any] = text.get("rope_parameters", text.get("rope_scaling", {}))
+    return {"rope_theta": text.get("rope_theta")} | rope
 
 
 def _rope_theta(text: Section) -> float:

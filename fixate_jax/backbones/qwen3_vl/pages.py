@@ -29,7 +29,17 @@ class PageProcessor:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{directory}: no usable image processor ({error})") from error
         self.vision = vision
-        self.size = dict(self.processor.size)
+        self.size = _limits(directory, self.processor)
+        for ours, theirs, field in (
+            (vision.patch, self.processor.patch_size, "patch_size"),
+            (vision.merge, self.processor.merge_size, "merge_size"),
+            (vision.temporal, self.processor.temporal_patch_size, "temporal_patch_size"),
+        ):
+            if ours != theirs:
+                raise CheckpointError(
+                    f"{directory / 'preprocessor_config.json'}: {field} {theirs}, but config.json's vision_config says "
+                    f"{ours}; take the processor's file of the same model"
+                )
         if min_pixels is not None:
             self.size["shortest_edge"] = min_pixels
         if max_pixels is not None:
@@ -51,6 +61,19 @@ class PageProcessor:
             height, width, factor=cell, min_pixels=self.size["shortest_edge"], max_pixels=self.size["longest_edge"]
         )
         return rows // cell, columns // cell
+
+
+def _limits(directory: Path, processor: Any) -> dict[str, int]:
+    """Limits on a page's area in pixels, under either of the names that they go by."""
+    names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    given = {name: value for name, value in dict(processor.size).items() if value is not None}
+    size = {names.get(name, name): value for name, value in given.items()}
+    if size.keys() != {"shortest_edge", "longest_edge"} or not all(isinstance(n, int) for n in size.values()):
+        raise CheckpointError(
+            f"{directory / 'preprocessor_config.json'}: field 'size' = {given} is not supported; give shortest_edge "
+            "and longest_edge, the least and the largest area of a page in pixels"
+        )
+    return size
 
 
 def page_inputs(

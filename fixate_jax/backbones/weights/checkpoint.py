@@ -114,13 +114,14 @@ class TensorFiles:
     def __init__(self, directory: Path):
         """Find the files of ``directory``: one, or those that the index names."""
         self.directory = directory
-        if (directory / INDEX_FILE).exists():
+        if (directory / SINGLE_FILE).exists():
+            # Shards and index beside it are of an older save; transformers takes the single file too.
+            self.files = [SINGLE_FILE]
+        elif (directory / INDEX_FILE).exists():
             index = read_json(directory / INDEX_FILE)
             if not isinstance(index.get("weight_map"), dict):
                 raise CheckpointError(f"{directory / INDEX_FILE}: has no 'weight_map' object")
-            self.files = sorted(set(index["weight_map"].values()))
-        elif (directory / SINGLE_FILE).exists():
-            self.files = [SINGLE_FILE]
+            self.files = sorted({self._shard(tensor, file) for tensor, file in index["weight_map"].items()})
         else:
             pickled = sorted(p.name for pattern in PICKLED for p in directory.glob(pattern))
             if pickled:
@@ -131,6 +132,14 @@ class TensorFiles:
             raise CheckpointError(f"{directory}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
         self._header: dict[str, dict[str, Any]] = {}
         self._buffers: dict[str, tuple[mmap.mmap, int]] = {}
+
+    def _shard(self, tensor: str, file: Any) -> str:
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{self.directory / INDEX_FILE}: weight_map[{tensor!r}] = {file!r} is no safetensors file of this "
+                "folder; nothing outside it is ever read"
+            )
+        return file
 
     def __enter__(self) -> "TensorFiles":
         for name in self.files:

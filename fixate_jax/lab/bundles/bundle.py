@@ -6,6 +6,7 @@ mixed from, ``basis`` and ``coefficients``. ``bundle.json`` says whose they are,
 settings. ``README.md`` is the model card.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import warnings
@@ -28,11 +29,12 @@ from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.lab.bundles.card import Origin, model_card
 from fixate_jax.lab.bundles.settings import emulator_of, settings_of
 from fixate_jax.lab.config import UsersConfig
+from fixate_jax.lab.experiments.identity import IdentityWarning
 from fixate_jax.lab.parts import operator_of
 from fixate_jax.lab.settings import config_from_dict, config_to_dict
 from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.prompts import PromptParams
-from fixate_jax.runtime.durable import staging, writing
+from fixate_jax.runtime.durable import sha256, staging, writing
 
 FORMAT, VERSION = "fixate-prompts", 1
 BUNDLE_FILE, TENSORS_FILE, CARD_FILE = "bundle.json", "prompts.safetensors", "README.md"
@@ -40,10 +42,6 @@ SHIPPED = Path(__file__).parent / "shipped"
 SHIPPED_USERS: dict[str, Path] = {path.name: path for path in sorted(SHIPPED.glob("*")) if path.is_dir()}
 """Users that come with the library, made-up ones, by name."""
 _FIELDS = ("format", "version", "users", "seed", "backbone", "fingerprint", "architecture", "width", "settings")
-
-
-class BackboneWarning(UserWarning):
-    """The backbone's files are not those that the prompts were tuned for."""
 
 
 def write_bundle(
@@ -93,6 +91,7 @@ def write_bundle(
         {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()},
         {"format": FORMAT, "version": str(VERSION)},
     )
+    facts["checksums"] = {TENSORS_FILE: hashlib.sha256(data).hexdigest()}
     with staging(directory) as folder, writing(directory):
         (folder / TENSORS_FILE).write_bytes(data)
         (folder / BUNDLE_FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -137,16 +136,19 @@ def _facts(emulator: UserEmulator, origin: Origin) -> dict[str, Any]:
     }
 
 
-def load_bundle(source: Path | str, *, backbone: str | None = None) -> UserEmulator:
+def load_bundle(
+    source: Path | str, *, backbone: str | None = None, accept_other_backbone: bool = False
+) -> UserEmulator:
     """The users of a bundle.
 
     Args:
         source: its folder, or the name of users that come with the library (``SHIPPED_USERS``).
         backbone: where the backbone is, if not where it was when the bundle was made.
+        accept_other_backbone: warn where the backbone's files are not those that the prompts were tuned for.
 
     Raises:
         ConfigError: there is no such bundle, or it wants another backbone.
-        CheckpointError: a file is missing, damaged or of another version.
+        CheckpointError: a file is missing, damaged or of another version; or the backbone's files are others.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -161,7 +163,7 @@ def load_bundle(source: Path | str, *, backbone: str | None = None) -> UserEmula
     if backbone is not None:
         config = replace(config, backbone=replace(config.backbone, path=backbone))
     loaded = load_backbone(config.backbone, work=Path(gettempdir()) / "fixate-jax")
-    prompt = _read_prompt(folder / TENSORS_FILE, len(facts["users"]))
+    prompt = _read_prompt(folder / TENSORS_FILE, facts)
     found, wanted = (_architecture(loaded), loaded.width), (facts["architecture"], facts["width"])
     if found != wanted:
         raise ConfigError(
@@ -169,12 +171,13 @@ def load_bundle(source: Path | str, *, backbone: str | None = None) -> UserEmula
             f"{config.backbone.path} is a {found[0]} of width {found[1]}; give --backbone"
         )
     if loaded.fingerprint != facts["fingerprint"]:
-        warnings.warn(
+        problem = (
             f"{folder}: the files of {config.backbone.path} are not those that the prompts were tuned for; another "
-            "layout of the same weights does no harm, other weights make the prompts meaningless",
-            BackboneWarning,
-            stacklevel=2,
+            "layout of the same weights does no harm, other weights make the prompts meaningless"
         )
+        if not accept_other_backbone:
+            raise CheckpointError(f"{problem}. Go on knowingly with --accept-other-backbone")
+        warnings.warn(problem, IdentityWarning, stacklevel=2)
     return emulator_of(config, loaded, prompt, tuple(facts["users"]))
 
 
@@ -196,16 +199,25 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _read_prompt(path: Path, users: int) -> PromptParams:
+def _read_prompt(path: Path, facts: Mapping[str, Any]) -> PromptParams:
+    users: list[str] = facts["users"]
     try:
+        wanted = facts.get("checksums", {}).get(path.name)  # Bundles of the first releases have none.
+        if wanted not in (None, sha256(path)):
+            raise CheckpointError(f"{path}: differs from its checksum in {BUNDLE_FILE}; export the bundle again")
         with safe_open(path, framework="numpy") as tensors:
             basis, coefficients = (tensors.get_tensor(name) for name in ("basis", "coefficients"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); export the bundle again") from error
-    if basis.ndim != 3 or coefficients.shape != (users, basis.shape[0]):
+    if basis.ndim != 3 or coefficients.shape != (len(users), basis.shape[0]):
         raise CheckpointError(
-            f"{path}: basis {basis.shape} and coefficients {coefficients.shape} do not fit {users} users"
+            f"{path}: basis {basis.shape} and coefficients {coefficients.shape} do not fit {len(users)} users"
         )
+    # −∞ says that a user mixes in nothing of a prompt that is another's alone.
+    mixed = ~(np.isnan(coefficients) | np.isposinf(coefficients)).any(axis=1) & np.isfinite(coefficients).any(axis=1)
+    if not np.isfinite(basis).all() or not mixed.all():
+        whose = "basis" if mixed.all() else f"coefficients of user {users[int(np.argmin(mixed))]!r}"
+        raise CheckpointError(f"{path}: {whose}: hold numbers that are not finite; tune and export them again")
     return PromptParams(jnp.asarray(basis, jnp.float32), jnp.asarray(coefficients, jnp.float32))
 
 

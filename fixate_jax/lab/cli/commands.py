@@ -61,6 +61,8 @@ class Train:
     """Run directory (None: runs/ and the preset's name)."""
     distributed: bool = False
     """One of many processes, which look for each other; they do without the flag in a SLURM step or on a TPU pod."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
     settings: Settings = field(default_factory=RunConfig)
 
     def run(self) -> int:
@@ -70,7 +72,8 @@ class Train:
 
         hosts.start(self.distributed)
         name = self.preset.stem if self.preset else self.settings.data.name
-        results = run_experiment(self.settings, self.run_dir or Path("runs") / name)
+        run = self.run_dir or Path("runs") / name
+        results = run_experiment(self.settings, run, accept_other_backbone=self.accept_other_backbone)
         hosts.by_first(print_results, results)
         return 0
 
@@ -85,6 +88,8 @@ class TuneUsers:
     """Run directory (None: runs/users- and the preset's name)."""
     basis: Path | None = None
     """Run of `fixate train` over whose trained basis coefficients are tuned (None: `users.basis`)."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
     settings: Settings = field(default_factory=RunConfig)
 
     def run(self) -> int:
@@ -96,7 +101,8 @@ class TuneUsers:
         name, settings = self.preset.stem if self.preset else self.settings.data.name, self.settings
         if self.basis is not None:
             settings = replace(settings, users=replace(settings.users, basis=self.basis))
-        print_results(run_users(settings, self.run_dir or Path("runs") / f"users-{name}"))
+        run = self.run_dir or Path("runs") / f"users-{name}"
+        print_results(run_users(settings, run, accept_other_backbone=self.accept_other_backbone))
         return 0
 
 
@@ -108,6 +114,8 @@ class Evaluate:
     """Directory that `fixate train` made."""
     split: str = "test"
     """Sessions to evaluate on: train, validation or test."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
 
     def run(self) -> int:
         """Run the command."""
@@ -117,7 +125,7 @@ class Evaluate:
         if self.split not in SPLITS:
             raise ConfigError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
         with locked(self.run_dir) if self.run_dir.is_dir() else nullcontext():
-            _, workspace = open_run(self.run_dir)
+            _, workspace = open_run(self.run_dir, accept_other_backbone=self.accept_other_backbone)
             print_results(evaluate_run(workspace, self.run_dir, split=self.split))
         return 0
 

@@ -59,6 +59,8 @@ class Compare:
     """Width of the pages that the model sees, in pixels (None: as when the prompts were tuned)."""
     backbone: str | None = None
     """Where a bundle's backbone is (None: where it was)."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
 
     def run(self) -> int:
         """Run the command."""
@@ -68,7 +70,12 @@ class Compare:
         from fixate_jax.runtime.progress import track
 
         self._check()
-        emulator = open_emulator(self.source, seed=self.seed, backbone=self.backbone)
+        emulator = open_emulator(
+            self.source,
+            seed=self.seed,
+            backbone=self.backbone,
+            accept_other_backbone=self.accept_other_backbone,
+        )
         emulator = with_assignment(emulator, self.assignment)
         versions = self._carousels(emulator) if self.carousels else self._folders(emulator)
         comparison = compare_versions(

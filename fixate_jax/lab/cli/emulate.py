@@ -10,7 +10,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from fixate_jax.data.options import NARROWEST_PAGE
+from fixate_jax.data.options import COLDEST, NARROWEST_PAGE
 from fixate_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Emulate:
     """Folder for a picture of each user and page (None: no pictures)."""
     backbone: str | None = None
     """Where a bundle's backbone is (None: where it was)."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
 
     def run(self) -> int:
         """Run the command."""
@@ -67,7 +69,12 @@ class Emulate:
         if self.out.suffix not in (".parquet", ".csv"):
             raise ConfigError(f"--out {self.out}: must end in .parquet or .csv")
         check_numbers(self.temperature, self.page_width)
-        emulator = open_emulator(self.source, seed=self.seed, backbone=self.backbone)
+        emulator = open_emulator(
+            self.source,
+            seed=self.seed,
+            backbone=self.backbone,
+            accept_other_backbone=self.accept_other_backbone,
+        )
         emulator = with_assignment(emulator, self.assignment)
         pages = read_pages(self.pages, emulator, width=self.page_width, profile=self.profile)
         visits = emulator.visit_all(
@@ -96,8 +103,8 @@ def check_numbers(temperature: float, page_width: int | None) -> None:
     Raises:
         ConfigError: a temperature or a width that there cannot be.
     """
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ConfigError(f"--temperature {temperature}: must be above 0, and finite")
+    if not (temperature >= COLDEST and math.isfinite(temperature)):
+        raise ConfigError(f"--temperature {temperature}: must be at least {COLDEST}, and finite")
     if page_width is not None and page_width < NARROWEST_PAGE:
         raise ConfigError(f"--page-width {page_width}: at least {NARROWEST_PAGE} pixels are needed")
 
@@ -190,6 +197,8 @@ class Export:
     """Under which the prompts may be used, for the model card."""
     note: str = ""
     """About the people and their consent, for the model card."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
 
     def run(self) -> int:
         """Run the command."""
@@ -197,7 +206,7 @@ class Export:
         from fixate_jax.lab.bundles.opening import load_run
 
         run = Path(self.source)
-        emulator = load_run(run, seed=self.seed)
+        emulator = load_run(run, seed=self.seed, accept_other_backbone=self.accept_other_backbone)
         from fixate_jax.lab.bundles.settings import settings_of
 
         config = settings_of(emulator)

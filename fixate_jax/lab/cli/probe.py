@@ -52,9 +52,13 @@ class Probe:
     def _tuned(self, config: RunConfig, run: Path) -> Path:
         from fixate_jax.data.registry import open_or_prepare
         from fixate_jax.lab.experiments.experiment import load_prompt, picture, seed_directory
+        from fixate_jax.lab.experiments.identity import check_backbone, check_people
         from fixate_jax.lab.experiments.workspace import open_workspace
 
-        workspace = open_workspace(config, open_or_prepare(config.data), directory=run)
+        store = open_or_prepare(config.data)
+        check_people(run, store, config.data)
+        workspace = open_workspace(config, store, directory=run)
+        check_backbone(run, workspace.backbone)
         index = self._index([s.session_id for s in workspace.data.sessions], workspace.splits["test"][0])
         seed = config.train.seeds[0] if self.seed is None else self.seed
         prompt = load_prompt(workspace, seed_directory(run, seed), seed=seed)

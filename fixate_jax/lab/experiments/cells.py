@@ -13,10 +13,12 @@ import pandas as pd
 
 from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.data.session import Split
+from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.evaluate import predict, predict_without_model, swapped_metrics
 from fixate_jax.lab.experiments.experiment import BACKBONE, FIXATE, SWAPPED, check_run, claim_run, seed_directory
+from fixate_jax.lab.experiments.identity import begun, check_people, claim_identity
 from fixate_jax.lab.experiments.loop import train
 from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
 from fixate_jax.lab.frames import session_metrics
@@ -116,6 +118,7 @@ def run_cells(groups: Sequence[Group], *, out: Path, workers: Workers, title: st
             claim_run(cell.folder, cell.config)
         for data in {repr(cell.config.data): cell.config.data for cell in cells}.values():
             open_or_prepare(data)  # Once, before the workers ask for it.
+        _check_people(cells)
         waiting = [group for group in groups if not all(cell.measures.exists() for cell in group)]
         if not waiting:
             return
@@ -128,14 +131,25 @@ def run_cells(groups: Sequence[Group], *, out: Path, workers: Workers, title: st
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Make sure that what is on disk of some cells was made with their settings and measured on their split.
+    """Make sure that what is on disk of some cells was made with their settings and people and measured on their split.
 
     Raises:
         ConfigError: naming the folder, and what differs.
+        DataError: their data hold other people or sessions now.
     """
     for cell in cells:
         check_run(cell.folder, cell.config)
         check_measured(cell)
+    _check_people(cells)
+
+
+def _check_people(cells: Sequence[Cell]) -> None:
+    stores: dict[str, SessionStore] = {}
+    for folder, data in {cell.folder: cell.config.data for cell in cells}.items():
+        if begun(folder):
+            if repr(data) not in stores:
+                stores[repr(data)] = open_or_prepare(data)
+            check_people(folder, stores[repr(data)], data)
 
 
 def check_measured(cell: Cell) -> None:
@@ -209,6 +223,7 @@ def run_cell(workspace: Workspace, cell: Cell, beside: dict[str, pd.DataFrame] |
     """
     config, begin = cell.config, time.perf_counter()
     directory = seed_directory(cell.folder, cell.seed)
+    claim_identity(cell.folder, workspace)
     prompt = tuned_prompt(workspace, cell, directory)
     tuned = time.perf_counter()
     frames = [_measures(workspace, cell, predict(workspace, prompt, cell.split, FIXATE))]

@@ -17,6 +17,7 @@ from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.evaluate import evaluate_batch, predict, predict_without_model, swapped_metrics
+from fixate_jax.lab.experiments.identity import begun, check_backbone, check_people, claim_identity
 from fixate_jax.lab.experiments.looks import session_viewer
 from fixate_jax.lab.experiments.loop import ntp_only, start_state, train
 from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
@@ -73,17 +74,12 @@ def check_run(run: Path, config: RunConfig) -> None:
     if path.exists():
         before, now = (flatten(config_to_dict(c)) for c in (load_config(path), config))
         differing = [f"{k}: {before.get(k)} there, {now.get(k)} now" for k in now if before.get(k) != now.get(k)]
-        if differing and _begun(run):
+        if differing and begun(run):
             raise ConfigError(
                 f"{run} was made with other settings ({'; '.join(differing)}); choose another folder or remove it"
             )
     elif run.exists() and any(not _ours(entry) for entry in run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no {CONFIG_FILE}; choose another --run")
-
-
-def _begun(run: Path) -> bool:
-    """Whether a run holds anything that its settings made; one that failed before its first checkpoint does not."""
-    return any(next(run.glob(made), None) for made in ("**/checkpoints/step_*", "*.csv", "*.parquet"))
 
 
 def _ours(entry: Path) -> bool:
@@ -106,16 +102,26 @@ def claim_run(run: Path, config: RunConfig) -> None:
         hosts.by_first(write_text, path, text)
 
 
-def open_run(run: Path) -> tuple[RunConfig, Workspace]:
+def open_run(run: Path, *, accept_other_backbone: bool = False) -> tuple[RunConfig, Workspace]:
     """Settings and workspace of a run directory.
+
+    Args:
+        run: the directory.
+        accept_other_backbone: go on where the backbone's files are not those that the run was tuned with.
 
     Raises:
         ConfigError: when it is none.
+        DataError: the data are not those that it was tuned on.
+        CheckpointError: the backbone's files are not.
     """
     if not (run / CONFIG_FILE).exists():
         raise ConfigError(f"{run}: no {CONFIG_FILE} there; give the directory of a run made by `fixate train`")
     config = load_config(run / CONFIG_FILE)
-    return config, open_workspace(config, open_or_prepare(config.data), directory=run)
+    store = open_or_prepare(config.data)
+    check_people(run, store, config.data)
+    workspace = open_workspace(config, store, directory=run)
+    check_backbone(run, workspace.backbone, accept=accept_other_backbone)
+    return config, workspace
 
 
 def seed_directory(run: Path, seed: int) -> Path:
@@ -173,23 +179,24 @@ def _timed(durations: dict[str, float], name: str) -> Iterator[None]:
     durations[name] = round(time.perf_counter() - start, 2)
 
 
-def run_experiment(config: RunConfig, run: Path) -> Results:
+def run_experiment(config: RunConfig, run: Path, *, accept_other_backbone: bool = False) -> Results:
     """Tune one prompt set per seed (and the baseline), then evaluate; safe to give again after any interruption.
 
     Args:
         config: the settings.
         run: the run directory; gets the resolved settings, versions, checkpoints, metrics, predictions, figures and
             the report.
+        accept_other_backbone: resume where the backbone's files are not those that the run was begun with.
 
     Raises:
         FixateError: naming what is wrong with settings, data, checkpoint or run directory.
     """
     config = absolute_paths(config)
     with hosts.locked_by_first(run):
-        return _run(config, run)
+        return _run(config, run, accept_other_backbone)
 
 
-def _run(config: RunConfig, run: Path) -> Results:
+def _run(config: RunConfig, run: Path, accept_other_backbone: bool) -> Results:
     durations: dict[str, float] = {}
     compilations: dict[str, int] = {}
     with _timed(durations, "prepare"):
@@ -198,7 +205,10 @@ def _run(config: RunConfig, run: Path) -> Results:
             # The data come first: a wrong path must leave no directory that holds the wrong settings.
             store = open_or_prepare(config.data)
             claim_run(run, config)
+            if begun(run):
+                check_people(run, store, config.data)
         workspace = open_workspace(config, store, directory=run)
+        claim_identity(run, workspace, accept_other_backbone=accept_other_backbone)
     compiled = workspace.evaluate._cache_size()
     for seed in config.train.seeds:
         directory = seed_directory(run, seed)

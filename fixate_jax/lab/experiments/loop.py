@@ -1,7 +1,9 @@
 """The training loop: steps, validations, early stopping, checkpoints, and going on after an interruption."""
 
+import math
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -113,11 +115,32 @@ def train(workspace: Workspace, config: RunConfig, directory: Path, *, seed: int
         ConfigError: another process tunes in this directory.
         FixateError: when checkpoints belong to other settings or cannot be written.
     """
+    workspace, config = with_fitting_batch(workspace, config)
     with hosts.locked_by_first(directory):
         run = Training(workspace, config, directory, seed)
         compiled = run.train_step._cache_size()
         to_the_end(run, title)
         return run.tuned(run.train_step._cache_size() - compiled)
+
+
+class BatchWarning(UserWarning):
+    """A batch is larger than the data."""
+
+
+def with_fitting_batch(workspace: Workspace, config: RunConfig) -> tuple[Workspace, RunConfig]:
+    """Both with a batch that is no larger than the training sessions fill, of which the rest would be empty rows."""
+    devices = math.prod(config.train.mesh[:2])
+    most = -(-len(workspace.splits["train"]) // devices) * devices
+    if config.train.batch <= most:
+        return workspace, config
+    warnings.warn(
+        f"train.batch = {config.train.batch}: there are {len(workspace.splits['train'])} sessions to tune on, so a "
+        f"batch has {most}",
+        BatchWarning,
+        stacklevel=2,
+    )
+    fitting = [replace(c, train=replace(c.train, batch=most)) for c in (workspace.config, config)]
+    return replace(workspace, config=fitting[0]), fitting[1]
 
 
 @runtime_checkable

@@ -29,6 +29,7 @@ from fixate_jax.lab.experiments.experiment import (
     restore_prompt,
     seed_directory,
 )
+from fixate_jax.lab.experiments.identity import begun, check_backbone, check_people, claim_identity
 from fixate_jax.lab.experiments.looks import session_viewer
 from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
 from fixate_jax.lab.frames import over_seeds, session_metrics, summarise
@@ -50,12 +51,14 @@ SPEED_FIELDS = ("dtype", "attention", "attention_block", "remat", "unroll")
 """Settings of the backbone that leave it the same model."""
 
 
-def run_users(config: RunConfig, run: Path) -> Results:
+def run_users(config: RunConfig, run: Path, *, accept_other_backbone: bool = False) -> Results:
     """Tune every user by themselves, once per seed, then evaluate; safe to give again after any interruption.
 
     Args:
         config: the settings; ``users.basis`` names the run whose basis to use.
         run: the run directory; gets the resolved settings, finished chunks, metrics, prompts, tables and a report.
+        accept_other_backbone: go on where the backbone's files are not those that the run was begun with, or that its
+            basis was tuned with.
 
     Raises:
         FixateError: naming what is wrong with settings, data, basis or run directory.
@@ -65,28 +68,33 @@ def run_users(config: RunConfig, run: Path) -> Results:
         check_basis(config, basis)
         config = replace(config, users=replace(config.users, basis=basis.resolve()))
     with locked(run):
-        return _run(config, run)
+        return _run(config, run, accept_other_backbone)
 
 
-def _run(config: RunConfig, run: Path) -> Results:
+def _run(config: RunConfig, run: Path, accept_other_backbone: bool) -> Results:
     check_run(run, config)
-    begun = time.perf_counter()
+    since = time.perf_counter()
     store = open_or_prepare(config.data)
     claim_run(run, config)
+    if begun(run):
+        check_people(run, store, config.data)
     one_length = replace(config, train=replace(config.train, max_lengths=1))
     workspace = open_workspace(one_length, store, directory=run)
+    claim_identity(run, workspace, accept_other_backbone=accept_other_backbone)
+    if config.users.basis is not None:
+        check_backbone(config.users.basis, workspace.backbone, accept=accept_other_backbone)
     tuned: dict[int, UserPrompts] = {}
     bases: dict[int, PromptParams] = {}
-    seconds = {"prepare": round(time.perf_counter() - begun, 2)}
+    seconds = {"prepare": round(time.perf_counter() - since, 2)}
     for seed in config.train.seeds:
-        begun = time.perf_counter()
+        since = time.perf_counter()
         if config.users.basis is not None:
             bases[seed] = load_basis(config.users.basis, seed=seed, width=workspace.backbone.width)
         tuned[seed] = _tune(workspace, config, seed_directory(run, seed), bases.get(seed), seed=seed)
-        seconds[f"tune, seed {seed}"] = round(time.perf_counter() - begun, 2)
-    begun = time.perf_counter()
+        seconds[f"tune, seed {seed}"] = round(time.perf_counter() - since, 2)
+    since = time.perf_counter()
     results = _evaluate(_only(workspace, tuned[config.train.seeds[0]].users), run, tuned, bases)
-    seconds["evaluate"] = round(time.perf_counter() - begun, 2)
+    seconds["evaluate"] = round(time.perf_counter() - since, 2)
     chunks = {f"seed {seed}": {"chunk": t.chunk, "compilations": t.compilations} for seed, t in tuned.items()}
     write_text(run / "versions.json", json.dumps(versions(), indent=1))
     write_text(run / "run.json", json.dumps({"seconds": seconds, "users": chunks}, indent=1))

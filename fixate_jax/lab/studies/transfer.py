@@ -24,6 +24,7 @@ from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.cells import Cell, open_cell
 from fixate_jax.lab.experiments.evaluate import predict
 from fixate_jax.lab.experiments.experiment import BACKBONE, absolute_paths, check_run, claim_run, seed_directory
+from fixate_jax.lab.experiments.identity import claim_identity
 from fixate_jax.lab.experiments.loop import train
 from fixate_jax.lab.experiments.workspace import Workspace
 from fixate_jax.lab.frames import session_metrics
@@ -100,6 +101,7 @@ def run_transfer(
         claim_run(run, config)
         _claim_halves(run, wanted)
         study = open_transfer(config, run.absolute(), wanted)
+        claim_identity(run, study.workspace)
         parts = study.parts()
         todo = [name for name, pieces in parts.items() if not all(path.exists() for path, _ in pieces)]
         if todo:

@@ -55,8 +55,8 @@ DWELL: dict[str, tuple[Spoil, str, dict[str, int]]] = {
         {"sessions.csv: missing value": 1, "dwell.csv: unknown session": 3},
     ),
     "session without user": (
-        put("sessions.csv", 3, user_id="NaN"),
-        r"sessions\.csv, line 3, field 'user_id' = 'NaN': is empty",
+        put("sessions.csv", 3, user_id=""),
+        r"sessions\.csv, line 3, field 'user_id' = '': is empty",
         {"sessions.csv: missing value": 1},
     ),
     "repeated session": (

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from fixate_jax.data.boxes import slot_at
 from fixate_jax.data.readers.adserp.files import SCREENSHOT_WIDTH, Aoi, MouseLog
 
 SCALE = 1280 / 1422
@@ -88,15 +89,6 @@ def visible_slots(aois: tuple[Aoi, ...], crop: tuple[int, int]) -> Slots:
     boxes = np.clip(boxes, [0, top, 0, top], [SCREENSHOT_WIDTH, bottom, SCREENSHOT_WIDTH, bottom])
     seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return Slots(crop, tuple(aoi for aoi, s in zip(aois, seen, strict=True) if s), boxes[seen])
-
-
-def slot_at(points: Float[np.ndarray, "points 2"], boxes: Float[np.ndarray, "slots 4"]) -> Int[np.ndarray, " points"]:
-    """Index of the smallest box that holds each point, the first of equal ones; −1 where none does."""
-    x, y = points[:, :1], points[:, 1:]
-    x0, y0, x1, y1 = boxes.T
-    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    areas = np.where(inside, (x1 - x0) * (y1 - y0), np.inf)
-    return np.where(inside.any(axis=1), np.argmin(areas, axis=1), -1)
 
 
 def _total(

@@ -1,6 +1,7 @@
 """What lies in the folder of one's own data, and the first look at a table's header."""
 
 import csv
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def screenshots(path: Path) -> list[Path]:
     """The page images, hidden ones left out."""
     files = (path / PAGES).glob("*") if (path / PAGES).is_dir() else ()
     return sorted(p for p in files if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+
+
+def same_text(text: str) -> str:
+    """One spelling of what looks the same: macOS takes letters and their accents apart in file names."""
+    return unicodedata.normalize("NFC", text)
+
+
+def find_image(folder: Path, name: str) -> Path | None:
+    """The PNG or JPEG file of that name, however its accents are written; None where there is none."""
+    if (folder / name).is_file():
+        return folder / name
+    alike = (path for path in sorted(folder.glob("*")) if same_text(path.name) == same_text(name))
+    return next((path for path in alike if path.is_file()), None)
 
 
 def source_files(path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Gaze of one's own data, by session and slot: from a table of dwell, or of fixations."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,22 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from fixate_jax.data.readers.adserp.stops import slot_at
+from fixate_jax.data.boxes import slot_at
 from fixate_jax.data.readers.own.files import DWELL, FIXATIONS, SESSIONS, SLOTS, read_header
 from fixate_jax.data.readers.own.tables import Log, Page, Rules, require_owner
 from fixate_jax.data.readers.recgaze.tables import Table, read_table
+from fixate_jax.errors import DataError
 
 OFF_SLOTS = "fixation on no slot"
 """Counted in fixations, unlike other reasons; its session stays if it has others."""
+
+
+SHORT_MS = 30
+"""Times that all lie below it, and most of which are no whole numbers, are taken for seconds."""
+
+
+class CopiesWarning(UserWarning):
+    """Fixations are given twice."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +60,7 @@ def read_dwell(path: Path, sessions: pd.DataFrame, known: set[str], pages: Mappi
     signals = {"fixation": "fixation_ms"}
     if "cursor_ms" in read_header(path, ["session_id", "label", "fixation_ms"]):
         signals["cursor"] = "cursor_ms"
-    table = read_table(path, numbers=list(signals.values()), texts=["session_id", "label"])
+    table = read_table(path, numbers=list(signals.values()), texts=["session_id", "label"], gaps=("",))
     rules, owner = _owned(table, sessions, known, log)
     asked = rules.good.copy()
     rules.refuse_texts()
@@ -65,6 +75,7 @@ def read_dwell(path: Path, sessions: pd.DataFrame, known: set[str], pages: Mappi
     rules.refuse_repeats("session_id", "label")
     good = rules.finish()
     ms = {signal: table.numbers[column][good] for signal, column in signals.items()}
+    _require_ms(path, ms["fixation"], "fixation_ms")
     return Gaze(session=owner[good], slot=slot[good], ms=ms, bad=_bad(owner[asked & ~good], len(sessions)))
 
 
@@ -79,7 +90,7 @@ def read_fixations(path: Path, sessions: pd.DataFrame, known: set[str], pages: M
     """
     columns = ["x", "y", "duration_ms"]
     read_header(path, ["session_id", *columns])
-    table = read_table(path, numbers=columns, texts=["session_id"])
+    table = read_table(path, numbers=columns, texts=["session_id"], gaps=("",))
     rules, owner = _owned(table, sessions, known, log)
     asked = rules.good.copy()
     rules.refuse_texts()
@@ -88,8 +99,16 @@ def read_fixations(path: Path, sessions: pd.DataFrame, known: set[str], pages: M
     x, y, ms = (table.numbers[name] for name in columns)
     rules.refuse(ms < 0, column="duration_ms", reason="negative duration", wanted="must not be negative")
     good = rules.finish()
+    points = np.stack([x, y], axis=1)[good]
+    if len(points) and points.min() >= 0 and points.max() <= 1:
+        raise DataError(
+            f"{path}: all {len(points)} fixations lie between 0 and 1; are these shares of the page? Multiply x by the "
+            "width of the screenshot and y by its height, in pixels"
+        )
+    _require_ms(path, ms[good], "duration_ms")
+    _tell_of_copies(path)
     bad = _bad(owner[asked & ~good], len(sessions))
-    owner, ms, points = owner[good], ms[good], np.stack([x, y], axis=1)[good]
+    owner, ms = owner[good], ms[good]
     slot = np.full(len(owner), -1)
     seen = sessions["page"].to_numpy()[owner]
     for page, rows in pd.Series(seen).groupby(seen).indices.items():
@@ -104,6 +123,34 @@ READERS: dict[str, Callable[[Path, pd.DataFrame, set[str], Mapping[str, Page], L
     FIXATIONS: read_fixations,
 }
 """By name of the file."""
+
+
+def _require_ms(path: Path, times: Float[np.ndarray, " rows"], column: str) -> None:
+    """Refuse times that are meant in seconds: nobody's eyes rest for a few ms alone, and nobody measures parts of one.
+
+    Raises:
+        DataError: all of them are below 30, and most are no whole numbers.
+    """
+    if len(times) and times.max() < SHORT_MS and (times % 1 > 0).mean() > 0.5:
+        raise DataError(
+            f"{path}, field {column!r}: all times are below {SHORT_MS} (at most {times.max():g}); are these seconds? "
+            "Multiply them by 1000"
+        )
+
+
+def _tell_of_copies(path: Path) -> None:
+    """Warn of rows that say the same in every column, as when a session was exported twice."""
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        lines = [line.rstrip("\r\n") for line in handle]
+    repeated = pd.Series(lines, dtype=object).duplicated().to_numpy()
+    copies = [number for number, (line, again) in enumerate(zip(lines, repeated, strict=True), 1) if line and again]
+    if copies:
+        warnings.warn(
+            f"{path}: {len(copies)} rows say the same as an earlier one in every column, the first in line "
+            f"{copies[0]}; each counts. Remove them if something was exported twice",
+            CopiesWarning,
+            stacklevel=2,
+        )
 
 
 def _owned(table: Table, sessions: pd.DataFrame, known: set[str], log: Log) -> tuple[Rules, Int[np.ndarray, " rows"]]:

@@ -1,15 +1,19 @@
 """Pages of one's own data: a screenshot, scaled, with a label in every slot."""
 
+import re
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from fixate_jax.data.readers.own.files import PAGES
+from fixate_jax.data.boxes import require_pixels
+from fixate_jax.data.images import as_seen
+from fixate_jax.data.readers.own.files import DRAWN, PAGES, find_image
 from fixate_jax.data.readers.own.tables import BOX, Page
 from fixate_jax.data.readers.recgaze.tables import Table
 from fixate_jax.data.render import draw_font
@@ -20,7 +24,9 @@ EDGE = 1.0
 FONT_SHARE, MIN_FONT = 0.035, 10.0
 """Size of a label over the page's width, and the least size in pixels; less where a box holds no more."""
 PLATE, INK = (255, 255, 255), (0, 0, 0)
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+LONGEST = 200
+"""Longer side of a page over its shorter one, at most; no processor takes more."""
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error)
 """What Pillow raises on a file that is no whole image."""
 _FIX = "or pass --data.on-bad-row skip"
 
@@ -60,7 +66,7 @@ def make_page(
         BadPage: naming the file when it is no whole image, or the line and field of a box that is not on it.
     """
     try:
-        image = read_image(path / PAGES / name)
+        image = read_image(find_image(path / PAGES, name) or path / PAGES / name)
     except BrokenImage as error:
         raise BadPage(str(error), "broken image") from error
     boxes = _relative_boxes(page, table, image.size)
@@ -78,17 +84,27 @@ def read_image(file: Path) -> Image.Image:
     """
     try:
         with Image.open(file, formats=["PNG", "JPEG"]) as image:
-            upright = ImageOps.exif_transpose(image)
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            seen = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-            seen.alpha_composite(upright.convert("RGBA"))
-            return seen.convert("RGB")
+            short, long = sorted(image.size)
+            if long > LONGEST * short:
+                raise BrokenImage(
+                    f"{file}: {image.width} × {image.height} pixels; a page may be {LONGEST} times as long as wide at "
+                    "most, so crop it"
+                )
+            return as_seen(image)
+    except BrokenImage:
+        raise
+    except Image.DecompressionBombError as error:
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        raise BrokenImage(
+            f"{file}: an image of {pixels:,} pixels; {2 * (Image.MAX_IMAGE_PIXELS or 0):,} is the limit, so crop or "
+            "scale it"
+        ) from None
     except _IMAGE_ERRORS as error:
         raise BrokenImage(f"{file}: not readable as a PNG or JPEG image ({error}); save it again") from None
 
 
 def _relative_boxes(page: Page, table: Table, size: tuple[int, int]) -> Float[np.ndarray, "slots 4"]:
+    require_pixels(page.boxes, size, f"{table.path}, line {int(table.lines[page.rows[0]])}")
     limit = np.array([*size, *size], np.float64)
     bad = (page.boxes < -EDGE) | (page.boxes > limit + EDGE)
     boxes = page.boxes.clip(0, limit)
@@ -110,7 +126,17 @@ def draw_labels(page: Image.Image, labels: Sequence[str], boxes: Float[np.ndarra
         page: to draw on.
         labels: of the slots.
         boxes: of the slots, in relative coordinates.
+
+    Raises:
+        DataError: the font has no glyph for a letter of a label.
     """
+    for label in labels:
+        missing = next((letter for letter in label if not _has_glyph(letter)), None)
+        if missing is not None:
+            raise DataError(
+                f"label {label!r}: {missing!r} cannot be drawn, the font (DejaVu Sans) has no such letter; give other "
+                f"labels, or draw them on the pages yourself and put a file {DRAWN} beside the tables"
+            )
     draw = ImageDraw.Draw(page)
     taken: list[Plate] = []
     for label, box in zip(labels, boxes * np.array([*page.size, *page.size]), strict=True):
@@ -124,6 +150,17 @@ def draw_labels(page: Image.Image, labels: Sequence[str], boxes: Float[np.ndarra
         x0, y0, x1, y1 = (round(float(side)) for side in plate)
         draw.rectangle([x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)], fill=PLATE, outline=INK)
         draw.text(((plate[0] + plate[2]) / 2, (plate[1] + plate[3]) / 2), label, fill=INK, font=font, anchor="mm")
+
+
+@cache
+def _has_glyph(letter: str) -> bool:
+    """Whether the font draws a letter as something else than the box that stands for what it lacks."""
+    font = draw_font(20.0)
+    return letter.isspace() or _drawn(font, letter) != _drawn(font, "\U0010ffff")
+
+
+def _drawn(font: ImageFont.FreeTypeFont, letter: str) -> bytes:
+    return bytes(font.getmask(letter))
 
 
 def _overlap(a: Plate, b: Plate) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from fixate_jax.data.readers.own.files import PAGES, SESSIONS, SLOTS, read_header, screenshots
+from fixate_jax.data.readers.own.files import PAGES, SESSIONS, SLOTS, read_header, same_text, screenshots
 from fixate_jax.data.readers.recgaze.tables import OnBadRow, Sieve, Table, read_small_table
 from fixate_jax.data.session import SPLITS
 from fixate_jax.errors import DataError
@@ -129,13 +129,13 @@ def read_slots(path: Path, log: Log) -> Slots:
     """
     header = read_header(path / SLOTS, ["page", "label", *BOX])
     further = [name for name in header if name and name not in ("page", "label", *BOX)]
-    table = read_small_table(path / SLOTS, numbers=[*BOX, *further], texts=["page", "label"])
+    table = read_small_table(path / SLOTS, numbers=[*BOX, *further], texts=["page", "label"], gaps=("",))
     features = tuple(name for name in further if _holds_numbers(table.numbers[name]))
     table = replace(table, numbers={name: table.numbers[name] for name in (*BOX, *features)})
     require_owner(table, "page")
     rules = Rules(table, log)
-    page = np.array(rules.texts("page"), object)
-    images = {file.name for file in screenshots(path)}
+    page = np.array([same_text(name) for name in rules.texts("page")], object)
+    images = {same_text(file.name) for file in screenshots(path)}
     if not images:
         raise DataError(f"{path / PAGES}: holds no PNG or JPEG file; put the screenshots there")
     absent = np.array([name not in images for name in page], bool)
@@ -149,7 +149,7 @@ def read_slots(path: Path, log: Log) -> Slots:
         flat = table.numbers[high] <= table.numbers[low]
         rules.refuse(flat, column=high, reason="box without area", wanted=f"must be above {low}")
     broken = frozenset(page[~rules.finish()])
-    return Slots(table=table, pages=_pages(table, features, broken), broken=broken, feature_names=features)
+    return Slots(table=table, pages=_pages(table, page, features, broken), broken=broken, feature_names=features)
 
 
 def _holds_numbers(values: Float[np.ndarray, " rows"]) -> bool:
@@ -157,14 +157,13 @@ def _holds_numbers(values: Float[np.ndarray, " rows"]) -> bool:
     return bool(np.isfinite(values).sum() > np.isinf(values).sum())
 
 
-def _pages(table: Table, features: tuple[str, ...], broken: frozenset[str]) -> dict[str, Page]:
+def _pages(table: Table, names: np.ndarray, features: tuple[str, ...], broken: frozenset[str]) -> dict[str, Page]:
     boxes = np.stack([table.numbers[name] for name in BOX], axis=1)
     columns = np.zeros((len(table), len(features)))
     for place, name in enumerate(features):
         columns[:, place] = table.numbers[name]
     found = {}
-    for code, rows in pd.Series(table.codes["page"]).groupby(table.codes["page"]).indices.items():
-        name = table.texts["page"][code]
+    for name, rows in pd.Series(names).groupby(names, sort=False).indices.items():
         if name not in broken:
             found[name] = Page(
                 labels=tuple(table.texts["label"][label] for label in table.codes["label"][rows]),
@@ -187,11 +186,12 @@ def read_sessions(path: Path, slots: Slots, log: Log) -> tuple[pd.DataFrame, set
     """
     needed = ["session_id", "user_id", "page", "click"]
     given = [name for name in read_header(path / SESSIONS, needed) if name in ("split", "profile")]
-    rules = Rules(read_small_table(path / SESSIONS, numbers=[], texts=[*needed, *given]), log)
+    rules = Rules(read_small_table(path / SESSIONS, numbers=[], texts=[*needed, *given], gaps=("",)), log)
     for name in (*needed, *(name for name in given if name == "split")):
         rules.refuse_missing(name)
     rules.refuse_repeats("session_id")
     frame = pd.DataFrame({name: rules.texts(name) for name in (*needed, *given)})
+    frame["page"] = [same_text(name) for name in frame["page"]]
     on_broken = frame["page"].isin(slots.broken).to_numpy()
     unknown = ~frame["page"].isin(slots.pages.keys()).to_numpy() & ~on_broken
     wanted = f"has no slots in {SLOTS}; add a row for each"

@@ -67,8 +67,14 @@ class Table:
         return DataError(f"{self.path}, line {line}, field {column!r}{value}: {wanted}")
 
 
-def read_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str]) -> Table:
+def read_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str], gaps: Sequence[str] = MISSING) -> Table:
     """Read columns of a large file.
+
+    Args:
+        path: the file.
+        numbers: columns of numbers.
+        texts: columns of texts.
+        gaps: what stands in a field without a text.
 
     Raises:
         DataError: when the file is not there, is no CSV, holds no rows or lacks a column.
@@ -80,13 +86,13 @@ def read_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str]) -> T
             path,
             parse_options=pa.csv.ParseOptions(ignore_empty_lines=False),
             convert_options=pa.csv.ConvertOptions(
-                column_types=types, include_columns=list(types), null_values=list(MISSING), strings_can_be_null=True
+                column_types=types, include_columns=list(types), null_values=list(gaps), strings_can_be_null=True
             ),
         )
     except pa.ArrowInvalid:
-        return read_small_table(path, numbers=numbers, texts=texts)
+        return read_small_table(path, numbers=numbers, texts=texts, gaps=gaps)
     if any(found.column(name).null_count for name in texts[:1]):
-        return read_small_table(path, numbers=numbers, texts=texts)  # An empty line looks like that.
+        return read_small_table(path, numbers=numbers, texts=texts, gaps=gaps)  # An empty line looks like that.
     if not len(found):
         raise DataError(f"{path}: holds no rows")
     found = found.unify_dictionaries()
@@ -104,7 +110,9 @@ def read_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str]) -> T
     )
 
 
-def read_small_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str]) -> Table:
+def read_small_table(
+    path: Path, *, numbers: Sequence[str], texts: Sequence[str], gaps: Sequence[str] = MISSING
+) -> Table:
     """Like :func:`read_table`, slower and whatever the rows hold.
 
     Raises:
@@ -114,7 +122,7 @@ def read_small_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str]
     places = {name: header.index(name) for name in (*numbers, *texts)}
     lines, odd = array("q"), array("q")
     values = {name: array("d") for name in numbers}
-    codes, words = {name: array("i") for name in texts}, {name: dict.fromkeys(MISSING, -1) for name in texts}
+    codes, words = {name: array("i") for name in texts}, {name: dict.fromkeys(gaps, -1) for name in texts}
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle)
@@ -129,7 +137,7 @@ def read_small_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str]
                     values[name].append(_number(row[places[name]]))
                 for name in texts:
                     known = words[name]
-                    codes[name].append(known.setdefault(row[places[name]], len(known) - len(MISSING)))
+                    codes[name].append(known.setdefault(row[places[name]], len(known) - len(gaps)))
     except (csv.Error, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as CSV ({error})") from error
     if not lines and not odd:
@@ -139,7 +147,7 @@ def read_small_table(path: Path, *, numbers: Sequence[str], texts: Sequence[str]
         lines=lines,
         numbers={name: np.frombuffer(values[name], np.float64) for name in numbers},
         codes={name: np.frombuffer(codes[name], np.int32) for name in texts},
-        texts={name: list(words[name])[len(MISSING) :] for name in texts},
+        texts={name: list(words[name])[len(gaps) :] for name in texts},
         odd=odd,
     )
 
