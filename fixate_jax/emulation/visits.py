@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def require_temperature(temperature: float) -> None:
+    """Refuse a temperature of click probabilities that there cannot be.
+
+    Raises:
+        ConfigError: it is below 0.001, or not finite.
+    """
+    if not (temperature >= COLDEST and math.isfinite(temperature)):
+        raise ConfigError(f"temperature = {temperature}: must be at least {COLDEST}, and finite")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Visits:
     """Pages seen by emulated users, a visit a row.
@@ -55,8 +65,7 @@ class Visits:
         Raises:
             ConfigError: the temperature is below 0.001, or not finite.
         """
-        if not (temperature >= COLDEST and math.isfinite(temperature)):
-            raise ConfigError(f"temperature = {temperature}: must be at least {COLDEST}, and finite")
+        require_temperature(temperature)
         scaled = (self.log_probs - self.log_probs.max(axis=1, keepdims=True)) / temperature
         odds = np.exp(scaled)
         share: Float[np.ndarray, "visits slots"] = odds / odds.sum(axis=1, keepdims=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.emulation.pages import Page, require_distinct
-from fixate_jax.emulation.visits import Visits
+from fixate_jax.emulation.visits import Visits, require_temperature
 from fixate_jax.errors import ConfigError, DataError
 from fixate_jax.evaluation.statistics import crossed_interval, resamples
 from fixate_jax.runtime.progress import Track, silent
@@ -199,8 +199,7 @@ def compare_versions(
     """
     if len(versions) < 2:
         raise ConfigError(f"versions: {', '.join(versions) or 'none'}; give at least two to compare")
-    if not temperature > 0:
-        raise ConfigError(f"temperature = {temperature}: must be above 0")
+    require_temperature(temperature)
     shown = tuple(emulator.users if users is None else users)
     if not shown or len(set(shown)) < len(shown):
         raise ConfigError(f"users: {', '.join(shown) or 'there is nobody'}; name each once")

@@ -13,7 +13,7 @@ from PIL import ImageDraw
 
 import fixate_jax
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
-from fixate_jax.data.options import NARROWEST_PAGE
+from fixate_jax.data.options import COLDEST, NARROWEST_PAGE
 from fixate_jax.data.readers.synthetic.carousel import LABELS, PROFILE
 from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.emulation.pages import Page
@@ -122,8 +122,8 @@ class CarouselWorld:
         _require(self.history >= 1, "history", self.history, "at least 1 is needed")
         wide = self.page_width >= NARROWEST_PAGE
         _require(wide, "page_width", self.page_width, f"at least {NARROWEST_PAGE} pixels are needed")
-        finite = self.temperature > 0 and math.isfinite(self.temperature)
-        _require(finite, "temperature", self.temperature, "must be above 0, and finite")
+        finite = self.temperature >= COLDEST and math.isfinite(self.temperature)
+        _require(finite, "temperature", self.temperature, f"must be at least {COLDEST}, and finite")
         if (self.values is not None) != (self.reward == "value"):
             needs = "needs them" if self.reward == "value" else "reads none"
             raise ConfigError(f"values: reward={self.reward!r} {needs}")
