@@ -1,5 +1,7 @@
 """The errors that users can cause, each named after what they have to fix."""
 
+from collections.abc import Sequence
+
 
 class FixateError(Exception):
     """Base of every error that bad input, a bad setting or a bad file can raise."""
@@ -41,3 +43,8 @@ def require(condition: bool, name: str, value: object, wanted: str) -> None:
     """
     if not condition:
         raise ConfigError(f"{name} = {value!r}: {wanted}")
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message: the first ones, and how many there are where those are not all."""
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -102,6 +102,13 @@ def test_grey_of_16_bits_stays_grey(case: Case) -> None:
     assert shown.getpixel((0, 0)) == (127, 127, 127)
 
 
+def test_a_picture_in_memory_is_not_turned() -> None:
+    raw = Image.new("RGB", (90, 60), "teal")
+    raw.getexif()[0x0112] = 6  # A camera's note: turn it by a quarter.
+    page = fx.Page(image=raw, boxes=[(0, 0, 80, 50)], labels=("A",), labelled=True)
+    assert page.picture().size == raw.size, "boxes are given in pixels of the picture as it is"
+
+
 def test_a_name_is_found_however_its_accents_are_written(case: Case) -> None:
     (page,) = read_page_set(case("page-nfd-name"), width=320)
     assert page.slots == 2

@@ -23,15 +23,7 @@ from fixate_jax.lab.bundles.bundle import load_bundle
 from fixate_jax.lab.bundles.opening import load_run, open_emulator
 from fixate_jax.lab.cli.fidelity import read_predictions
 from fixate_jax.lab.cli.main import main
-from fixate_jax.lab.config import (
-    ObjectiveConfig,
-    OperatorConfig,
-    OptimizerConfig,
-    PromptConfig,
-    RunConfig,
-    TrainConfig,
-    UsersConfig,
-)
+from fixate_jax.lab.config import RunConfig, UsersConfig
 from fixate_jax.lab.experiments.experiment import evaluate_run, open_run, run_experiment
 from fixate_jax.lab.experiments.identity import RECORD, IdentityWarning, check_people
 from fixate_jax.lab.experiments.loop import BatchWarning
@@ -40,6 +32,7 @@ from fixate_jax.lab.studies.jobs import Workers
 from fixate_jax.lab.studies.matrix import Study
 from fixate_jax.lab.studies.run import run_study
 from fixate_jax.lab.studies.sweep import variants_of
+from tests.studies.small import preset
 
 PEOPLE = ("b", "c", "d")
 
@@ -71,25 +64,14 @@ def exit_status(*words: str) -> object:
 
 
 def settings(raw: Path, model: Path) -> RunConfig:
-    return RunConfig(
+    base = preset(Path("."))
+    short = {"epochs": 1, "eval_batch": 4, "ntp_baseline": False, "pictures": 0, "report_sessions": 0}
+    return replace(
+        base,
         data=DataConfig(name="own", path=raw, page_width=96, max_users=3),
         backbone=BackboneConfig(path=str(model), tapped_layers=1),
-        prompt=PromptConfig(basis=2, tokens=2, init_scale=0.3),
-        operator=OperatorConfig(name="attention"),
-        objective=ObjectiveConfig(alignment="kl", warmup=0),
-        optimizer=OptimizerConfig(basis_lr=0.05, user_lr=0.05),
         users=UsersConfig(steps=2, batch=2, validate_every=1),
-        train=TrainConfig(
-            epochs=1,
-            batch=4,
-            accumulate=1,
-            eval_batch=4,
-            validate_every=1,
-            ntp_baseline=False,
-            swap_control=False,
-            pictures=0,
-            report_sessions=0,
-        ),
+        train=replace(base.train, **short),  # type: ignore[arg-type]
     )
 
 

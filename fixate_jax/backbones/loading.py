@@ -37,7 +37,7 @@ EMBEDDED: dict[str, Callable[[Path], Path]] = {
 }
 """Backbones that need no download, by name → function from a run's directory to the model's."""
 
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """What a model is made of, in its directory."""
 EXPERTS = ("num_experts", "num_local_experts")
 """What a mixture of experts has in the text part of its configuration."""

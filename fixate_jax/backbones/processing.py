@@ -90,7 +90,10 @@ class SessionEncoder:
         # Where a processor's template lies in a file of its own, it comes before the tokenizer's, as in transformers.
         template = directory / "chat_template.json"
         if template.exists() and not (directory / "chat_template.jinja").exists():
-            self.tokenizer.chat_template = read_json(template).get("chat_template")
+            found = read_json(template).get("chat_template")
+            if not isinstance(found, str):
+                raise CheckpointError(f"{template}: field 'chat_template' must be a text, got {found!r:.80}")
+            self.tokenizer.chat_template = found
         # transformers makes an empty tokenizer where the files are missing.
         if len(self.tokenizer) <= config.image_token:
             raise CheckpointError(

@@ -25,7 +25,7 @@ from fixate_jax.backbones import Backbone, load_backbone
 from fixate_jax.backbones.loading import EMBEDDED
 from fixate_jax.backbones.weights.hub import is_hub_id
 from fixate_jax.emulation.emulator import UserEmulator
-from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.errors import CheckpointError, ConfigError, listed
 from fixate_jax.lab.bundles.card import Origin, model_card
 from fixate_jax.lab.bundles.settings import emulator_of, settings_of
 from fixate_jax.lab.config import UsersConfig
@@ -75,7 +75,9 @@ def write_bundle(
     wanted = emulator.users if users is None else tuple(users)
     unknown = [user for user in wanted if user not in emulator.users]
     if unknown or not wanted or len(set(wanted)) < len(wanted):
-        raise ConfigError(f"--users {' '.join(wanted)}: name at least one, each once; there are {_few(emulator.users)}")
+        raise ConfigError(
+            f"--users {' '.join(wanted)}: name at least one, each once; there are {listed(emulator.users)}"
+        )
     rows = np.array([emulator.users.index(user) for user in wanted])
     names = tuple(f"user-{i + 1}" for i in range(len(wanted))) if pseudonyms else wanted
     chosen = emulator.with_prompt(_only(emulator.prompt, rows), names)
@@ -225,7 +227,3 @@ def _architecture(backbone: Backbone) -> str:
     """Name of the family's folder."""
     *_, folder, module = str(getattr(backbone.family, "__name__")).split(".")  # noqa: B009  (the protocol has none)
     return folder if module == "model" else module
-
-
-def _few(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -31,6 +31,8 @@ class Fidelity:
     """Folder for tables, figure and page (None: fidelity/ and the run's name, and the split unless it is test)."""
     seed: int = 0
     """Of the bootstrap, the simulated clicks and the permutations."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
 
     def run(self) -> int:
         """Run the command."""
@@ -39,7 +41,7 @@ class Fidelity:
 
         name = self.source.resolve().name
         out = self.out or Path("fidelity") / (name if self.split == "test" else f"{name}-{self.split}")
-        frames = read_predictions(self.source, self.split)
+        frames = read_predictions(self.source, self.split, accept_other_backbone=self.accept_other_backbone)
         humans, predicted = gather(frames)
         measures = write_fidelity(humans, predicted, out, seed=self.seed, what=f"{name}, {self.split} sessions")
         console = Console()
@@ -51,7 +53,7 @@ class Fidelity:
         return 0
 
 
-def read_predictions(run: Path, split: Split) -> list[pd.DataFrame]:
+def read_predictions(run: Path, split: Split, *, accept_other_backbone: bool = False) -> list[pd.DataFrame]:
     """Predictions of each seed of a run, evaluated where there are none, or none of the prompts as they are now.
 
     Raises:
@@ -69,7 +71,7 @@ def read_predictions(run: Path, split: Split) -> list[pd.DataFrame]:
     paths = [folder / f"predictions-{split}.parquet" for folder in folders]
     if not all(map(_up_to_date, paths, folders)):
         with locked(run):
-            _, workspace = open_run(run)
+            _, workspace = open_run(run, accept_other_backbone=accept_other_backbone)
             evaluate_run(workspace, run, split=split)
     return [pd.read_parquet(path) for path in paths]
 

@@ -36,6 +36,8 @@ class Probe:
     """Picture to write."""
     data_path: Path | None = None
     """Folder of the raw data set (None: as the settings say)."""
+    accept_other_backbone: bool = False
+    """Go on although the backbone's files are not those that the prompts were tuned with."""
 
     def run(self) -> int:
         """Run the command."""
@@ -58,7 +60,7 @@ class Probe:
         store = open_or_prepare(config.data)
         check_people(run, store, config.data)
         workspace = open_workspace(config, store, directory=run)
-        check_backbone(run, workspace.backbone)
+        check_backbone(run, workspace.backbone, accept=self.accept_other_backbone)
         index = self._index([s.session_id for s in workspace.data.sessions], workspace.splits["test"][0])
         seed = config.train.seeds[0] if self.seed is None else self.seed
         prompt = load_prompt(workspace, seed_directory(run, seed), seed=seed)

@@ -146,7 +146,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
 def _check_people(cells: Sequence[Cell]) -> None:
     stores: dict[str, SessionStore] = {}
     for folder, data in {cell.folder: cell.config.data for cell in cells}.items():
-        if begun(folder):
+        if begun(folder):  # Else the data need not be there yet.
             if repr(data) not in stores:
                 stores[repr(data)] = open_or_prepare(data)
             check_people(folder, stores[repr(data)], data)

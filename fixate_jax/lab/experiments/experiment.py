@@ -205,8 +205,7 @@ def _run(config: RunConfig, run: Path, accept_other_backbone: bool) -> Results:
             # The data come first: a wrong path must leave no directory that holds the wrong settings.
             store = open_or_prepare(config.data)
             claim_run(run, config)
-            if begun(run):
-                check_people(run, store, config.data)
+            check_people(run, store, config.data)
         workspace = open_workspace(config, store, directory=run)
         claim_identity(run, workspace, accept_other_backbone=accept_other_backbone)
     compiled = workspace.evaluate._cache_size()

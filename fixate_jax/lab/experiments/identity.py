@@ -8,18 +8,17 @@ of the backbone's files.
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fixate_jax.backbones import Backbone
-from fixate_jax.data.few import few_sessions
 from fixate_jax.data.options import DataConfig
 from fixate_jax.data.registry import usable_sessions
-from fixate_jax.data.session import SPLITS, StoredSession
+from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import SessionStore, natural_order
-from fixate_jax.errors import CheckpointError, DataError
-from fixate_jax.lab.experiments.workspace import Workspace
+from fixate_jax.errors import CheckpointError, DataError, listed
+from fixate_jax.lab.experiments.workspace import Workspace, splits_of
 from fixate_jax.runtime import hosts
 from fixate_jax.runtime.durable import write_text
 
@@ -40,7 +39,9 @@ def begun(run: Path) -> bool:
 
 
 def claim_identity(run: Path, workspace: Workspace, *, accept_other_backbone: bool = False) -> None:
-    """Note whom and what a run is about to be tuned on, or make sure that it was begun with the same.
+    """Note whom and what a run is about to be tuned on, or make sure that it was begun with the same backbone.
+
+    People are looked at by :func:`check_people`, which needs no backbone and comes before.
 
     Args:
         run: the run directory.
@@ -48,12 +49,10 @@ def claim_identity(run: Path, workspace: Workspace, *, accept_other_backbone: bo
         accept_other_backbone: go on with other files of the backbone; the run's note stays as it is.
 
     Raises:
-        DataError: it was begun with other people or sessions, naming them.
         CheckpointError: it was begun with other files of the backbone.
         DiskError: the note cannot be written.
     """
     if begun(run):
-        check_people(run, workspace.store, workspace.config.data)
         check_backbone(run, workspace.backbone, accept=accept_other_backbone)
         return
     people = people_of(workspace.store, workspace.config.data)
@@ -64,12 +63,8 @@ def people_of(store: SessionStore, data: DataConfig) -> dict[str, Any]:
     """Users in the order of their coefficients, sessions with person and use, and a sum of what the sessions hold."""
     sessions = usable_sessions(store, data)
     use = dict.fromkeys(range(len(sessions)), UNUSED)
-    for split in SPLITS:
-        use |= {i: split for i, session in enumerate(sessions) if session.split == split}
-    if data.train_sessions is not None:
-        training = [i for i, split in use.items() if split == "train"]
-        kept = few_sessions(sessions, training, data.train_sessions, seed=data.split_seed)
-        use |= dict.fromkeys(set(training) - set(kept), UNUSED)
+    for split, indices in splits_of(sessions, data).items():
+        use |= dict.fromkeys(indices, split)
     return {
         _USERS: list(store.users),
         _SESSIONS: {session.session_id: [session.user_id, use[i]] for i, session in enumerate(sessions)},
@@ -89,12 +84,12 @@ def content_of(sessions: Iterable[StoredSession]) -> str:
 
 
 def check_people(run: Path, store: SessionStore, data: DataConfig) -> None:
-    """Make sure that a store holds the people and sessions that a run was tuned on.
+    """Make sure that a store holds the people and sessions that a run was tuned on, if it has begun.
 
     Raises:
         DataError: it does not, naming who came or went.
     """
-    recorded = _recorded(run)
+    recorded = _recorded(run) if begun(run) else None
     if recorded is None:
         return
     now = people_of(store, data)
@@ -103,8 +98,8 @@ def check_people(run: Path, store: SessionStore, data: DataConfig) -> None:
         problem = "the same sessions hold other gaze, clicks, pages or profiles"
     if problem:
         raise DataError(
-            f"{run} was tuned on other data: {problem}. Its prompts are those of {_few(recorded[_USERS])}; bring those "
-            "data back, or tune in another folder"
+            f"{run} was tuned on other data: {problem}. Its prompts are those of {listed(recorded[_USERS])}; bring "
+            "those data back, or tune in another folder"
         )
 
 
@@ -124,7 +119,10 @@ def check_backbone(run: Path, backbone: Backbone, *, accept: bool = False) -> No
         return
     problem = f"{run} was tuned with other weights, tokenizer, template or processor than {backbone.directory} holds"
     if not accept:
-        raise CheckpointError(f"{problem}; bring those files back, or go on knowingly with --accept-other-backbone")
+        raise CheckpointError(
+            f"{problem}; bring those files back, tune in another folder, or go on knowingly with "
+            "--accept-other-backbone where the command takes it"
+        )
     warnings.warn(f"{problem}; going on all the same", IdentityWarning, stacklevel=2)
 
 
@@ -151,7 +149,7 @@ def _people_differ(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, after = recorded[_USERS], now[_USERS]
     came = natural_order(set(after) - set(before))
     went = natural_order(set(before) - set(after))
-    return "; ".join(f"{what}: {_few(names)}" for what, names in (("came", came), ("went", went)) if names)
+    return "; ".join(f"{what}: {listed(names)}" for what, names in (("came", came), ("went", went)) if names)
 
 
 def _sessions_differ(before: Mapping[str, list[str]], after: Mapping[str, list[str]]) -> str:
@@ -160,8 +158,4 @@ def _sessions_differ(before: Mapping[str, list[str]], after: Mapping[str, list[s
         "sessions that went": [s for s in before if s not in after],
         "sessions of another person or split": [s for s in before if s in after and before[s] != after[s]],
     }
-    return "; ".join(f"{what}: {_few(natural_order(names))}" for what, names in groups.items() if names)
-
-
-def _few(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+    return "; ".join(f"{what}: {listed(natural_order(names))}" for what, names in groups.items() if names)

@@ -29,7 +29,7 @@ from fixate_jax.lab.experiments.experiment import (
     restore_prompt,
     seed_directory,
 )
-from fixate_jax.lab.experiments.identity import begun, check_backbone, check_people, claim_identity
+from fixate_jax.lab.experiments.identity import check_backbone, check_people, claim_identity
 from fixate_jax.lab.experiments.looks import session_viewer
 from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
 from fixate_jax.lab.frames import over_seeds, session_metrics, summarise
@@ -76,8 +76,7 @@ def _run(config: RunConfig, run: Path, accept_other_backbone: bool) -> Results:
     since = time.perf_counter()
     store = open_or_prepare(config.data)
     claim_run(run, config)
-    if begun(run):
-        check_people(run, store, config.data)
+    check_people(run, store, config.data)
     one_length = replace(config, train=replace(config.train, max_lengths=1))
     workspace = open_workspace(one_length, store, directory=run)
     claim_identity(run, workspace, accept_other_backbone=accept_other_backbone)

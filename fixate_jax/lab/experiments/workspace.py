@@ -1,5 +1,6 @@
 """Everything a run needs, made from its settings: backbone, sessions, page features, jitted functions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxtyping import PyTree
 from fixate_jax.backbones import Backbone, load_backbone, resolve
 from fixate_jax.backbones.sharding import shardings
 from fixate_jax.data.few import few_sessions
+from fixate_jax.data.options import DataConfig
 from fixate_jax.data.registry import usable_sessions
 from fixate_jax.data.session import SPLITS, StoredSession
 from fixate_jax.data.store import SessionStore
@@ -109,14 +111,10 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         FixateError: naming what is wrong with checkpoint, data or settings.
     """
     sessions = usable_sessions(store, config.data)
-    splits: dict[str, list[int]] = {split: [i for i, s in enumerate(sessions) if s.split == split] for split in SPLITS}
+    splits = splits_of(sessions, config.data)
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
         raise ConfigError(f"data: no sessions in split {', '.join(empty)}; use more users or another split seed")
-    if config.data.train_sessions is not None:
-        splits["train"] = few_sessions(
-            sessions, splits["train"], config.data.train_sessions, seed=config.data.split_seed
-        )
     mesh = open_mesh(config.train.mesh)
     with hosts.first_alone():
         resolve(config.backbone.path, work=directory, revision=config.backbone.revision)
@@ -142,6 +140,14 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     return Workspace(
         config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
     )
+
+
+def splits_of(sessions: Sequence[StoredSession], data: DataConfig) -> dict[str, list[int]]:
+    """Indices of the sessions of each split; of the training ones those that are learned from."""
+    splits: dict[str, list[int]] = {split: [i for i, s in enumerate(sessions) if s.split == split] for split in SPLITS}
+    if data.train_sessions is not None:
+        splits["train"] = few_sessions(sessions, splits["train"], data.train_sessions, seed=data.split_seed)
+    return splits
 
 
 def reading(config: RunConfig, directory: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.cells import Cell, open_cell
 from fixate_jax.lab.experiments.evaluate import predict
 from fixate_jax.lab.experiments.experiment import BACKBONE, absolute_paths, check_run, claim_run, seed_directory
-from fixate_jax.lab.experiments.identity import claim_identity
+from fixate_jax.lab.experiments.identity import check_people, claim_identity
 from fixate_jax.lab.experiments.loop import train
 from fixate_jax.lab.experiments.workspace import Workspace
 from fixate_jax.lab.frames import session_metrics
@@ -97,7 +97,7 @@ def run_transfer(
     config = replace(config, train=replace(config.train, max_lengths=1))
     with locked(run):
         check_run(run, config)
-        open_or_prepare(config.data)
+        check_people(run, open_or_prepare(config.data), config.data)
         claim_run(run, config)
         _claim_halves(run, wanted)
         study = open_transfer(config, run.absolute(), wanted)

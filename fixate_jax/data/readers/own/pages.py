@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fixate_jax.data.boxes import require_pixels
 from fixate_jax.data.images import as_seen
@@ -90,7 +90,7 @@ def read_image(file: Path) -> Image.Image:
                     f"{file}: {image.width} × {image.height} pixels; a page may be {LONGEST} times as long as wide at "
                     "most, so crop it"
                 )
-            return as_seen(image)
+            return as_seen(ImageOps.exif_transpose(image))
     except BrokenImage:
         raise
     except Image.DecompressionBombError as error:
