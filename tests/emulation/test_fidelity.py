@@ -206,7 +206,7 @@ def test_predictions_older_than_prompts_are_made_again(tmp_path: Path, monkeypat
     told = run / "seed-42" / "predictions-test.parquet"
     frame({"fixate": laws(1.0)}, theirs=laws(1.0)).to_parquet(told)
     asked: list[str] = []
-    monkeypatch.setattr(experiment, "open_run", lambda run: (None, None))
+    monkeypatch.setattr(experiment, "open_run", lambda run, **how: (None, None))
     monkeypatch.setattr(experiment, "evaluate_run", lambda workspace, run, split: asked.append(split))
     os.utime(kept, (1, 1))
     read_predictions(run, "test")
