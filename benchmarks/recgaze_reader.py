@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fixate_jax.data.readers.recgaze import read_recgaze
-from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES, POSTER, SHOWN, VIEWPORT, poster_top
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES, POSTER, SEEN, SHOWN, poster_top
 from fixate_jax.data.readers.recgaze.logs import CLICK, CLOSEST, CURSOR, EVENTS, FIXATION, KEY, NUMBERS, TEXTS
 from fixate_jax.data.readers.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS
+from fixate_jax.data.readers.recgaze.visits import MOVING_S
 from fixate_jax.runtime.progress import track
 
 PEOPLE, TASKS, PART = 87, 40, 2
@@ -127,21 +128,24 @@ def read_row_by_row(folder: Path) -> int:
 
 def _ends_in_session(rows: list[Any]) -> bool:
     pages, view, began, dwell, ends = [0] * CAROUSELS, None, 0.0, dict[tuple[int, int], float](), False
+    moved = [-float("inf")] * CAROUSELS
     for i, row in enumerate(rows):
         if isinstance(row.Fixation_AOI_type, str):
+            closest = row.Fixation_AOI_type == "Background"
+            place = [getattr(row, f"{CLOSEST if closest else FIXATION}{c}") for c in ("type", *_PLACE)]
+            if place[0] == "Movie":
+                pages[int(place[1]) - 1] = (int(place[2]) - 1) // SHOWN
             gaze = [r.Gaze_LocY for r in rows[i + 1 : i + 4] if r.Gaze_LocY == r.Gaze_LocY]
             if not gaze:
                 continue
             scroll = round(row.Fixation_LocY - gaze[0], 6)
             tops = [poster_top(c) - scroll for c in range(1, CAROUSELS + 1)]
-            seen = [min(t + POSTER[1], VIEWPORT[1]) - max(t, 0) for t in tops]
+            seen = [min(t + POSTER[1], SEEN[1]) - max(t, SEEN[0]) for t in tops]
             now = tuple((c, pages[c]) for c in range(CAROUSELS) if seen[c] >= 3)
             if now != view or (row.Fixation_Duration >= 150 and round(abs(scroll - began), 6) > 17):
                 view, began, dwell = now, scroll, {}
                 full = [c for c in range(CAROUSELS) if seen[c] >= POSTER[1] - 0.5]
                 slots = {(c + 1, pages[c] * SHOWN + p) for c in full for p in range(1, SHOWN + 1)}
-            closest = row.Fixation_AOI_type == "Background"
-            place = [getattr(row, f"{CLOSEST if closest else FIXATION}{c}") for c in ("type", *_PLACE)]
             if place[0] == "Movie":
                 poster = (int(place[1]), int(place[2]))
                 dwell[poster] = dwell.get(poster, 0.0) + row.Fixation_Duration
@@ -152,6 +156,9 @@ def _ends_in_session(rows: list[Any]) -> bool:
             final = ends_now
         elif row.Click_AOI_type in ("Forward", "Backward"):
             carousel = int(row.Click_AOI_Carousel_position) - 1
+            if round(row.Timestamp - moved[carousel], 6) < MOVING_S:
+                continue
+            moved[carousel] = row.Timestamp
             pages[carousel] = (pages[carousel] + (1 if row.Click_AOI_type == "Forward" else -1)) % 3
     return bool(ends and final and sum(ms for p, ms in final[2].items() if p in final[3]) > 0)
 

@@ -15,6 +15,10 @@ class DataError(FixateError, ValueError):
     """A data file is unusable; the message names the file, the row and the field."""
 
 
+class DataWarning(UserWarning):
+    """Data can be used, but are not what one would expect of them."""
+
+
 class StoreError(FixateError, ValueError):
     """A session store on disk is missing, incomplete or of another version."""
 

@@ -12,9 +12,8 @@ from PIL import Image
 
 import fixate_jax as fx
 from fixate_jax.backbones import Backbone, load_backbone, resolve
-from fixate_jax.data.readers.own.gaze import CopiesWarning
 from fixate_jax.emulation.page_sets import read_page_set
-from fixate_jax.errors import CheckpointError, DataError
+from fixate_jax.errors import CheckpointError, DataError, DataWarning
 from fixate_jax.probing import assign_slots
 
 Case = Callable[[str], Path]
@@ -44,7 +43,7 @@ def over(case: Path, model: Path, folder: Path) -> Path:
 
 
 def test_a_fixation_exported_twice_is_told_of(case: Case) -> None:
-    with pytest.warns(CopiesWarning, match=r"fixations\.csv: 6 rows say the same as an earlier one .* line \d+"):
+    with pytest.warns(DataWarning, match=r"fixations\.csv: 6 rows say the same as an earlier one .* line \d+"):
         fx.data.own(case("own-duplicates"), page_width=320)
 
 

@@ -26,6 +26,8 @@ class DataConfig:
     """human_choice: 3 slots (one an alternative) or 6 (one a text)."""
     definition: Literal["page", "screen"] = "page"
     """recgaze: what a session is, the page visit of the final click or the opening view of the screen."""
+    viewport: Literal["seen", "screen"] = "seen"
+    """recgaze: what of the screen counts as seen, what its bars leave (rows 87 to 1032) or all of it, as published."""
     page_width: int = 320
     """Width of the drawn page in pixels."""
     signal: str = "fixation"

@@ -61,10 +61,12 @@ class DataSet:
     Attributes:
         prepare: reads the raw data and adds sessions to a store's writer.
         files: the raw files in ``data.path`` that the store is made of; None for synthetic users, who need none.
+        reading: raised when the same files come to be read otherwise, so that stores of before are not used.
     """
 
     prepare: Preparer
     files: Callable[[Path], list[Path]] | None
+    reading: int = 1
 
 
 def _prepare_human_choice(config: DataConfig, writer_of: WriterOf) -> None:
@@ -77,8 +79,8 @@ def _prepare_synthetic_choice(config: DataConfig, writer_of: WriterOf) -> None:
 
 DATASETS: dict[str, DataSet] = {
     "human_choice": DataSet(prepare=_prepare_human_choice, files=human_choice.source_files),
-    "recgaze": DataSet(prepare=recgaze.prepare, files=recgaze.source_files),
-    "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files),
+    "recgaze": DataSet(prepare=recgaze.prepare, files=recgaze.source_files, reading=2),
+    "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files, reading=2),
     "own": DataSet(prepare=own.prepare, files=own.source_files),
     "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
     "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None),
@@ -102,6 +104,10 @@ def store_settings(config: DataConfig) -> dict[str, Any]:
         raise ConfigError(f"data.name = {config.name!r}: choose one of {', '.join(DATASETS)}")
     settings = {k: v for k, v in vars(config).items() if k not in (*NOT_STORED, "path")}
     data_set = DATASETS[config.name]
+    if config.name != "recgaze":
+        del settings["viewport"]
+    if data_set.reading > 1:
+        settings["reading"] = data_set.reading
     if data_set.files is None:
         del settings["on_bad_row"]
         return settings | {"source": "generated"}

@@ -151,6 +151,11 @@ class SessionStore:
         """How many rows of the raw data were left out, by reason."""
         return self.manifest["dropped"]
 
+    @property
+    def noted(self) -> Mapping[str, int]:
+        """What was put right in the raw data or is in doubt, and how often."""
+        return self.manifest.get("noted", {})
+
     def image(self, page: str) -> Image.Image:
         """A page as RGB.
 
@@ -274,6 +279,7 @@ class StoreWriter:
         self.sessions: list[StoredSession] = []
         self.pages: set[str] = set()
         self.dropped: dict[str, int] = {}
+        self.noted: dict[str, int] = {}
 
     def __enter__(self) -> "StoreWriter":
         try:
@@ -343,6 +349,8 @@ class StoreWriter:
             "dropped": dict(sorted(self.dropped.items())),
             "sessions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
+        if self.noted:
+            manifest["noted"] = dict(sorted(self.noted.items()))
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (self.temporary / MANIFEST).write_text(text, encoding="utf-8")
         for file in (path, self.temporary / MANIFEST, self.temporary / IMAGES, self.temporary):

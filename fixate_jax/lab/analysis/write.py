@@ -58,8 +58,9 @@ def write_analysis(
         DataError: too few people with enough sessions, or a session without the signal.
     """
     found = analyse(store.sessions if sessions is None else sessions, settings)
-    dropped = pd.DataFrame(store.dropped.items(), columns=["reason", "count"])
-    found = replace(found, tables={**found.tables, "dropped": dropped})
+    counts = {"dropped": ("reason", store.dropped), "noted": ("what", store.noted)}
+    told = {name: pd.DataFrame(by.items(), columns=[key, "count"]) for name, (key, by) in counts.items()}
+    found = replace(found, tables={**found.tables, **told})
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -48,6 +48,8 @@ class Prepare:
         console.print(f"{len(store.sessions)} sessions of {len(store.users)} users in {store.directory}")
         for reason, count in store.dropped.items():
             console.print(f"left out: {count} ({reason})")
+        for what, count in store.noted.items():
+            console.print(f"noted: {count} ({what})")
         return 0
 
 

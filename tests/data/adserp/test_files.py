@@ -101,6 +101,13 @@ BAD: dict[str, tuple[str, Spoil, str, str]] = {
     "no query": ("metadata", text("buy-oil-filter", ""), ", field 'task' = 'batch_20_trial_3 |': holds", "no query"),
     "no size": ("metadata", text("1403x", "wide"), ", field 'document' = 'wide2222': must be", "no document size"),
     "size 0": ("metadata", text("1403x2222", "1403x0"), ", field 'document' = '1403x0': must be", "no document size"),
+    "no window": (
+        "metadata",
+        text("<window>1422x1137</window>", ""),
+        ", field 'window': is missing",
+        "missing field",
+    ),
+    "flat window": ("metadata", text("1422x1137", "1422x0"), ", field 'window' = '1422x0': must be", "no window size"),
     "broken JSON": ("organic", cut, ": not valid JSON", "broken JSON"),
     "a list": ("ads", content(b"[]"), ": must hold an object", "broken JSON"),
     "no list": ("organic", content(b"{}"), ", field 'organic': is missing", "missing field"),

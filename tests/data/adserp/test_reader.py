@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixate_jax.data.readers.adserp.files import read_trial
 from fixate_jax.data.readers.adserp.reader import COLUMNS, assign_splits, profile_text, read_adserp
-from fixate_jax.data.readers.adserp.stops import SCALE, VIEWPORT_HEIGHT
+from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED
 from fixate_jax.data.readers.adserp.store import FEATURES, make_session
-from fixate_jax.errors import DataError
+from fixate_jax.errors import DataError, DataWarning
 from tests.data.adserp.trials import (
     CLICK,
     LOAD,
@@ -57,50 +58,56 @@ def move(time: int, x: float, y: float, event: str = "mousemove") -> Event:
 
 def test_a_session_as_worked_out_by_hand(tmp_path: Path) -> None:
     # 711 CSS px = 640 px. The last stop is from the last scroll event (2100) to the click (5000), so two fixations
-    # count: 250 + 150 ms on result 4 (1000..1100). The one at 1500 was before, that at 5001 after. The cursor comes at
-    # 3000 to (300, 450) CSS: x = 300·640/711 = 270.04, y = (450 + 711)·640/711 = 1045.06, result 4, and stays.
+    # count: 250 + 150 ms on result 4 (1100..1200). The one at 1500 was before, that at 5001 after. The cursor comes at
+    # 3000 to (300, 1272) CSS on the page: x = 300·640/711 = 270.04, y = 1272·640/711 = 1144.98, result 4, and stays.
     row = session_of(
         tmp_path,
-        events=[LOAD, scroll(2000, 300), scroll(2100, 711), move(3000, 300, 450), click(5000, 300, 450)],
-        fixations=[(1500, 300, 150, 180), (2600, 300, 1050, 250), (4800, 650, 1099, 150), (5001, 300, 750, 999)],
+        events=[LOAD, scroll(2000, 300), scroll(2100, 711), move(3000, 300, 1272), click(5000, 300, 1272)],
+        fixations=[(1500, 300, 150, 180), (2600, 300, 1150, 250), (4800, 650, 1199, 150), (5001, 300, 750, 999)],
     )
     assert row.session_id == TRIAL and row.user_id == "p004" and (row.block, row.trial) == (1, 3)
     assert row.scroll_px == pytest.approx(640) and (row.start_ms, row.end_ms) == (2100, 5000)
-    assert row.crop == (640, 1562)
+    assert row.crop == (640, 1664)
     assert row.kinds == ("organic", "organic") and row.ranks == (3, 4)
-    assert row.boxes == ((100, 700, 700, 800), (100, 1000, 700, 1100))
+    assert row.boxes == ((100, 700, 700, 800), (100, 1100, 700, 1200))
     assert row.fixation_ms == (0, 400) and row.cursor_ms == (0, 2000) and row.click == 1
     assert row.query == "buy oil filter"
     session = make_session(row, page=PAGE)
     assert session.labels == ("0", "1")
-    # The crop is 922 px high and begins at 640: 700 is 60/922 down, 1100 is 460/922.
-    expected = [[100 / 1280, 60 / 922, 700 / 1280, 160 / 922], [100 / 1280, 360 / 922, 700 / 1280, 460 / 922]]
+    # The crop is 1024 px high and begins at 640: 700 is 60/1024 down, 1200 is 560/1024.
+    expected = [[100 / 1280, 60 / 1024, 700 / 1280, 160 / 1024], [100 / 1280, 460 / 1024, 700 / 1280, 560 / 1024]]
     np.testing.assert_allclose(session.boxes, expected)
     np.testing.assert_allclose(session.dwell_ms["cursor"], [0, 2000])
 
 
-def test_css_pixels_and_viewport() -> None:
-    assert SCALE == 1280 / 1422
-    assert VIEWPORT_HEIGHT == 922  # 1024 · 1280/1422 = 921.74
+def test_a_window_shows_rows_of_the_screenshot_as_its_size_says(tmp_path: Path) -> None:
+    trial = read_trial(write_trial(tmp_path), TRIAL)
+    assert (trial.scale, trial.rows) == (1280 / 1422, 1024)  # 1137 · 1280/1422 = 1023.46, rounded up
+    other = read_trial(write_trial(tmp_path, window="1600x900"), TRIAL)
+    assert (other.scale, other.rows) == (0.8, 720)
+    # 150 CSS px are then 120 px, still result 1; result 3 is cut at 720.
+    data = read_adserp(tmp_path)
+    assert data.noted == {"window of another size than 1422x1137": 1}
+    assert data.sessions["crop"][0] == (0, 720) and data.sessions["boxes"][0][2] == (100, 700, 700, 720)
 
 
 def test_the_first_click_ends_it_whatever_comes_after(tmp_path: Path) -> None:
     # Result 1 is clicked at 5000. A later click on result 2 (y 350 px = 389 CSS) and scrolling count for nothing.
     later = [scroll(5100, 711), click(9000, 200, 389)]
     row = session_of(tmp_path, events=[LOAD, CLICK, *later])
-    assert (row.click, row.crop, row.end_ms) == (0, (0, 922), 5000)
+    assert (row.click, row.crop, row.end_ms) == (0, (0, 1024), 5000)
 
 
 def test_rows_are_taken_in_the_order_of_time(tmp_path: Path) -> None:
     row = session_of(tmp_path, events=[click(9000, 200, 389), scroll(5100, 711), CLICK, LOAD])
-    assert (row.click, row.crop, row.start_ms, row.end_ms) == (0, (0, 922), 1000, 5000)
+    assert (row.click, row.crop, row.start_ms, row.end_ms) == (0, (0, 1024), 1000, 5000)
 
 
-@pytest.mark.parametrize(("pause", "crop"), [(400, (640, 1562)), (399, (0, 922))])
+@pytest.mark.parametrize(("pause", "crop"), [(400, (640, 1664)), (399, (0, 1024))])
 def test_a_stop_lasts_400_ms(pause: int, crop: tuple[int, int], tmp_path: Path) -> None:
-    # Offset 0 for 1000 ms, offset 711 for the pause, then offset 1422 for 100 ms until the click on result 3 (its rank
-    # is told by the element, and it is visible from both offsets).
-    events = [LOAD, scroll(2000, 711), scroll(2000 + pause, 1422), click(2100 + pause, xpath="//*[@id='rso']/div[3]/a")]
+    # Offset 0 for 1000 ms, offset 711 for the pause, then offset 1422 for 100 ms until the click on result 3, which is
+    # visible from both offsets: 833 CSS px are 749.8 px.
+    events = [LOAD, scroll(2000, 711), scroll(2000 + pause, 1422), click(2100 + pause, y=833)]
     fixations = [(1500, 400, 750, 100), (2200, 400, 750, 120)]
     row = session_of(tmp_path, events=events, fixations=fixations)
     assert row.crop == crop
@@ -110,38 +117,54 @@ def test_a_stop_lasts_400_ms(pause: int, crop: tuple[int, int], tmp_path: Path) 
 
 def test_without_a_stop_there_is_one_at_the_top_for_the_whole_time(tmp_path: Path) -> None:
     # No offset holds for 400 ms: 300, 300 and 200 ms.
-    events = [LOAD, scroll(1300, 711), scroll(1600, 1422), click(1800, xpath="//*[@id='rso']/div[2]/a")]
+    events = [LOAD, scroll(1300, 711), scroll(1600, 1422), click(1800, y=389)]
     row = session_of(tmp_path, events=events, fixations=[(1100, 400, 150, 90), (1700, 400, 350, 110)])
-    assert (row.scroll_px, row.start_ms, row.end_ms, row.crop) == (0, 1000, 1800, (0, 922))
+    assert (row.scroll_px, row.start_ms, row.end_ms, row.crop) == (0, 1000, 1800, (0, 1024))
     assert row.fixation_ms == (90, 110, 0, 0) and row.click == 1
 
 
 def test_scroll_events_that_move_nothing_do_not_end_a_stop(tmp_path: Path) -> None:
     # Offset 711 from 2000 on; three events tell it again. 5000 − 2000 = 3000 ms.
     again = [scroll(time, 711) for time in (2000, 2300, 2600, 2900)]
-    row = session_of(tmp_path, events=[LOAD, *again, click(y=100)], fixations=[(2100, 400, 750, 100)])
+    row = session_of(tmp_path, events=[LOAD, *again, click(y=811)], fixations=[(2100, 400, 750, 100)])
     assert (row.start_ms, row.end_ms, row.scroll_px) == (2000, 5000, pytest.approx(640))
 
 
 def test_of_scroll_events_at_one_time_the_last_holds(tmp_path: Path) -> None:
-    events = [LOAD, scroll(2000, 1422), scroll(2000, 711), click(y=100)]
-    assert session_of(tmp_path, events=events, fixations=[(2100, 400, 750, 100)]).crop == (640, 1562)
+    events = [LOAD, scroll(2000, 1422), scroll(2000, 711), click(y=811)]
+    assert session_of(tmp_path, events=events, fixations=[(2100, 400, 750, 100)]).crop == (640, 1664)
 
 
-def test_a_click_just_after_scrolling_is_placed_by_the_offset_it_happened_at(tmp_path: Path) -> None:
-    # The stop is at offset 0 (1000 to 4800). At 4900 the page has moved by 111 CSS px, and the click at 220 CSS px on
-    # the screen is at (220 + 111)·640/711 = 297.95 px, above result 2 (300..400); at 223 it is at 300.65, on it.
+def test_a_click_just_after_scrolling_is_where_the_log_has_it_on_the_page(tmp_path: Path) -> None:
+    # The stop is at offset 0 (1000 to 4800). At 4900 the page has moved by 111 CSS px, and the click at 223 CSS px on
+    # the screen is at 334 on the page: 334·640/711 = 300.65 px, on result 2 (300..400); 331 is 297.95 px, above it.
     moved = [scroll(4800, 60), scroll(4900, 111)]
-    row = session_of(tmp_path / "on", events=[LOAD, *moved, click(y=223)])
-    assert (row.crop, row.end_ms, row.click) == ((0, 922), 4800, 1)
-    assert drop_of(tmp_path / "above", events=[LOAD, *moved, click(y=220)]) == "click on no visible area"
+    row = session_of(tmp_path / "on", events=[LOAD, *moved, click(y=334)])
+    assert (row.crop, row.end_ms, row.click) == ((0, 1024), 4800, 1)
+    assert drop_of(tmp_path / "above", events=[LOAD, *moved, click(y=331)]) == "click on no visible area"
+
+
+def test_the_first_click_that_hits_something_is_the_choice(tmp_path: Path) -> None:
+    # 250 CSS px are 225 px, between results 1 and 2. At offset 711 the click at 811 (730 px) hits result 3; what was
+    # looked at since then counts, and the click after it does not.
+    fixations = [(2000, 400, 150, 90), (3500, 400, 750, 120)]
+    events = [LOAD, click(2500, y=250), scroll(3000, 711), click(4000, y=811), click(4500, y=1272)]
+    row = session_of(tmp_path, events=events, fixations=fixations)
+    assert (row.crop, row.start_ms, row.end_ms, row.click) == ((640, 1664), 3000, 4000, 0)
+    assert row.fixation_ms == (120, 0)
+
+
+def test_a_choice_that_nobody_looked_at_is_none_whatever_is_clicked_next(tmp_path: Path) -> None:
+    # Result 3 is clicked unseen; result 1, which was looked at, later.
+    events = [LOAD, scroll(2000, 711), click(3000, y=811), scroll(3500, 0), click(6000)]
+    assert drop_of(tmp_path, events=events, fixations=[(5000, 400, 150, 99)]) == "no fixation on a slot"
 
 
 @pytest.mark.parametrize(("height", "kept"), [(740, True), (739, False)])
 def test_at_least_100_px_must_be_seen(height: int, kept: bool, tmp_path: Path) -> None:
     # Offset 711 is 640 px: of a page of 740 px 100 are seen.
     trial: dict[str, Any] = {
-        "events": [LOAD, scroll(2000, 711), click(y=30)],
+        "events": [LOAD, scroll(2000, 711), click(y=741)],
         "fixations": [(3000, 400, 670, 100)],
         "organic": [(100, 650, 700, 700)],
         "ads": {},
@@ -154,11 +177,11 @@ def test_at_least_100_px_must_be_seen(height: int, kept: bool, tmp_path: Path) -
 
 
 def test_boxes_are_clipped_to_what_is_seen_and_hidden_ones_are_no_slots(tmp_path: Path) -> None:
-    # From offset 711: 640 to 1562. A box up to 640 is just out, one from 1562 as well, one from 600 to 700 is cut.
-    organic = [(100, 500, 700, 640), (100, 600, 700, 700), (100, 1500, 700, 1600), (100, 1562, 700, 1700)]
-    events = [LOAD, scroll(2000, 711), click(y=30)]  # 741 · 640/711 = 667.0: the second
+    # From offset 711: 640 to 1664. A box up to 640 is just out, one from 1664 as well, one from 600 to 700 is cut.
+    organic = [(100, 500, 700, 640), (100, 600, 700, 700), (100, 1600, 700, 1700), (100, 1664, 700, 1800)]
+    events = [LOAD, scroll(2000, 711), click(y=741)]  # 741 · 640/711 = 667.0: the second
     row = session_of(tmp_path, events=events, organic=organic, fixations=[(3000, 400, 650, 100)])
-    assert row.ranks == (2, 3) and row.boxes == ((100, 640, 700, 700), (100, 1500, 700, 1562)) and row.click == 0
+    assert row.ranks == (2, 3) and row.boxes == ((100, 640, 700, 700), (100, 1600, 700, 1664)) and row.click == 0
 
 
 def test_slots_are_organic_results_by_rank_then_ads(tmp_path: Path) -> None:
@@ -174,10 +197,10 @@ def test_slots_are_organic_results_by_rank_then_ads(tmp_path: Path) -> None:
     features = pd.DataFrame(make_session(row, page=PAGE).slot_features, columns=list(FEATURES))
     assert list(features["is_ad"]) == [0, 0, 0, 1, 1, 1, 1] and list(features["rank"]) == [1, 2, 3, 0, 0, 0, 0]
     assert list(features["dd_right"]) == [0] * 6 + [1] and list(features["native_ad"]) == [0, 0, 0, 1, 1, 0, 0]
-    # Result 2: 300 to 400 of 922 px seen, of a document of 2222 CSS px = 2000.11 px.
+    # Result 2: 300 to 400 of 1024 px seen, of a document of 2222 CSS px = 2000.11 px.
     second = features.loc[1, ["left", "top", "width", "height", "page_top"]]
     np.testing.assert_allclose(
-        second.to_numpy(float), [100 / 1280, 300 / 922, 600 / 1280, 100 / 922, 300 / 2000.11], rtol=1e-5
+        second.to_numpy(float), [100 / 1280, 300 / 1024, 600 / 1280, 100 / 1024, 300 / 2000.11], rtol=1e-5
     )
 
 
@@ -199,28 +222,37 @@ def test_a_fixation_counts_for_the_smallest_area_that_holds_it(tmp_path: Path) -
 
 
 def test_a_fixation_belongs_to_the_stop_of_its_timestamp(tmp_path: Path) -> None:
-    events = [LOAD, scroll(2000, 711), click(4000, y=100)]
+    events = [LOAD, scroll(2000, 711), click(4000, y=811)]
     times = [(1999, 1), (2000, 10), (4000, 100), (4001, 1000)]
     row = session_of(tmp_path, events=events, fixations=[(time, 400, 750, ms) for time, ms in times])
     assert row.fixation_ms == (110, 0)
 
 
 def test_the_cursor_stays_where_it_is_until_an_event_says_otherwise(tmp_path: Path) -> None:
-    # Offset 711 from 2000 to the click at 5000. Result 3 (700..800 px) is at 67 to 177 CSS px on the screen, result 4
-    # (1000..1100) at 400 to 511.
+    # Offset 711 from 2000 to the click at 5000. On the page result 3 (700..800 px) is at 778 to 889 CSS px, result 4
+    # (1100..1200) at 1222 to 1333.
     events = [
         LOAD,  # logged at 0, 0, which is no place of the cursor
-        move(1500, 300, 100),  # rests here while the page moves: on result 3 from 2000 on
+        move(1500, 300, 100),  # stays on the screen while the page moves by 711: at 811, on result 3, from 2000 on
         scroll(2000, 711),
-        move(2700, 300, 450),  # result 4
+        move(2700, 300, 1272),  # result 4
         (2900, 0, 0, "focus", "/"),  # is no place of the cursor
-        move(3000, 300, 450, "mouseover"),
-        move(3000, 1200, 450),  # two events of one time: the last counts; nowhere until
-        move(3600, 300, 110, "mouseout"),  # result 3 again, until the click
-        click(5000, 300, 110),
+        move(3000, 300, 1272, "mouseover"),
+        move(3000, 1200, 1272),  # two events of one time: the last counts; nowhere until
+        move(3600, 300, 821, "wheel"),  # result 3 again, until the click
+        click(5000, 300, 821),
     ]
     row = session_of(tmp_path, events=events, fixations=[(3000, 400, 750, 100)])
     assert row.cursor_ms == (700 + 1400, 300)
+
+
+def test_the_cursor_stays_on_the_screen_while_the_page_moves(tmp_path: Path) -> None:
+    # At offset 300 the cursor is at 400 on the page, so at 100 on the screen. Offset 711 brings 811 under it, result 3
+    # (778 to 889), from 2000 to the click at 5000; and back at offset 0 it is at 100: 90 px, above result 1.
+    before = [LOAD, scroll(1200, 300), move(1500, 300, 400)]
+    at_711 = {"events": [*before, scroll(2000, 711), click(5000, y=811)], "fixations": [(3000, 400, 750, 100)]}
+    assert session_of(tmp_path / "on", **at_711).cursor_ms == (3000, 0)
+    assert session_of(tmp_path / "off", events=[*before, scroll(2000, 0), click(5000)]).cursor_ms == (0, 0, 0, 0)
 
 
 def test_without_a_cursor_on_a_slot_there_is_no_cursor_signal(tmp_path: Path) -> None:
@@ -231,25 +263,41 @@ def test_without_a_cursor_on_a_slot_there_is_no_cursor_signal(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("xpath", "place", "slot"),
+    ("xpath", "place", "slot", "note"),
     [
-        # The element tells the rank, wherever the click is.
-        ("//*[@id='rso']/div[2]/div/div/a/h3", (200, 150), 1),
-        ("//*[@id='rso']/div/div[3]/div/a", (200, 389), 0),  # no index means 1; that of a child means nothing
-        ('//*[@id="rso"]/div[3]', (200, 150), 2),
-        # Result 4 cannot be seen, and there is no result 7: 389 CSS px are 350 px, result 2.
-        ("//*[@id='rso']/div[4]/a", (200, 389), 1),
-        ("//*[@id='rso']/div[7]/a", (200, 389), 1),
-        # No result's element: 900 CSS px are 810 px, 280 are 252: the ad at the right.
-        ("//*[@id='rhs']/div[2]/a", (1000, 280), 3),
-        ("//*[@id='rso']", (200, 389), 1),
-        ("//*[@id='rso2']/div[3]", (200, 389), 1),
-        ("", (200, 389), 1),
-        ("//*[@id='a,b']/div[3]", (200, 389), 1),  # nothing quotes commas
+        # What is under the click, and the element's rank agrees: 389 CSS px are 350 px, 833 are 750.
+        ("//*[@id='rso']/div[2]/div/div/a/h3", (200, 389), 1, ""),
+        ("//*[@id='rso']/div/div[3]/div/a", (200, 150), 0, ""),  # no index means 1; that of a child means nothing
+        ('//*[@id="rso"]/div[3]', (200, 833), 2, ""),
+        # It counts whatever stands between results, so the place is right.
+        ("//*[@id='rso']/div[2]/a", (200, 150), 0, CONTRADICTED),
+        ("//*[@id='rso']/div[1]/a", (1000, 280), 3, CONTRADICTED),
+        # 250 CSS px are 225 px, between results 1 and 2.
+        ("//*[@id='rso']/div[2]/a", (200, 250), 1, BY_RANK),
+        # Result 4 cannot be seen, and there is no result 7.
+        ("//*[@id='rso']/div[4]/a", (200, 389), 1, ""),
+        ("//*[@id='rso']/div[7]/a", (200, 389), 1, ""),
+        # No result's element: 1000 CSS px are 900 px, 280 are 252: the ad at the right.
+        ("//*[@id='rhs']/div[2]/a", (1000, 280), 3, ""),
+        ("//*[@id='rso']", (200, 389), 1, ""),
+        ("//*[@id='rso2']/div[3]", (200, 389), 1, ""),
+        ("", (200, 389), 1, ""),
+        ("//*[@id='a,b']/div[3]", (200, 389), 1, ""),  # nothing quotes commas
     ],
 )
-def test_the_clicked_area(xpath: str, place: tuple[float, float], slot: int, tmp_path: Path) -> None:
-    assert session_of(tmp_path, events=[LOAD, click(5000, *place, xpath)]).click == slot
+def test_the_clicked_area(xpath: str, place: tuple[float, float], slot: int, note: str, tmp_path: Path) -> None:
+    data = read_adserp(write_trial(tmp_path, events=[LOAD, click(5000, *place, xpath)]))
+    assert data.sessions["click"].tolist() == [slot] and data.noted == ({note: 1} if note else {})
+
+
+def test_without_the_places_of_results_the_slots_are_the_ads(tmp_path: Path) -> None:
+    trial = {"organic": None, "fixations": [(3000, 900, 200, 200)]}
+    write_trial(tmp_path, events=[LOAD, click(5000, 1000, 280)], **trial)  # type: ignore[arg-type]
+    write_trial(tmp_path, "p004-b9-t9", events=[LOAD, click(5000, xpath="//*[@id='rso']/div[1]/a")], **trial)  # type: ignore[arg-type]
+    with pytest.warns(DataWarning, match=r"organic-aoi-data: not there; slots are the ads alone"):
+        data = read_adserp(tmp_path)
+    assert data.sessions["kinds"].tolist() == [("dd_right",)] and data.sessions["click"].tolist() == [0]
+    assert data.dropped == {"click on no visible area": 1}
 
 
 @pytest.mark.parametrize(
@@ -261,6 +309,7 @@ def test_the_clicked_area(xpath: str, place: tuple[float, float], slot: int, tmp
             "click on no visible area",
         ),
         ({"organic": [], "ads": {}}, "click on no visible area"),
+        ({"events": [LOAD, click(3000, y=250), click(4000, y=250)]}, "click on no visible area"),
         ({"events": [LOAD, (5000, 200, 150, "mouseup", "/")]}, "no click"),
         ({"events": []}, "no click"),
         ({"fixations": []}, "no fixation on a slot"),

@@ -93,7 +93,7 @@ def raw_trials(folder: Path) -> Path:
     write_participants(_made(folder), ["p004", "p010"])
     for user in ("p004", "p010"):
         for trial in range(1, 11):
-            events = [LOAD, scroll(2000, 711), (5000, 200, 100, "click", "/")] if user == "p010" else [LOAD, CLICK]
+            events = [LOAD, scroll(2000, 711), (5000, 200, 811, "click", "/")] if user == "p010" else [LOAD, CLICK]
             fixations = [(3000, 400, 750 if user == "p010" else 150, 100 + trial)]
             write_trial(folder, f"{user}-b1-t{trial}", events=events, fixations=fixations, task=f"buy-thing-{trial}")
     write_trial(folder, "p004-b2-t1", events=[LOAD])
@@ -126,7 +126,7 @@ def test_a_prepared_store_is_whole_and_the_same_again(tmp_path: Path) -> None:
     assert store.manifest["splits"] == {"train": 14, "validation": 2, "test": 4}
     # Everybody's page from one offset is the same picture.
     assert store.manifest["pages"] == 2
-    assert store.image(store.sessions[0].page_id).size == (128, 92)
+    assert store.image(store.sessions[0].page_id).size == (128, 102)
     prepared(raw, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "store")
 

@@ -15,16 +15,17 @@ TRIAL = "p004-b1-t3"
 Event = tuple[int, float, float, str, str]
 Box = tuple[float, float, float, float]
 
-# On a page of 1280×2000 px. 711 CSS px are 640 px, so offset 711 shows 640 to 1562 (922 px): results 3 and 4 alone.
+# On a page of 1280×2000 px, of which 1,024 are seen at once. 711 CSS px are 640 px, so offset 711 shows 640 to 1664:
+# results 3 and 4 alone. From the top 1 to 3 are seen.
 ORGANIC: tuple[Box, ...] = (
     (100, 100, 700, 200),
     (100, 300, 700, 400),
     (100, 700, 700, 800),
-    (100, 1000, 700, 1100),
+    (100, 1100, 700, 1200),
 )
 RIGHT: tuple[Box, ...] = ((800, 100, 1100, 500),)
 LOAD: Event = (1000, 0, 0, "load", "/")
-# 180, 135 px on the screen: result 1, if the page is not scrolled.
+# 180, 135 px on the page: result 1.
 CLICK: Event = (5000, 200, 150, "click", "//*[@id='rcnt']")
 ON_FIRST = (3000, 400, 150, 200)
 """A fixation on result 1."""
@@ -53,28 +54,35 @@ def write_trial(
     *,
     events: Sequence[Event] = (LOAD, CLICK),
     fixations: Sequence[tuple[float, float, float, float]] = (ON_FIRST,),
-    organic: Sequence[Box] = ORGANIC,
+    organic: Sequence[Box] | None = ORGANIC,
     ads: Mapping[str, Sequence[Box]] | None = None,
     height: int = 2000,
     task: str = "batch_20_trial_3 | buy-oil-filter",
+    window: str = "1422x1137",
 ) -> Path:
-    """Write the files of a trial, and participants.csv if it is not there; returns the folder."""
-    for name, _ in FOLDERS.values():
+    """Write the files of a trial, and participants.csv if it is not there; returns the folder.
+
+    Without ``organic`` there is no folder for the places of results, as in the published files.
+    """
+    for kind, (name, _) in FOLDERS.items():
+        if kind == "organic" and organic is None:
+            continue
         (folder / name).mkdir(parents=True, exist_ok=True)
     if not (folder / "participants.csv").exists():
         write_participants(folder)
     file_of(folder, "screenshot", trial_id).write_bytes(png(1280, height))
     document = f"1403x{round(height * 1422 / 1280)}"
-    xml = f"<data>\n <document>{document}</document>\n <task>{task}</task>\n</data>\n"
+    xml = f"<data>\n <window>{window}</window>\n <document>{document}</document>\n <task>{task}</task>\n</data>\n"
     file_of(folder, "metadata", trial_id).write_text(xml, encoding="utf-8")
     _csv(file_of(folder, "fixations", trial_id), "timestamp,FPOGX,FPOGY,FPOGD", fixations)
     _csv(file_of(folder, "mouse", trial_id), "timestamp,xpos,ypos,event,xpath", events)
     corners = ("x_left", "y_top", "x_right", "y_bot")
-    results = [
-        {"rank": i, "title": f"Title {i}", "site": f"site{i}.example"} | dict(zip(corners, box, strict=True))
-        for i, box in enumerate(organic, start=1)
-    ]
-    dump(file_of(folder, "organic", trial_id), {"organic": results})
+    if organic is not None:
+        results = [
+            {"rank": i, "title": f"Title {i}", "site": f"site{i}.example"} | dict(zip(corners, box, strict=True))
+            for i, box in enumerate(organic, start=1)
+        ]
+        dump(file_of(folder, "organic", trial_id), {"organic": results})
     boxes = {"native_ad": (), "dd_top": (), "dd_right": ()} | dict({"dd_right": RIGHT} if ads is None else ads)
     dump(file_of(folder, "ads", trial_id), {kind: [_ad(box) for box in boxes[kind]] for kind in boxes})
     return folder

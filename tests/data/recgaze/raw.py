@@ -186,7 +186,12 @@ def split(task: int) -> str:
 
 
 def read_plainly(
-    folder: Path, definition: str, *, without: Collection[int] = (), without_non_public: Collection[int] = ()
+    folder: Path,
+    definition: str,
+    *,
+    span: tuple[int, int] = (87, 1032),
+    without: Collection[int] = (),
+    without_non_public: Collection[int] = (),
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
     """Sessions, visits and counts of good logs, leaving out rows on some lines (the header is line 1)."""
     logs = _by_screen(folder / SUMMARY, without)
@@ -207,7 +212,7 @@ def read_plainly(
             continue
         rows = [row for row in logs[user, task] if not row["bad"]]
         if definition == "page":
-            reading = _page(rows, others.get((user, task), []), dropped)
+            reading = _page(rows, others.get((user, task), []), dropped, span)
             visits += [
                 {
                     "user_id": user,
@@ -266,26 +271,28 @@ def _scroll(partner: dict[str, Any], later: list[dict[str, Any]]) -> float | Non
 
 
 def _page(
-    rows: list[dict[str, Any]], others: list[dict[str, Any]], dropped: Counter[str]
+    rows: list[dict[str, Any]], others: list[dict[str, Any]], dropped: Counter[str], span: tuple[int, int]
 ) -> tuple[list[Visit], Visit | None, tuple[int, int] | None]:
     """The visits, the one of the final movie click, and that click."""
     others = [row for row in others if not row["bad"]]
-    pages, visits, final = [0] * 10, list[Visit](), None
+    pages, visits, final, moved = [0] * 10, list[Visit](), None, [-math.inf] * 10
     last: Visit | None = None
     for row in rows:
         same = ("Timestamp", "occurrence")
         found = [i for i, o in enumerate(others) if all(float(o[k]) == float(row[k]) for k in same)]
         if row["Fixation_AOI_type"] is not None:
+            poster = _looked_at(row)
+            if poster is not None:
+                pages[poster[0] - 1] = (poster[1] - 1) // 5
             scroll = _scroll(others[found[0]], others[found[0] + 1 :]) if found else None
             if scroll is None:
                 dropped["fixation without scroll offset"] += 1
             else:
                 visit = visits[-1] if visits else None
-                if visit is None or _is_new(visit, scroll, pages, float(row["Fixation_Duration"])):
-                    visible, full = _rows_at(scroll)
+                if visit is None or _is_new(visit, scroll, pages, float(row["Fixation_Duration"]), span):
+                    visible, full = _rows_at(scroll, span)
                     visit = Visit(len(visits), float(row["Timestamp"]), scroll, visible, full, tuple(pages))
                     visits.append(visit)
-                poster = _looked_at(row)
                 if poster is not None:
                     visit.looked[poster] += float(row["Fixation_Duration"])
         poster = _poster(row, "Cursor_AOI_")
@@ -297,19 +304,22 @@ def _page(
             if visits:
                 visits[-1].clicks.append(poster)
         if row["Click_AOI_type"] in ("Forward", "Backward"):
-            carousel = int(row["Click_AOI_Carousel_position"]) - 1
+            carousel, time = int(row["Click_AOI_Carousel_position"]) - 1, float(row["Timestamp"])
+            if round(time - moved[carousel], 6) < 0.5:
+                continue
+            moved[carousel] = time
             pages[carousel] = (pages[carousel] + (1 if row["Click_AOI_type"] == "Forward" else -1)) % 3
     return visits, last, final
 
 
-def _rows_at(scroll: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    seen = [min(top + 193, scroll + 1080) - max(top, scroll) for top in TOPS]
+def _rows_at(scroll: float, span: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    seen = [min(top + 193, scroll + span[1]) - max(top, scroll + span[0]) for top in TOPS]
     visible = [i + 1 for i in range(10) if round(seen[i], 6) >= 3]
     return tuple(visible[:4]), tuple(i + 1 for i in range(10) if round(seen[i], 6) >= 192.5)
 
 
-def _is_new(visit: Visit, scroll: float, pages: list[int], ms: float) -> bool:
-    rows, _ = _rows_at(scroll)
+def _is_new(visit: Visit, scroll: float, pages: list[int], ms: float, span: tuple[int, int]) -> bool:
+    rows, _ = _rows_at(scroll, span)
     if rows != visit.rows or any(pages[c - 1] != visit.pages[c - 1] for c in rows):
         return True
     return ms >= 150 and round(abs(scroll - visit.scroll), 6) > 17

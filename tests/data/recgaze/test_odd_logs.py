@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fixate_jax.data.readers.recgaze import Definition, RecGaze, read_recgaze
+from fixate_jax.data.readers.recgaze.reader import Viewport
 from fixate_jax.errors import DataError
 from tests.data.recgaze.raw import (
     BACKGROUND,
@@ -47,6 +48,7 @@ KINDS = [
     "turn",
 ]
 DEFINITIONS: list[Definition] = ["page", "page", "screen"]
+VIEWPORTS: list[Viewport] = ["seen", "screen"]
 Step = tuple[int, str, int, int, int]
 STEPS = st.lists(
     st.tuples(
@@ -126,13 +128,16 @@ CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 @pytest.mark.slow
 @settings(max_examples=CASES, deadline=None, suppress_health_check=CHECKS)
-@given(steps=STEPS, definition=st.sampled_from(DEFINITIONS))
-def test_an_odd_log_is_read_as_the_rules_say(steps: list[Step], definition: Definition, folder: Path) -> None:
+@given(steps=STEPS, definition=st.sampled_from(DEFINITIONS), viewport=st.sampled_from(VIEWPORTS))
+def test_an_odd_log_is_read_as_the_rules_say(
+    steps: list[Step], definition: Definition, viewport: Viewport, folder: Path
+) -> None:
     rows = made_up(steps)
     if not rows:
         return
     write_logs(folder, rows)
-    same(read_recgaze(folder, definition=definition), read_plainly(folder, definition))
+    plainly = read_plainly(folder, definition, span=(87, 1032) if viewport == "seen" else (0, 1080))
+    same(read_recgaze(folder, definition=definition, viewport=viewport), plainly)
 
 
 FAULTS: dict[str, tuple[Callable[[Row], bool], str, Any, str]] = {

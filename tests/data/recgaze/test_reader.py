@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fixate_jax.data.readers.recgaze.geometry import poster_top
+from fixate_jax.data.readers.recgaze.geometry import SCREEN, SEEN, poster_top
 from fixate_jax.data.readers.recgaze.logs import natural
 from fixate_jax.data.readers.recgaze.reader import OPENING, SESSION_COLUMNS, read_recgaze, split_of_task
 from fixate_jax.data.readers.recgaze.store import source_files
-from fixate_jax.data.readers.recgaze.visits import VISIT_COLUMNS, shown_rows
+from fixate_jax.data.readers.recgaze.visits import DRAGGED, IGNORED, VISIT_COLUMNS, shown_rows
 from fixate_jax.errors import DataError
 from tests.data.recgaze.raw import (
     BACKGROUND,
@@ -45,10 +45,10 @@ def test_a_session_holds_what_was_seen_looked_at_and_clicked(tmp_path: Path) -> 
         "visit": 0,
         "scroll_px": 0.0,
         "horizontal_pages": (0,) * 10,
-        "slots": OPENING,
-        "movie_ids": tuple(movie_id(2, *slot) for slot in OPENING),
-        "fixation_ms": (0.0, 200.0, *[0.0] * 13),
-        "cursor_ms": (0.0, 500.0, *[0.0] * 13),
+        "slots": OPENING[:10],
+        "movie_ids": tuple(movie_id(2, *slot) for slot in OPENING[:10]),
+        "fixation_ms": (0.0, 200.0, *[0.0] * 8),
+        "cursor_ms": (0.0, 500.0, *[0.0] * 8),
         "click": 1,
     }
     (visit,) = found.visits.to_dict("records")
@@ -59,12 +59,48 @@ def test_a_session_holds_what_was_seen_looked_at_and_clicked(tmp_path: Path) -> 
         "start": 1.0,
         "scroll_px": 0.0,
         "rows": (1, 2, 3),
-        "full_rows": (1, 2, 3),
+        "full_rows": (1, 2),
         "horizontal_pages": (0,) * 10,
         "fixation_ms": {(1, 2): 200.0},
         "clicks": ((1, 2),),
     }
-    assert found.dropped == {}
+    assert found.dropped == found.noted == {}
+
+
+def test_what_the_bars_hide_is_not_seen(tmp_path: Path) -> None:
+    # At offset 0 row 3 (855 to 1048) is cut by the task bar at 1032. At 430 row 2 (516 to 709, so 86 to 279 on the
+    # screen) loses a row of pixels to the browser's bar, which ends at 87; row 4 ends at 1388 - 430 = 958. At 700 what
+    # is left of row 2 (9 px) is behind that bar, and row 5 (1534 to 1727) ends at 1027.
+    rows = [row for i, scroll in enumerate((0, 430, 700)) for row in look(1.0 + i, 3, 1, scroll=scroll)]
+    write_folder(tmp_path, [*rows, click(4.5, 4, 2)])
+    seen = read_recgaze(tmp_path, definition="page").visits
+    assert seen["rows"].tolist() == [(1, 2, 3), (2, 3, 4), (3, 4, 5)]
+    assert seen["full_rows"].tolist() == [(1, 2), (3, 4), (3, 4, 5)]
+    published = read_recgaze(tmp_path, definition="page", viewport="screen").visits
+    assert published["rows"].tolist() == [(1, 2, 3), (2, 3, 4), (2, 3, 4, 5)]
+    assert published["full_rows"].tolist() == [(1, 2, 3), (2, 3, 4), (3, 4, 5)]
+
+
+def test_an_arrow_click_is_ignored_while_the_carousel_moves(tmp_path: Path) -> None:
+    # Row 2: forward at 2.0; ignored at 2.3, and at 2.499, but not at 2.5, so it is on page 2. Row 1 moves by itself:
+    # its click at 2.3 counts.
+    swipes = [swipe(2.0, 2), swipe(2.3, 2), swipe(2.3, 1), swipe(2.499, 2, "Backward"), swipe(2.5, 2)]
+    write_folder(tmp_path, [*look(1.0, 3, 1), *swipes, *look(3.0, 3, 1), click(3.5, 2, 11)])
+    found = read_recgaze(tmp_path, definition="page")
+    assert found.visits["horizontal_pages"].tolist() == [(0,) * 10, (1, 2, *[0] * 8)]
+    assert found.noted == {IGNORED: 2}
+
+
+def test_a_fixation_on_a_film_tells_the_page_of_its_row(tmp_path: Path) -> None:
+    # Nobody clicked an arrow of row 2, but film 7 is looked at: the row was dragged to page 1. From there an arrow
+    # takes it to page 2, where film 12 agrees. A film beside which the eyes rest tells the page, too; row 1 stays.
+    steps = [*look(1.0, 1, 1), *look(2.0, 2, 7), swipe(2.5, 2), *look(3.5, 2, 12)]
+    steps += [*fixation(USER, 2, 4.0, BACKGROUND, 200, closest=movie(2, 4)), click(5.0, 2, 1)]
+    found = read_recgaze(write_folder(tmp_path, steps), definition="page")
+    assert [pages[:2] for pages in found.visits["horizontal_pages"]] == [(0, 0), (0, 1), (0, 2), (0, 0)]
+    assert found.visits["start"].tolist() == [1.0, 2.0, 3.5, 4.0] and found.noted == {DRAGGED: 2}
+    (session,) = found.sessions.to_dict("records")
+    assert session["slots"][5:] == tuple((2, place) for place in range(1, 6)) and session["click"] == 5
 
 
 def test_the_split_is_the_documented_one() -> None:
@@ -79,18 +115,22 @@ def test_the_split_is_the_documented_one() -> None:
 
 @pytest.mark.parametrize("carousel", range(1, 11))
 def test_rows_are_visible_with_3_px_and_full_to_half_a_pixel(carousel: int) -> None:
+    # Of the whole screen, 0 to 1080; behind the bars of 87 and 48 px that much sooner.
     top = poster_top(carousel)
     edges = np.array(
         [top + 190, top + 190.01, top - 1077, top - 1077.01, top + 0.5, top + 0.51, top - 887.5, top - 888]
     )
-    visible, full = (marked[:, carousel - 1].tolist() for marked in shown_rows(edges))
-    assert visible == [True, False, True, False, True, True, True, True]
-    assert full == [False, False, False, False, True, False, True, False]
+    hidden = np.array([87, 87, -48, -48, 87, 87, -48, -48])
+    for offsets, span in ((edges, SCREEN), (edges - hidden, SEEN)):
+        visible, full = (marked[:, carousel - 1].tolist() for marked in shown_rows(offsets, span))
+        assert visible == [True, False, True, False, True, True, True, True]
+        assert full == [False, False, False, False, True, False, True, False]
 
 
 def test_never_are_five_rows_visible_or_four_in_full() -> None:
-    visible, full = shown_rows(np.arange(-2000, 5000, 0.5))
-    assert visible.sum(axis=1).max() == 4 and full.sum(axis=1).max() == 3
+    for span in (SCREEN, SEEN):
+        visible, full = shown_rows(np.arange(-2000, 5000, 0.5), span)
+        assert visible.sum(axis=1).max() == 4 and full.sum(axis=1).max() == 3
 
 
 def starts(folder: Path, rows: list[Row]) -> list[float]:
@@ -119,14 +159,14 @@ def test_scrolling_adds_up_since_the_visit_began(tmp_path: Path) -> None:
 
 def test_pages_go_round_and_only_those_in_sight_start_a_visit(tmp_path: Path) -> None:
     rows = [*look(1.0, 1, 1), swipe(1.5, 7), *look(2.0, 1, 1), swipe(2.5, 2, "Backward"), *look(3.0, 1, 1)]
-    rows += [swipe(3.1, 2), swipe(3.2, 2, "Backward"), *look(4.0, 1, 1), *(swipe(4.1 + i / 10, 2) for i in range(2))]
+    rows += [swipe(3.1, 2), swipe(3.6, 2, "Backward"), *look(4.2, 1, 1), *(swipe(4.3 + i / 2, 2) for i in range(2))]
     rows += [*look(5.0, 2, 7), click(5.5, 2, 7)]
     found = read_recgaze(write_folder(tmp_path, rows), definition="page")
     assert found.visits["start"].tolist() == [1.0, 3.0, 5.0]
     assert [pages[1] for pages in found.visits["horizontal_pages"]] == [0, 2, 1]
     assert [pages[6] for pages in found.visits["horizontal_pages"]] == [0, 1, 1]
     (session,) = found.sessions.to_dict("records")
-    assert session["slots"][5:10] == tuple((2, place) for place in range(6, 11)) and session["click"] == 6
+    assert session["slots"][5:] == tuple((2, place) for place in range(6, 11)) and session["click"] == 6
 
 
 @pytest.mark.parametrize("rows_between", [0, 1, 2, 3])

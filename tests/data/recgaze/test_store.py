@@ -60,6 +60,7 @@ def test_the_page_is_what_was_seen(store: SessionStore, folder: Path):
             scroll=row.scroll_px,
             horizontal_pages=row.horizontal_pages,
             labels=dict(zip(row.slots, LABELS, strict=False)),
+            span=(87, 1032),
             width=192,
         )
         assert np.array_equal(np.asarray(store.image(session.page_id)), np.asarray(page))

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fixate_jax.data.readers.recgaze import read_recgaze
+from fixate_jax.data.readers.recgaze.visits import DRAGGED, IGNORED
 from tests.data.synthetic.recgaze import Truth, write_recgaze
 
 USERS = int(os.environ.get("RECGAZE_USERS", "20"))
@@ -33,7 +34,8 @@ def test_page_sessions_and_visits_are_recovered_exactly(logs: tuple[Path, Truth]
     found = read_recgaze(folder, definition="page")
     same(found.visits, truth.visits)
     same(found.sessions, truth.sessions)
-    assert len(found.sessions) > 20 * USERS and set(found.sessions["split"]) == {"train", "validation", "test"}
+    assert found.noted == {IGNORED: truth.ignored, DRAGGED: truth.dragged} and truth.ignored > USERS < truth.dragged
+    assert len(found.sessions) > 15 * USERS and set(found.sessions["split"]) == {"train", "validation", "test"}
 
 
 def test_screen_sessions_are_recovered_exactly(logs: tuple[Path, Truth]):

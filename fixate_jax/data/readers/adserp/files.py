@@ -1,7 +1,7 @@
 """The raw files of one AdSERP trial, each read and checked: CSV, XML, JSON, PNG.
 
-Lengths are pixels of the full-page screenshot unless said otherwise; the browser's log and the document's size are in
-CSS pixels. What is checked is what is used: further columns and fields are ignored.
+Lengths are pixels of the full-page screenshot unless said otherwise; the browser's log, its window and the document
+are in CSS pixels. What is checked is what is used: further columns and fields are ignored.
 """
 
 import json
@@ -58,7 +58,7 @@ class MouseLog:
 
     Attributes:
         time: of each event, in ms.
-        position: x and y on the screen in CSS pixels; of a scroll event, y is the scroll offset.
+        position: x and y on the page (``pageX``, ``pageY``) in CSS pixels; of a scroll event, y is the scroll offset.
         event: its name, such as "mousemove", "scroll", "click".
         xpath: the element it happened on.
     """
@@ -76,6 +76,7 @@ class Trial:
     Attributes:
         query: what was searched for, hyphens as in the file.
         document_height: in CSS pixels.
+        window: width and height of what the browser's window shows, in whole CSS pixels.
         size: width and height of the screenshot.
         fixations: timestamp in ms, x, y on the screenshot, duration in ms.
         mouse: the browser's log.
@@ -84,10 +85,21 @@ class Trial:
 
     query: str
     document_height: int
+    window: tuple[int, int]
     size: tuple[int, int]
     fixations: Float[np.ndarray, "fixations 4"]
     mouse: MouseLog
     aois: tuple[Aoi, ...]
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the screenshot in a CSS pixel."""
+        return SCREENSHOT_WIDTH / self.window[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the screenshot that are seen at once; browsers round a window's size down."""
+        return math.ceil(self.window[1] * self.scale)
 
 
 def file_of(path: Path, kind: str, trial_id: str) -> Path:
@@ -96,24 +108,28 @@ def file_of(path: Path, kind: str, trial_id: str) -> Path:
     return path / folder / f"{trial_id}{ending}"
 
 
+def has_organic(path: Path) -> bool:
+    """Whether the places of organic results are there; the published files are without."""
+    return (path / FOLDERS["organic"][0]).is_dir()
+
+
 def read_trial(path: Path, trial_id: str) -> Trial:
     """Read and check the files of a trial.
 
     Raises:
         BadTrial: naming the file, and the line or field.
     """
-    query, document_height = read_metadata(file_of(path, "metadata", trial_id))
+    query, document_height, window = read_metadata(file_of(path, "metadata", trial_id))
     size = check_screenshot(file_of(path, "screenshot", trial_id))
+    organic = read_organic(file_of(path, "organic", trial_id), size) if has_organic(path) else []
     return Trial(
         query=query,
         document_height=document_height,
+        window=window,
         size=size,
         fixations=read_fixations(file_of(path, "fixations", trial_id)),
         mouse=read_mouse(file_of(path, "mouse", trial_id)),
-        aois=(
-            *read_organic(file_of(path, "organic", trial_id), size),
-            *read_ads(file_of(path, "ads", trial_id), size),
-        ),
+        aois=(*organic, *read_ads(file_of(path, "ads", trial_id), size)),
     )
 
 
@@ -147,10 +163,11 @@ def read_mouse(path: Path) -> MouseLog:
 # XML
 
 
-def read_metadata(path: Path) -> tuple[str, int]:
-    """The query, and the document's height in CSS pixels.
+def read_metadata(path: Path) -> tuple[str, int, tuple[int, int]]:
+    """The query, the document's height, and the window's size, in CSS pixels.
 
-    ``task`` is the query, with or without "batch_20_trial_3 | " before it; ``document`` is like "1403x2642".
+    ``task`` is the query, with or without "batch_20_trial_3 | " before it; ``document`` is like "1403x2642", and
+    ``window``, the browser's ``innerWidth`` and ``innerHeight``, like "1422x1137".
     """
     content = bytes_of(path)
     try:
@@ -160,14 +177,20 @@ def read_metadata(path: Path) -> tuple[str, int]:
         if isinstance(error, BadTrial):
             raise
         raise BadTrial(f"{path}: not valid XML ({error})", "broken XML") from error
-    task, document = (_element(path, root, name) for name in ("task", "document"))
+    task = _element(path, root, "task")
     query = task.rpartition("|")[2].strip()
     if not query:
         raise BadTrial(f"{path}, field 'task' = {task!r}: holds no query", "no query")
-    size = re.fullmatch(r"(\d{1,6})\s*x\s*(\d{1,6})", document)
+    document, window = (_size(path, root, name) for name in ("document", "window"))
+    return query, document[1], window
+
+
+def _size(path: Path, root: ElementTree.Element, name: str) -> tuple[int, int]:
+    text = _element(path, root, name)
+    size = re.fullmatch(r"(\d{1,6})\s*x\s*(\d{1,6})", text)
     if size is None or int(size[1]) == 0 or int(size[2]) == 0:
-        raise BadTrial(f"{path}, field 'document' = {document!r}: must be like 1403x2642", "no document size")
-    return query, int(size[2])
+        raise BadTrial(f"{path}, field {name!r} = {text!r}: must be like 1422x1137", f"no {name} size")
+    return int(size[1]), int(size[2])
 
 
 def _refuse_declarations(path: Path, content: bytes) -> None:

@@ -2,9 +2,11 @@
 
 A trial is a full-page screenshot with boxes of its results and ads, a person's fixations on it, and the browser's log
 of cursor, scrolling and clicks. A session is what was on the screen at the last stop of scrolling before the first
-click. The number drawn on a slot is its label: visible organic results by rank from "0" on, then visible ads.
+click on something. The number drawn on a slot is its label: visible organic results by rank from "0" on, then visible
+ads.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +20,14 @@ from fixate_jax.data.readers.adserp.files import (
     FOLDERS,
     TRIAL_ID,
     Trial,
+    has_organic,
     read_trial,
 )
 from fixate_jax.data.readers.adserp.tables import BadTrial, Table
 from fixate_jax.data.session import Split
 from fixate_jax.data.splits import split_by_content
 from fixate_jax.data.store import natural_order
-from fixate_jax.errors import DataError
+from fixate_jax.errors import DataError, DataWarning
 from fixate_jax.runtime.progress import track
 
 PARTICIPANTS = "participants.csv"
@@ -38,6 +41,10 @@ TRAITS = {
     "online_shopping_freq": "how often",
 }
 """Columns of ``participants.csv`` that go into the profile, and what they are called there."""
+WINDOW = (1422, 1137)
+"""The study's window in CSS pixels, which shows 1,024 rows of the screenshot."""
+NOT_LOOKED = "no fixation on a slot"
+OTHER_WINDOW = f"window of another size than {WINDOW[0]}x{WINDOW[1]}"
 FREQUENCIES = ("Rarely", "Weekly", "Monthly")
 
 COLUMNS = (
@@ -57,16 +64,19 @@ class AdSerp:
             ``ranks`` (0 for ads), ``boxes`` (x0, y0, x1, y1, what is seen of it), ``fixation_ms``, ``cursor_ms`` (all 0
             when the cursor was on none); ``click``, the clicked slot's index. Lengths are screenshot pixels.
         dropped: how many trials were left out, by reason.
+        noted: how many sessions there is something to know about, by what it is.
     """
 
     sessions: pd.DataFrame
     dropped: dict[str, int]
+    noted: dict[str, int]
 
 
 def read_adserp(path: Path, *, on_bad_row: Literal["error", "skip"] = "error", seed: int = 0) -> AdSerp:
     """Read and check all trials.
 
-    Trials without a session (no click, a click on nothing, no gaze on a slot) are left out and counted in any case.
+    Trials without a session (no click, none on anything, no gaze on a slot) are left out and counted in any case.
+    Without the places of organic results the slots are the ads alone, and a :class:`DataWarning` says so.
 
     Args:
         path: the folder with ``participants.csv`` and the folders of ``FOLDERS``.
@@ -77,7 +87,14 @@ def read_adserp(path: Path, *, on_bad_row: Literal["error", "skip"] = "error", s
         DataError: naming the file, and the line or field.
     """
     participants = read_participants(path / PARTICIPANTS)
-    dropped: Counter[str] = Counter()
+    if not has_organic(path):
+        folder = path / FOLDERS["organic"][0]
+        warnings.warn(
+            f"{folder}: not there; slots are the ads alone, and clicks on results are left out",
+            DataWarning,
+            stacklevel=2,
+        )
+    dropped, noted = Counter[str](), Counter[str]()
     rows = []
     for trial_id in track(trial_ids(path), "Reading trials"):
         try:
@@ -89,12 +106,13 @@ def read_adserp(path: Path, *, on_bad_row: Literal["error", "skip"] = "error", s
         if isinstance(row, str):
             dropped[row] += 1
         else:
+            noted.update(row.pop("noted"))
             rows.append(row)
     if not rows:
         raise DataError(f"{path}: no session is left; left out by reason: {dict(dropped)}")
     frame = pd.DataFrame(rows)
     frame["split"] = assign_splits(frame, seed)
-    return AdSerp(sessions=frame[list(COLUMNS)], dropped=dict(dropped))
+    return AdSerp(sessions=frame[list(COLUMNS)], dropped=dict(dropped), noted=dict(noted))
 
 
 def source_files(path: Path) -> list[Path]:
@@ -120,6 +138,8 @@ def trial_ids(path: Path) -> list[str]:
     found: set[str] = set()
     for folder, ending in FOLDERS.values():
         if not (path / folder).is_dir():
+            if folder == FOLDERS["organic"][0]:
+                continue
             raise DataError(f"{path / folder}: not found; data.path must be the folder of AdSERP")
         for file in natural_files(path / folder, ending):
             if not TRIAL_ID.fullmatch(file.stem):
@@ -160,7 +180,10 @@ def profile_text(query: str, traits: Mapping[str, str]) -> str:
 
 
 def read_session(path: Path, trial_id: str, participants: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | str:
-    """A trial as a row of ``AdSerp.sessions`` without its split, or the reason why it gives no session.
+    """A trial as a row of ``AdSerp.sessions``, or the reason why it gives no session.
+
+    Returns:
+        A row without its split and with ``noted``, what there is to know about it; or the reason.
 
     Raises:
         BadTrial: naming the file, and the line or field.
@@ -172,7 +195,7 @@ def read_session(path: Path, trial_id: str, participants: Mapping[str, Mapping[s
         problem = f"participant {user!r} of trial {trial_id} is missing"
         raise BadTrial(f"{path / PARTICIPANTS}: {problem}", "unknown participant")
     trial = read_trial(path, trial_id)
-    seen = _last_view(trial)
+    seen = _choice(trial)
     if isinstance(seen, str):
         return seen
     query = " ".join(trial.query.replace("-", " ").split())
@@ -183,28 +206,36 @@ def read_session(path: Path, trial_id: str, participants: Mapping[str, Mapping[s
         "trial": int(match[3]),
         "query": query,
         "profile": profile_text(query, participants[user]),
-        "page_height": trial.document_height * stops.SCALE,
+        "page_height": trial.document_height * trial.scale,
     } | seen
 
 
-def _last_view(trial: Trial) -> dict[str, Any] | str:
-    """What was seen, looked at and clicked at the last stop before the click; or why there is no session."""
-    click = stops.first_click(trial.mouse)
-    if click is None:
-        return "no click"
+def _choice(trial: Trial) -> dict[str, Any] | str:
+    """What the first click on something chose; or why there is no session, for several clicks that of the first."""
+    reasons = []
+    for click in stops.clicks(trial.mouse):
+        seen = _view_before(trial, click)
+        if not isinstance(seen, str) or seen == NOT_LOOKED:
+            return seen
+        reasons.append(seen)
+    return reasons[0] if reasons else "no click"
+
+
+def _view_before(trial: Trial, click: int) -> dict[str, Any] | str:
+    """What was seen and looked at in the last stop before a click, and what was clicked; or why it is no choice."""
     stop = stops.last_stop(trial.mouse, click)
-    crop = stops.crop_of(stop, trial.size[1])
+    crop = stops.crop_of(trial, stop)
     if crop[1] - crop[0] < stops.MIN_CROP:
         return f"less than {stops.MIN_CROP} px of the page seen"
     slots = stops.visible_slots(trial.aois, crop)
-    clicked = stops.clicked_slot(trial.mouse, click, slots)
+    clicked, doubt = stops.clicked_slot(trial, click, slots)
     if clicked is None:
         return "click on no visible area"
     fixation = stops.fixation_dwell(trial.fixations, stop, slots.boxes)
     if fixation.sum() <= 0:
-        return "no fixation on a slot"
+        return NOT_LOOKED
     return {
-        "scroll_px": stop.offset * stops.SCALE,
+        "scroll_px": stop.offset * trial.scale,
         "start_ms": stop.start,
         "end_ms": stop.end,
         "crop": crop,
@@ -212,8 +243,9 @@ def _last_view(trial: Trial) -> dict[str, Any] | str:
         "ranks": tuple(aoi.rank for aoi in slots.aois),
         "boxes": tuple(tuple(box) for box in slots.boxes.tolist()),
         "fixation_ms": tuple(fixation.tolist()),
-        "cursor_ms": tuple(stops.cursor_dwell(trial.mouse, click, stop, slots.boxes).tolist()),
+        "cursor_ms": tuple(stops.cursor_dwell(trial, click, stop, slots.boxes).tolist()),
         "click": clicked,
+        "noted": [note for note in (doubt, "" if trial.window == WINDOW else OTHER_WINDOW) if note],
     }
 
 

@@ -1,7 +1,8 @@
 """What a person saw, looked at and clicked in an AdSERP trial: scroll stops, slots, dwell, the clicked slot.
 
-Times are in ms. Places are pixels of the full-page screenshot; the browser's log is in CSS pixels, ``SCALE`` of a
-screenshot pixel each. A box holds its upper and left edge and not its lower and right one.
+Times are in ms. Places are pixels of the full-page screenshot; the browser's log is in CSS pixels of the page, so that
+what lies under the cursor changes when the page moves under it. A box holds its upper and left edge and not its lower
+and right one.
 """
 
 import re
@@ -11,15 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fixate_jax.data.boxes import slot_at
-from fixate_jax.data.readers.adserp.files import SCREENSHOT_WIDTH, Aoi, MouseLog
+from fixate_jax.data.readers.adserp.files import SCREENSHOT_WIDTH, Aoi, MouseLog, Trial
 
-SCALE = 1280 / 1422
-"""Screenshot pixels in a CSS pixel."""
-VIEWPORT_HEIGHT = round(1024 * SCALE)
 STOP_MS = 400
 """A scroll offset that holds so long is a stop."""
 MIN_CROP = 100
 """Least height of what is seen; below it too little of the page's end is left."""
+CONTRADICTED = "the clicked element's rank is not that of the result under the click, which counts"
+BY_RANK = "click beside the results; the rank of the clicked element counts"
 _RESULT = re.compile(r"""@id=['"]rso['"]\]/div(?:\[(\d+)\])?(?=/|$)""")
 """The result list's child that an element belongs to."""
 
@@ -46,15 +46,16 @@ class Slots(NamedTuple):
     boxes: Float[np.ndarray, "slots 4"]
 
 
-def first_click(mouse: MouseLog) -> int | None:
-    """Index of the first click in the log."""
-    return mouse.event.index("click") if "click" in mouse.event else None
+def clicks(mouse: MouseLog) -> list[int]:
+    """Indices of the clicks in the log."""
+    return [i for i, event in enumerate(mouse.event) if event == "click"]
 
 
-def scroll_offset(mouse: MouseLog, click: int) -> float:
-    """The scroll offset at the click, in CSS pixels."""
-    scrolls = [i for i, event in enumerate(mouse.event[:click]) if event == "scroll"]
-    return float(mouse.position[scrolls[-1], 1]) if scrolls else 0.0
+def scroll_offsets(mouse: MouseLog) -> Float[np.ndarray, " events"]:
+    """The scroll offset at each event of the log, in CSS pixels; 0 before the first scroll event."""
+    scrolls = np.array([event == "scroll" for event in mouse.event], bool)
+    last = np.maximum.accumulate(np.where(scrolls, np.arange(len(scrolls)), -1))
+    return np.where(last >= 0, mouse.position[last, 1], 0.0)
 
 
 def last_stop(mouse: MouseLog, click: int) -> Stop:
@@ -76,10 +77,10 @@ def last_stop(mouse: MouseLog, click: int) -> Stop:
     return Stop(int(starts[last]), int(ends[last]), float(offsets[changes][last]))
 
 
-def crop_of(stop: Stop, page_height: int) -> tuple[int, int]:
+def crop_of(trial: Trial, stop: Stop) -> tuple[int, int]:
     """Top and bottom of what is seen during a stop; the page's end cuts it."""
-    top = round(stop.offset * SCALE)
-    return top, min(top + VIEWPORT_HEIGHT, page_height)
+    top = round(stop.offset * trial.scale)
+    return top, min(top + trial.rows, trial.size[1])
 
 
 def visible_slots(aois: tuple[Aoi, ...], crop: tuple[int, int]) -> Slots:
@@ -107,35 +108,39 @@ def fixation_dwell(
 
 
 def cursor_dwell(
-    mouse: MouseLog, click: int, stop: Stop, boxes: Float[np.ndarray, "slots 4"]
+    trial: Trial, click: int, stop: Stop, boxes: Float[np.ndarray, "slots 4"]
 ) -> Float[np.ndarray, " slots"]:
     """Time that the cursor was on each slot during a stop; it stays where it is until an event says otherwise.
 
-    Loading, focus and the like are logged at 0, 0, and a scroll event's place is the page's: the cursor's place comes
-    from mouse events and clicks alone.
+    It stays on the screen, so what it is on changes with scrolling. Loading, focus and the like are logged at 0, 0, and
+    a scroll event's place is the page's: the cursor's place comes from the mouse's events, its wheel's and clicks.
     """
-    log = np.flatnonzero([event.startswith("mouse") or event == "click" for event in mouse.event[: click + 1]])
+    mouse = trial.mouse
+    tells = [event.startswith("mouse") or event in ("click", "wheel") for event in mouse.event[: click + 1]]
+    log = np.flatnonzero(tells)
     time = mouse.time[log].astype(np.float64)
     until = np.append(time[1:], stop.end)
     ms = np.maximum(np.minimum(until, stop.end) - np.maximum(time, stop.start), 0.0)
-    points = (mouse.position[log] + [0.0, stop.offset]) * SCALE
+    moved = stop.offset - scroll_offsets(mouse)[log]
+    points = (mouse.position[log] + np.stack([np.zeros_like(moved), moved], axis=1)) * trial.scale
     return _total(slot_at(points, boxes), ms, len(boxes))
 
 
-def clicked_slot(mouse: MouseLog, click: int, slots: Slots) -> int | None:
-    """The clicked slot: the result whose rank the element tells, else the smallest box under the click.
+def clicked_slot(trial: Trial, click: int, slots: Slots) -> tuple[int | None, str]:
+    """The clicked slot: the smallest box under the click, else the result whose rank the element tells.
+
+    The element's rank counts whatever the page has between results, so that a box under the click is trusted more.
 
     Returns:
-        Index of the slot; None for a click on no visible area.
+        Index of the slot, None for a click on no visible area; and what of it is in doubt, empty for nothing.
     """
-    match = _RESULT.search(mouse.xpath[click])
-    if match is not None:
-        rank = int(match[1] or 1)
-        for slot, aoi in enumerate(slots.aois):
-            if aoi.kind == "organic" and aoi.rank == rank:
-                return slot
     if not slots.aois:
-        return None
-    place = (mouse.position[click] + [0.0, scroll_offset(mouse, click)]) * SCALE
-    slot = int(slot_at(place[None], slots.boxes)[0])
-    return None if slot < 0 else slot
+        return None, ""
+    place = trial.mouse.position[click] * trial.scale
+    under = int(slot_at(place[None], slots.boxes)[0])
+    match = _RESULT.search(trial.mouse.xpath[click])
+    rank = 0 if match is None else int(match[1] or 1)
+    told = next((i for i, aoi in enumerate(slots.aois) if aoi.kind == "organic" and aoi.rank == rank), None)
+    if under < 0:
+        return told, "" if told is None else BY_RANK
+    return under, "" if told in (None, under) else CONTRADICTED

@@ -85,4 +85,4 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
                     raise page
                 else:
                     dropped[page.reason] += 1
-        writer.dropped = dict(dropped)
+        writer.dropped, writer.noted = dict(dropped), data.noted

@@ -13,7 +13,7 @@ from fixate_jax.data.boxes import slot_at
 from fixate_jax.data.readers.own.files import DWELL, FIXATIONS, SESSIONS, SLOTS, read_header
 from fixate_jax.data.readers.own.tables import Log, Page, Rules, require_owner
 from fixate_jax.data.readers.recgaze.tables import Table, read_table
-from fixate_jax.errors import DataError
+from fixate_jax.errors import DataError, DataWarning
 
 OFF_SLOTS = "fixation on no slot"
 """Counted in fixations, unlike other reasons; its session stays if it has others."""
@@ -21,10 +21,6 @@ OFF_SLOTS = "fixation on no slot"
 
 SHORT_MS = 30
 """Times that all lie below it, and most of which are no whole numbers, are taken for seconds."""
-
-
-class CopiesWarning(UserWarning):
-    """Fixations are given twice."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,7 +144,7 @@ def _tell_of_copies(path: Path) -> None:
         warnings.warn(
             f"{path}: {len(copies)} rows say the same as an earlier one in every column, the first in line "
             f"{copies[0]}; each counts. Remove them if something was exported twice",
-            CopiesWarning,
+            DataWarning,
             stacklevel=2,
         )
 

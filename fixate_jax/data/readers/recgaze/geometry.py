@@ -13,6 +13,8 @@ from jaxtyping import Float
 
 VIEWPORT = (1920, 1080)
 """Width and height of what is seen at once."""
+SEEN, SCREEN = (87, 1032), (0, VIEWPORT[1])
+"""Upper and lower end of what browser bar and task bar leave to be seen, and of the whole screen."""
 CAROUSELS, MOVIES, SHOWN = 10, 15, 5
 """Carousels on a screen, movies in each, and how many of those are shown at a time."""
 PAGES = MOVIES // SHOWN

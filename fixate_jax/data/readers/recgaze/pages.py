@@ -12,7 +12,7 @@ from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image, ImageDraw
 
@@ -25,6 +25,7 @@ from fixate_jax.data.readers.recgaze.geometry import (
     GENRE_TOP,
     PAGES,
     POSTER,
+    SCREEN,
     SWIPE,
     SWIPE_TOP,
     VIEWPORT,
@@ -41,7 +42,7 @@ from fixate_jax.errors import DataError
 
 T = TypeVar("T")
 
-BACKGROUND, INK, BUTTON = (20, 20, 24), (255, 255, 255), (170, 170, 175)
+BACKGROUND, INK, BUTTON, BAR = (20, 20, 24), (255, 255, 255), (170, 170, 175), (70, 72, 78)
 GENRE_SIZE = 31.0
 """Size of a genre's name, so that names are about as wide as measured."""
 LABEL_HEIGHT, LABEL_GAP = 28.0, 2.0
@@ -63,6 +64,7 @@ class Viewport:
         scroll: how far the page is scrolled down, in pixels of the study's page.
         horizontal_pages: the page, 0 to 2, of every carousel.
         labels: letters by carousel and place; each goes under its poster.
+        span: upper and lower end of what bars on the screen leave to be seen.
         width: of the picture, in pixels; its height follows from the viewport's shape.
         posters: folder of poster files; None to have all drawn.
     """
@@ -71,6 +73,7 @@ class Viewport:
     scroll: float
     horizontal_pages: Sequence[int]
     labels: Mapping[tuple[int, int], str]
+    span: tuple[int, int] = SCREEN
     width: int = 1100
     posters: Path | None = None
 
@@ -88,6 +91,7 @@ class _View(NamedTuple):
 
     rows: tuple[_Row, ...]
     scroll: float
+    span: tuple[int, int]
     width: int
     posters: Path | None
 
@@ -98,6 +102,7 @@ def draw_viewport(
     scroll: float,
     horizontal_pages: Sequence[int],
     labels: Mapping[tuple[int, int], str],
+    span: tuple[int, int] = SCREEN,
     width: int = 1100,
     posters: Path | None = None,
 ) -> Image.Image:
@@ -110,10 +115,8 @@ def draw_viewport(
     Raises:
         DataError: when a carousel, page or label is not on the screen, or naming a poster file that cannot be read.
     """
-    viewport = Viewport(
-        screen=screen, scroll=scroll, horizontal_pages=horizontal_pages, labels=labels, width=width, posters=posters
-    )
-    return _draw(_view(viewport))
+    given: dict[str, Any] = {"horizontal_pages": horizontal_pages, "labels": labels, "span": span, "posters": posters}
+    return _draw(_view(Viewport(screen=screen, scroll=scroll, width=width, **given)))
 
 
 def render_viewports(
@@ -187,7 +190,7 @@ def _view(viewport: Viewport) -> _View:
         movies = tuple(films[place - 1] for place in places)
         labels = tuple(viewport.labels.get((number, place)) for place in places)
         rows.append(_Row(number, genre, places, movies, labels))
-    return _View(tuple(rows), scroll, viewport.width, viewport.posters)
+    return _View(tuple(rows), scroll, viewport.span, viewport.width, viewport.posters)
 
 
 def _touches(top: float) -> bool:
@@ -198,6 +201,7 @@ def _touches(top: float) -> bool:
 def _draw(view: _View) -> Image.Image:
     scale = view.width / VIEWPORT[0]
     picture = Image.new("RGB", (view.width, round(VIEWPORT[1] * scale)), BACKGROUND)
+    seen = round(view.span[0] * scale), round(view.span[1] * scale)
     draw = ImageDraw.Draw(picture)
     for row in view.rows:
         top = poster_top(row.carousel) - view.scroll
@@ -210,7 +214,9 @@ def _draw(view: _View) -> Image.Image:
             y0, y1 = (math.floor(y * picture.height + 0.5) for y in (box[1], box[3]))
             picture.paste(draw_poster(movie, (x1 - x0, y1 - y0), view.posters), (x0, y0))
             if label is not None:
-                _draw_label(picture, label, (x0 + x1) / 2, y1, scale)
+                _draw_label(picture, label, (x0 + x1) / 2, y1, scale, seen[1])
+    for top, bottom in ((0, seen[0]), (seen[1], picture.height)):
+        picture.paste(BAR, (0, top, picture.width, bottom))
     return picture
 
 
@@ -232,12 +238,12 @@ def _letter(text: str, height: int) -> Image.Image:
     return mask.crop(mask.getbbox())
 
 
-def _draw_label(picture: Image.Image, label: str, x: float, bottom: int, scale: float) -> None:
-    """A letter under a poster, or over its lower edge where the viewport ends too soon."""
+def _draw_label(picture: Image.Image, label: str, x: float, bottom: int, scale: float, end: int) -> None:
+    """A letter under a poster, or over its lower edge where what is seen ends too soon."""
     gap = max(1, round(LABEL_GAP * scale))
     letter = _letter(label, max(1, round(LABEL_HEIGHT * scale)))
     left = round(x - letter.width / 2)
-    top = min(bottom + gap, picture.height - letter.height)
+    top = min(bottom + gap, end - letter.height)
     if top < bottom:
         plate = [left - 2 * gap, top - gap, left + letter.width + 2 * gap - 1, top + letter.height + gap - 1]
         ImageDraw.Draw(picture).rectangle(plate, fill=BACKGROUND)

@@ -17,6 +17,11 @@ session, one for each task of a person at most:
 - The scroll offset needs a later row: a gaze sample on the fixation's own row does not count. A fixation without one is
   left out altogether: it starts no visit and its time goes nowhere ("fixation without scroll offset"). So is one
   whose row the non-public table lacks; what else such a row holds counts. Without any of the rows it is an error.
+- Of the screen's 1080 rows the browser's bar hides the upper 87 and the task bar those from 1032 on. With
+  ``viewport="screen"`` all count as seen, as in the published code.
+- An arrow click within 500 ms of the last that moved the carousel is ignored, as the page does. A fixation on a film
+  tells on which page its carousel is, whatever the arrows say: a row can be dragged without a click. Both are counted
+  in ``noted``.
 - Visits start with a fixation, on whatever it is. After a swipe the visit before goes on until then, and clicks and
   cursor belong to it; swipes that cancel out in between, and those of carousels out of sight, start none. Before the
   first visit, clicks and cursor belong to none.
@@ -48,13 +53,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, SHOWN
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, SCREEN, SEEN, SHOWN
 from fixate_jax.data.readers.recgaze.logs import Log, read_log
 from fixate_jax.data.readers.recgaze.screens import Screen
 from fixate_jax.data.readers.recgaze.tables import OnBadRow, poster_of
 from fixate_jax.data.readers.recgaze.visits import (
     VISIT_COLUMNS,
     Times,
+    Visits,
     carousels,
     find_visits,
     slots_of,
@@ -65,6 +71,8 @@ from fixate_jax.data.session import Split
 from fixate_jax.errors import DataError
 
 Definition = Literal["page", "screen"]
+Viewport = Literal["seen", "screen"]
+SPANS: dict[Viewport, tuple[int, int]] = {"seen": SEEN, "screen": SCREEN}
 FREE, SEMI_FREE = range(1, 31), range(31, 36)
 SPLIT_SEED = 42
 OPENING = tuple((carousel, place) for carousel in (1, 2, 3) for place in range(1, SHOWN + 1))
@@ -101,20 +109,25 @@ class RecGaze:
             posters looked at; ``clicks``, (carousel, place) of the movies clicked, in order.
         screens: what there was to see, by task.
         dropped: how much was left out by reason.
+        noted: what was put right, and how often; none for the screen definition.
     """
 
     sessions: pd.DataFrame
     visits: pd.DataFrame
     screens: dict[int, Screen]
     dropped: dict[str, int]
+    noted: dict[str, int]
 
 
-def read_recgaze(path: Path, *, definition: Definition, on_bad_row: OnBadRow = "error") -> RecGaze:
+def read_recgaze(
+    path: Path, *, definition: Definition, viewport: Viewport = "seen", on_bad_row: OnBadRow = "error"
+) -> RecGaze:
     """Read a folder of RecGaze's raw tables.
 
     Args:
         path: the folder; for the screen definition without the non-public table.
         definition: of a session.
+        viewport: what of the screen counts as seen; it makes no difference to the screen definition.
         on_bad_row: stop at the first bad row of a log, or leave bad rows out and count them.
 
     Raises:
@@ -122,9 +135,13 @@ def read_recgaze(path: Path, *, definition: Definition, on_bad_row: OnBadRow = "
     """
     dropped: dict[str, int] = {}
     log, screens = read_log(path, scroll=definition == "page", on_bad_row=on_bad_row, dropped=dropped)
-    read = _page_sessions if definition == "page" else _screen_sessions
-    sessions, visits = read(log, screens, dropped)
-    return RecGaze(sessions=sessions, visits=visits, screens=screens, dropped=dropped)
+    if definition == "page":
+        found = find_visits(log, SPANS[viewport])
+        sessions, visits = _page_sessions(log, found, screens, dropped)
+    else:
+        sessions, visits = _screen_sessions(log, screens, dropped)
+    noted = found.noted if definition == "page" else {}
+    return RecGaze(sessions=sessions, visits=visits, screens=screens, dropped=dropped, noted=noted)
 
 
 def split_of_task(task: int) -> Split:
@@ -163,9 +180,10 @@ def _final_clicks(log: Log, dropped: dict[str, int]) -> list[int]:
     return finals[finals >= firsts].tolist()
 
 
-def _page_sessions(log: Log, screens: Screens, dropped: dict[str, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _page_sessions(
+    log: Log, visits: Visits, screens: Screens, dropped: dict[str, int]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     _count(dropped, "fixation without scroll offset", int((log.fixated & np.isnan(log.scroll)).sum()))
-    visits = find_visits(log)
     count = len(visits.first)
     seen = np.where(np.isnan(log.scroll), -1, visits.of_row)
     looked = times_by_stretch(seen, log.looked, log.fixation_ms, stretches=count)

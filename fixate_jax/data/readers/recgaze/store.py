@@ -10,9 +10,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.readers.recgaze.geometry import PAGES, SHOWN, page_of, slot_boxes
+from fixate_jax.data.readers.recgaze.geometry import PAGES, SHOWN, VIEWPORT, page_of, slot_boxes
 from fixate_jax.data.readers.recgaze.pages import Viewport, render_viewports
-from fixate_jax.data.readers.recgaze.reader import read_recgaze
+from fixate_jax.data.readers.recgaze.reader import SPANS, read_recgaze
 from fixate_jax.data.readers.recgaze.screens import Screen
 from fixate_jax.data.readers.recgaze.tables import ITEMS, NON_PUBLIC, PUBLIC, USERS, read_small_table
 from fixate_jax.data.session import StoredSession
@@ -101,8 +101,9 @@ def slot_features(slots: tuple[tuple[int, int], ...], screen: Screen, tastes: Ta
     return np.array(rows, np.float64)
 
 
-def make_session(row: Any, *, page: str, screen: Screen, tastes: Tastes) -> StoredSession:
+def make_session(row: Any, *, page: str, screen: Screen, tastes: Tastes, span: tuple[int, int]) -> StoredSession:
     """A row of ``RecGaze.sessions`` as a session; without a cursor on a slot it has no cursor signal."""
+    top, bottom = (end / VIEWPORT[1] for end in span)
     dwell = {"fixation": np.array(row.fixation_ms, np.float64)}
     if sum(row.cursor_ms) > 0:
         dwell["cursor"] = np.array(row.cursor_ms, np.float64)
@@ -110,7 +111,7 @@ def make_session(row: Any, *, page: str, screen: Screen, tastes: Tastes) -> Stor
         session_id=row.session_id,
         user_id=row.user_id,
         page_id=page,
-        boxes=slot_boxes(row.slots, scroll=row.scroll_px).clip(0.0, 1.0),
+        boxes=slot_boxes(row.slots, scroll=row.scroll_px).clip([0.0, top, 0.0, top], [1.0, bottom, 1.0, bottom]),
         labels=LABELS[: len(row.slots)],
         dwell_ms=dwell,
         click=row.click,
@@ -128,6 +129,7 @@ def _viewport(row: Any, screen: Screen, config: DataConfig) -> Viewport:
         scroll=row.scroll_px,
         horizontal_pages=row.horizontal_pages,
         labels=dict(zip(row.slots, LABELS, strict=False)),
+        span=SPANS[config.viewport],
         width=config.page_width,
         posters=posters if posters.is_dir() else None,
     )
@@ -140,7 +142,8 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
         DataError: naming file, line and field.
     """
     assert config.path is not None
-    found = read_recgaze(config.path, definition=config.definition, on_bad_row=config.on_bad_row)
+    how: dict[str, Any] = {"definition": config.definition, "viewport": config.viewport}
+    found = read_recgaze(config.path, on_bad_row=config.on_bad_row, **how)
     screens = found.screens
     tastes = read_tastes(config.path / USERS, sorted({c.genre for screen in screens.values() for c in screen}))
     users = natural_order(set(found.sessions["user_id"]))[: config.max_users]
@@ -156,7 +159,8 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
 
         pages = dict(zip(drawn["session_id"], render_viewports(views, keep), strict=True))
         progress.update(task, completed=len(views))
-        writer.dropped = found.dropped
+        writer.dropped, writer.noted = found.dropped, found.noted
         for row in sessions.itertuples(index=False):
             screen, own = screens[row.task_id], tastes[row.user_id]
-            writer.add(make_session(row, page=pages[row.session_id], screen=screen, tastes=own))
+            page, span = pages[row.session_id], SPANS[config.viewport]
+            writer.add(make_session(row, page=page, screen=screen, tastes=own, span=span))

@@ -8,16 +8,20 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Integer
 
-from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES, PAGES, POSTER, VIEWPORT, places_on, poster_top
+from fixate_jax.data.readers.recgaze.geometry import CAROUSELS, MOVIES, PAGES, POSTER, SHOWN, places_on, poster_top
 from fixate_jax.data.readers.recgaze.logs import DECIMALS, Log
 from fixate_jax.data.readers.recgaze.tables import poster_of
 
 VISIBLE_PX = 3.0
-"""A row of posters is visible with so many px of it in the viewport; five rows never are."""
+"""A row of posters is visible with so many px of it; five rows never are."""
 FULL_SLACK_PX = 0.5
 """A row is fully visible when no more than this is cut off."""
 SCROLLED_PX, LONG_MS = 17.0, 150.0
 """Scrolled by more than this, a fixation of this duration or more starts a visit."""
+MOVING_S = 0.5
+"""For so long after an arrow click a carousel moves, and ignores others."""
+IGNORED = "arrow click while the carousel still moved; ignored, as the page did"
+DRAGGED = "row on another page than its arrows say; the fixation on one of its films counts"
 VISIT_COLUMNS = [
     "user_id",
     "task_id",
@@ -44,6 +48,7 @@ class Visits:
         pages: horizontal page of every carousel.
         visible, full: carousels that are visible, and fully so.
         of_row: the visit on screen at each row of the log; -1 before the first of its screen.
+        noted: what there is to know about the pages, and how often.
     """
 
     first: Integer[np.ndarray, " visits"]
@@ -52,24 +57,25 @@ class Visits:
     visible: Bool[np.ndarray, "visits carousels"]
     full: Bool[np.ndarray, "visits carousels"]
     of_row: Integer[np.ndarray, " rows"]
+    noted: dict[str, int]
 
 
 def shown_rows(
-    scroll: Float[np.ndarray, " n"],
+    scroll: Float[np.ndarray, " n"], span: tuple[int, int]
 ) -> tuple[Bool[np.ndarray, "n carousels"], Bool[np.ndarray, "n carousels"]]:
-    """Carousels whose posters are visible, and fully visible, at scroll offsets."""
+    """Carousels whose posters are visible, and fully visible, at scroll offsets, within a span of the screen's rows."""
     tops = np.array([poster_top(carousel) for carousel in range(1, CAROUSELS + 1)]) - scroll[:, None]
-    overlap = np.round(np.minimum(tops + POSTER[1], VIEWPORT[1]) - np.maximum(tops, 0), DECIMALS)
+    overlap = np.round(np.minimum(tops + POSTER[1], span[1]) - np.maximum(tops, span[0]), DECIMALS)
     return overlap >= VISIBLE_PX, overlap >= POSTER[1] - FULL_SLACK_PX
 
 
-def find_visits(log: Log) -> Visits:
-    """Cut every screen's fixations of known scroll offset into visits."""
+def find_visits(log: Log, span: tuple[int, int]) -> Visits:
+    """Cut every screen's fixations of known scroll offset into visits, given the rows of the screen that are seen."""
     firsts = log.firsts
     screen = _counted(firsts, len(log.time))
     seen = np.flatnonzero(~np.isnan(log.scroll))
-    visible, full = shown_rows(log.scroll[seen])
-    pages = _pages(log, firsts, screen)[seen]
+    visible, full = shown_rows(log.scroll[seen], span)
+    pages, noted = _pages(log, seen)
     view = np.where(visible, 1 + pages, 0) @ (1 + PAGES) ** np.arange(CAROUSELS)
     starts = np.diff(view, prepend=-1) != 0
     starts |= np.diff(screen[seen], prepend=-1) != 0
@@ -87,6 +93,7 @@ def find_visits(log: Log) -> Visits:
         visible=visible[chosen],
         full=full[chosen],
         of_row=np.where(ours, of_row, -1),
+        noted=noted,
     )
 
 
@@ -95,14 +102,50 @@ def _counted(firsts: Integer[np.ndarray, " n"], rows: int) -> Integer[np.ndarray
     return np.cumsum(np.bincount(firsts, minlength=rows)) - 1
 
 
-def _pages(
-    log: Log, firsts: Integer[np.ndarray, " screens"], screen: Integer[np.ndarray, " rows"]
-) -> Integer[np.ndarray, "rows carousels"]:
-    """Horizontal page of every carousel at every row, before what is clicked there."""
-    before = np.zeros((len(log.time) + 1, CAROUSELS), np.int32)
-    before[np.arange(1, len(before)), log.swiped] = log.swipe
-    np.cumsum(before, axis=0, out=before)
-    return (before[:-1] - before[firsts][screen]) % PAGES
+def _pages(log: Log, seen: Integer[np.ndarray, " n"]) -> tuple[Integer[np.ndarray, "n carousels"], dict[str, int]]:
+    """Horizontal page of every carousel at rows of the log, before what is clicked there, and what is to be noted.
+
+    Arrows turn pages, and a fixation on a film tells its carousel's page whatever they say: a row can be dragged.
+    """
+    firsts, rows = log.firsts, len(log.time)
+    screen = _counted(firsts, rows)
+    swipe, ignored = _turns(log, screen)
+    turned = np.zeros((rows + 1, CAROUSELS), np.int32)
+    turned[np.arange(1, rows + 1), log.swiped] = swipe
+    np.cumsum(turned, axis=0, out=turned)
+    told = np.flatnonzero(log.fixated & (log.looked >= 0))
+    carousel, place = np.divmod(log.looked[told], MOVIES)
+    # By how much a carousel is ahead of its arrows, counted over the whole log; as of a screen's start, then as told.
+    start = -turned[firsts]
+    ahead = place // SHOWN - turned[told, carousel]
+    pages, dragged = np.empty((len(seen), CAROUSELS), np.int64), 0
+    for number in range(CAROUSELS):
+        at, known = told[carousel == number], ahead[carousel == number]
+
+        def last(index: np.ndarray, screens: np.ndarray, at: np.ndarray = at, known: np.ndarray = known) -> np.ndarray:
+            ours = index >= 0
+            ours[ours] = screen[at[index[ours]]] == screens[ours]
+            return np.where(ours, np.append(known, 0)[index], start[screens, number])  # noqa: B023
+
+        dragged += int(((known - last(np.arange(len(at)) - 1, screen[at])) % PAGES != 0).sum())
+        pages[:, number] = turned[seen, number] + last(np.searchsorted(at, seen, "right") - 1, screen[seen])
+    counts = {IGNORED: ignored, DRAGGED: dragged}
+    return pages % PAGES, {what: count for what, count in counts.items() if count}
+
+
+def _turns(log: Log, screen: Integer[np.ndarray, " rows"]) -> tuple[Integer[np.ndarray, " rows"], int]:
+    """By how many pages each row turns its carousel, and how many arrow clicks were ignored."""
+    swipe, ignored, last = log.swipe.copy(), 0, dict[tuple[int, int], float]()
+    rows = np.flatnonzero(swipe)
+    for row, time, *key in zip(
+        *(v.tolist() for v in (rows, log.time[rows], screen[rows], log.swiped[rows])), strict=True
+    ):
+        carousel = (key[0], key[1])
+        if round(time - last.get(carousel, -np.inf), DECIMALS) < MOVING_S:
+            swipe[row], ignored = 0, ignored + 1
+        else:
+            last[carousel] = time
+    return swipe, ignored
 
 
 def _add_scrolled(

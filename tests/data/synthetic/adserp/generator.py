@@ -6,9 +6,9 @@ scroll, look again and click at the last stop; the click is drawn from a softmax
 count.
 
 What happened is known while it is made up; ``Truth`` holds it, in the columns of the reader's sessions. Now and then
-something odd happens that the reader has to cope with: no scrolling at all, or without a pause; a click on nothing, or
-none; nothing looked at; a second click; scrolling after the click; a jolt of the page just before it; a click whose
-element tells no rank; a click by touch, without a cursor.
+something odd happens that the reader has to cope with: no scrolling at all, or without a pause; a click on nothing, no
+other one or before the choice; nothing looked at; scrolling after the click; a jolt of the page just before it; a click
+whose element tells no rank, or a wrong one; a click by touch, without a cursor.
 """
 
 import json
@@ -22,6 +22,7 @@ import pandas as pd
 
 from fixate_jax.data.readers.adserp.files import ADS, FOLDERS, file_of
 from fixate_jax.data.readers.adserp.reader import COLUMNS, PARTICIPANTS, TRAITS, assign_splits, profile_text
+from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED
 from tests.data.synthetic.adserp.pages import SITES, Area, ResultsPage, draw_screenshot, make_page
 from tests.data.synthetic.adserp.people import CSS, LEAST_SEEN, Recording, View, area_under, make_person
 
@@ -38,6 +39,7 @@ GAZE_BONUS, TASTE_BONUS, RANK_MALUS = 4.0, 1.0, 0.15
 ODD = {
     "no click": 0.02,
     "nothing": 0.02,
+    "missed": 0.05,
     "blind": 0.02,
     "hurried": 0.04,
     "unscrolled": 0.05,
@@ -45,8 +47,10 @@ ODD = {
     "touched": 0.05,
 }
 """How often something odd happens."""
-RANKLESS = 0.15
-"""How often the clicked element tells no rank."""
+RANKLESS, MISCOUNTED = 0.15, 0.15
+"""How often the clicked element tells no rank, and how often one too many."""
+NOWHERE = (20, 500)
+"""A place of the screen where no area ever is."""
 START_MS = 1_600_000_000_000
 TRIAL_STREAM = 3
 """Keeps the random numbers of trials apart from those of pages and people."""
@@ -58,6 +62,7 @@ class Truth:
 
     sessions: pd.DataFrame
     dropped: dict[str, int]
+    noted: dict[str, int]
 
 
 def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Truth:
@@ -75,7 +80,7 @@ def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Trut
     lines = [[name, *(person.traits[trait] for trait in TRAITS)] for name, person in people.items()]
     _write_csv(directory / PARTICIPANTS, ["participant_id", *TRAITS], lines)
     pages: dict[int, tuple[ResultsPage, bytes]] = {}
-    rows, dropped = [], Counter[str]()
+    rows, dropped, noted = [], Counter[str](), Counter[str]()
     for user, (name, person) in enumerate(people.items()):
         rng = np.random.default_rng([seed, user, TRIAL_STREAM])
         index = int(rng.integers(PAGES))
@@ -94,12 +99,14 @@ def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Trut
             if isinstance(seen, str):
                 dropped[seen] += 1
                 continue
+            if (note := seen.pop("noted")) is not None:
+                noted[note] += 1
             query = page.query.replace("-", " ")
             about = {"query": query, "profile": profile_text(query, person.traits)}
             rows.append({"session_id": trial_id, "user_id": name, "block": block, "trial": number} | about | seen)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["split"] = assign_splits(frame, seed=0)
-    return Truth(sessions=frame, dropped=dict(dropped))
+    return Truth(sessions=frame, dropped=dict(dropped), noted=dict(noted))
 
 
 def _live(recording: Recording) -> dict[str, Any] | str:
@@ -122,8 +129,11 @@ def _live(recording: Recording) -> dict[str, Any] | str:
                 recording.fixate(int(rng.integers(1150, 1270)), int(rng.integers(*recording.view.crop)))
         else:
             recording.look(int(rng.integers(8, 20)))
+    if odd == "missed":
+        recording.move(*NOWHERE)
+        recording.point("click", *NOWHERE, "//*[@id='rcnt']")
     target = _choose(recording)
-    place = (20, 500) if odd == "nothing" else recording.aim(target)
+    place = NOWHERE if odd == "nothing" else recording.aim(target)
     wanted = None if odd == "nothing" else recording.view.seen[target][0]
     if odd != "touched":
         recording.move(*place)
@@ -156,14 +166,17 @@ def _click(recording: Recording, at: tuple[int, int], wanted: Area | None) -> di
         rank = wanted.rank
         child = "div" if rank == 1 and rng.random() < 0.5 else f"div[{rank}]"
         ads = {"native_ad": "//*[@id='tads']/div[2]/div/a", "dd_right": "//*[@id='rhs']/div[1]"}
+        if rank and rng.random() < MISCOUNTED:
+            rank += 1
+            child = f"div[{rank}]"
         xpath = f"//*[@id='rso']/{child}/div/div/a/h3" if rank else ads.get(wanted.kind, "//*[@id='tvcap']/div[1]/div")
     for event in ("mousedown", "mouseup"):
         recording.pass_time(int(rng.integers(20, 60)))
         if recording.cursor is not None:
-            recording.log(event, *at, xpath)
+            recording.point(event, *at, xpath)
     recording.pass_time(int(rng.integers(2, 8)))
     recording.end_view()
-    recording.log("click", *at, xpath)
+    recording.point("click", *at, xpath)
     stop = recording.paused or recording.opening._replace(end=recording.now)
     place = at[0] * CSS, (at[1] + recording.view.offset) * CSS
     seen = _true_session(recording.page, stop, rank, place)
@@ -172,9 +185,9 @@ def _click(recording: Recording, at: tuple[int, int], wanted: Area | None) -> di
 
 
 def _true_session(page: ResultsPage, stop: View, rank: int, place: tuple[float, float]) -> dict[str, Any] | str:
-    click = next((i for i, (area, _) in enumerate(stop.seen) if rank and area.rank == rank), None)
-    if click is None:
-        click = area_under(stop.seen, *place)
+    told = next((i for i, (area, _) in enumerate(stop.seen) if rank and area.rank == rank), None)
+    under = area_under(stop.seen, *place)
+    click = told if under is None else under
     if click is None:
         return "click on no visible area"
     if not any(stop.gaze):
@@ -191,6 +204,7 @@ def _true_session(page: ResultsPage, stop: View, rank: int, place: tuple[float, 
         "fixation_ms": tuple(float(ms) for ms in stop.gaze),
         "cursor_ms": tuple(float(ms) for ms in stop.rest),
         "click": click,
+        "noted": BY_RANK if under is None else CONTRADICTED if told not in (None, under) else None,
     }
 
 
@@ -202,7 +216,7 @@ def _afterwards(recording: Recording) -> None:
         recording.scroll(-min(200, recording.view.offset))
     recording.look(2)
     if recording.rng.random() < 0.2:
-        recording.log("click", 30, 600, "//*[@id='rso']/div[2]/a")
+        recording.point("click", *NOWHERE, "//*[@id='rcnt']")
 
 
 def _write_csv(path: Path, header: list[str], lines: list[Any]) -> None:
@@ -222,7 +236,7 @@ def _write_trial(directory: Path, trial_id: str, recording: Recording, png: byte
     block, number = trial_id.split("-")[1:]
     task = f"batch_{block[1:]}_trial_{number[1:]} | {page.query}"
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<data>", " <screen>1280x1024</screen>"]
-    lines += [f" <document>{size}</document>", f" <task>{task}</task>", "</data>"]
+    lines += [" <window>1422x1137</window>", f" <document>{size}</document>", f" <task>{task}</task>", "</data>"]
     file_of(directory, "metadata", trial_id).write_text("\n".join(lines) + "\n", encoding="utf-8")
     organic, ads = list[dict[str, Any]](), {kind: list[dict[str, Any]]() for kind in ADS}
     for area in page.areas:

@@ -29,8 +29,8 @@ LEAST_SEEN = 24
 """Areas of which less than this height is seen are neither read nor clicked."""
 PAUSE = 400
 """A view that lasts for so many ms is a stop."""
-CSS, SCREEN = 1280 / 1422, 1024
-"""Screenshot pixels in a CSS pixel; height of the screen in CSS pixels."""
+CSS, SCREEN, VIEW = 1280 / 1422, 1137, 1024
+"""Screenshot pixels in a CSS pixel; height of the window in CSS pixels, and in rows of the screenshot."""
 PERSON_STREAM = 2
 """Keeps the random numbers of people apart from others."""
 
@@ -100,7 +100,7 @@ def make_person(user: int, seed: int) -> Person:
 def seen_at(page: ResultsPage, offset: int) -> tuple[tuple[int, int], Seen]:
     """Top and bottom of what is seen at a scroll offset in CSS pixels, and the areas in it."""
     top = round(offset * CSS)
-    bottom = min(top + round(SCREEN * CSS), page.height)
+    bottom = min(top + VIEW, page.height)
     seen: Seen = []
     for area in page.areas:
         x0, y0, x1, y1 = area.box
@@ -171,6 +171,10 @@ class Recording:
         """Something the browser tells."""
         self.events.append((self.now, x, y, event, xpath))
 
+    def point(self, event: str, x: int, y: int, xpath: str) -> None:
+        """Something that happens at a place of the screen; the browser tells where that is on the page."""
+        self.log(event, x, y + self.view.offset, xpath)
+
     def pass_time(self, ms: int) -> None:
         """Time goes by with page and cursor where they are."""
         for view in (self.view, self.opening):
@@ -201,8 +205,8 @@ class Recording:
         for part in (0.4, 0.8, 1.0):
             self.pass_time(int(self.rng.integers(8, 20)))
             self.cursor = round(x0 + part * (x1 - x0)), round(y0 + part * (y1 - y0))
-            self.log("mouseover", *self.cursor, "//*[@id='rcnt']")
-            self.log("mousemove", *self.cursor, "//*[@id='rcnt']")
+            self.point("mouseover", *self.cursor, "//*[@id='rcnt']")
+            self.point("mousemove", *self.cursor, "//*[@id='rcnt']")
 
     def fixate(self, x: int, y: int, ms: int | None = None) -> None:
         """A fixation, logged when it ends, as the study's are."""

@@ -50,6 +50,7 @@ class Visit:
         pages: page of each of the ten carousels, from 0.
         fixation_ms: time on each poster looked at.
         clicks: films clicked, in order.
+        full: carousels whose posters are slots; by default those that are seen whole at the offset.
     """
 
     start: int
@@ -57,6 +58,7 @@ class Visit:
     pages: tuple[int, ...]
     fixation_ms: dict[Poster, float] = field(default_factory=dict)
     clicks: list[Poster] = field(default_factory=list)
+    full: tuple[int, ...] = ()
 
     @property
     def shown(self) -> tuple[tuple[int, int], ...]:
@@ -66,7 +68,9 @@ class Visit:
     @property
     def slots(self) -> tuple[Poster, ...]:
         """Posters of the fully visible rows in reading order."""
-        return tuple((row, place) for row in full_rows(self.scroll) for place in places_on(self.pages[row - 1]))
+        return tuple(
+            (row, place) for row in self.full or full_rows(self.scroll) for place in places_on(self.pages[row - 1])
+        )
 
 
 @dataclass(kw_only=True)
@@ -78,12 +82,15 @@ class Diary:
         all_ms: time on each poster in the whole task, with or without a known scroll offset.
         clicks: each film click and its visit's number.
         unplaced: fixations without a scroll offset in the log.
+        ignored, dragged: arrow clicks that did nothing, and rows moved without one.
     """
 
     visits: list[Visit] = field(default_factory=list)
     all_ms: dict[Poster, float] = field(default_factory=dict)
     clicks: list[tuple[Poster, int]] = field(default_factory=list)
     unplaced: int = 0
+    ignored: int = 0
+    dragged: int = 0
 
     def fixation(
         self, time: int, ms: int, poster: Poster | None, *, scroll: float, pages: tuple[int, ...], lost: bool
@@ -127,6 +134,7 @@ class Truth:
         people: the parameters of each person, in the order of the tables.
         left_out: how many fixations or tasks have no part in `sessions`, by reason.
         screen_left_out: how many tasks have no part in `screen_sessions`, by reason.
+        ignored, dragged: how many arrow clicks did nothing, and how many rows were moved without one.
     """
 
     sessions: pd.DataFrame
@@ -135,6 +143,8 @@ class Truth:
     people: tuple[Person, ...]
     left_out: dict[str, int]
     screen_left_out: dict[str, int]
+    ignored: int
+    dragged: int
 
 
 NO_OFFSET = "fixation without scroll offset"
@@ -168,7 +178,7 @@ _VISIT = (
     "fixation_ms",
     "clicks",
 )
-_OPENING = Visit(start=0, scroll=0.0, pages=(0,) * CAROUSELS)
+_OPENING = Visit(start=0, scroll=0.0, pages=(0,) * CAROUSELS, full=(1, 2, 3))
 
 
 @dataclass(kw_only=True)
@@ -180,6 +190,8 @@ class TruthBook:
     screen_sessions: list[dict[str, object]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     screen_left_out: Counter[str] = field(default_factory=Counter)
+    ignored: int = 0
+    dragged: int = 0
 
     def add(self, user: str, task: int, screen: Screen, diary: Diary, cursor: Sequence[CursorSample]) -> None:
         """Take in a task."""
@@ -188,6 +200,7 @@ class TruthBook:
             self.screen_left_out[DIRECT] += 1
             return
         self.left_out[NO_OFFSET] += diary.unplaced
+        self.ignored, self.dragged = self.ignored + diary.ignored, self.dragged + diary.dragged
         self.visits += [_visit_row(user, task, number, visit) for number, visit in enumerate(diary.visits)]
         if not diary.clicks:
             self.left_out[NO_CLICK] += 1
@@ -224,6 +237,8 @@ class TruthBook:
             people=tuple(named[name] for name in order),
             left_out={reason: count for reason, count in sorted(self.left_out.items()) if count},
             screen_left_out={reason: count for reason, count in sorted(self.screen_left_out.items()) if count},
+            ignored=self.ignored,
+            dragged=self.dragged,
         )
 
 

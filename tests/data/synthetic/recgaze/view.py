@@ -18,6 +18,8 @@ MAX_SCROLL = geometry.poster_top(geometry.CAROUSELS) + geometry.POSTER[1] + ROW_
 """Offset at the page's end."""
 VISIBLE_PX, FULL_PX = 3.0, geometry.POSTER[1] - 0.5
 """A row counts as visible, and as fully visible, from so many pixels of its posters."""
+HIDDEN_ABOVE, SEEN_TO = 87, 1032
+"""Rows of the screen behind the browser's bar, and where the task bar begins."""
 GENRE_WIDTH = 120
 """Pixels of a genre's name, which are as many as its letters need; this will do for all."""
 
@@ -40,8 +42,8 @@ NOWHERE = Aoi(BACKGROUND, 0, 0)
 
 @lru_cache(maxsize=4096)
 def poster_pixels(scroll: float) -> tuple[tuple[int, float], ...]:
-    """The visible carousels from the top, each with how many pixels of its posters' height are in the viewport."""
-    height = np.minimum(TOPS + geometry.POSTER[1], scroll + geometry.VIEWPORT[1]) - np.maximum(TOPS, scroll)
+    """The visible carousels from the top, each with how many pixels of its posters' height are seen."""
+    height = np.minimum(TOPS + geometry.POSTER[1], scroll + SEEN_TO) - np.maximum(TOPS, scroll + HIDDEN_ABOVE)
     return tuple((int(row) + 1, float(height[row])) for row in np.flatnonzero(height >= VISIBLE_PX))
 
 

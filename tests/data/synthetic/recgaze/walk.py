@@ -58,8 +58,12 @@ ON_THE_WAY, ON_THE_WAY_MS = 0.4, (60, 149)
 """Chance of a short fixation while the page scrolls, and its least and greatest duration in ms."""
 NOTCH_PX, JUMP_SPREAD, HALF_SCROLL_MS = 100, 0.35, (90, 250)
 """A wheel's notch, deviation of the logarithm of a scroll's length, and the time of half a scroll."""
-BACK_SWIPE, SWIPE_AGAIN, SWIPE_MS = 0.15, 0.35, (250, 450)
+BACK_SWIPE, SWIPE_AGAIN, SWIPE_MS = 0.15, 0.35, (500, 700)
 """Share of swipes that go backward, chance to swipe the same carousel at once again, and how long one takes."""
+IMPATIENT, IMPATIENT_MS = 0.15, (60, 499)
+"""Chance of a second click on the arrow while the row still moves, and how soon after the first it comes."""
+DRAG = 0.2
+"""Share of swipes that are made by dragging the row; then a film of it is looked at."""
 SEARCH_SWIPES = 0.75
 """Share of swipes among the moves of people who search for one film and see its carousel; they swipe no other."""
 BUTTON_LOOK = 0.8
@@ -315,6 +319,14 @@ class Walk:
             row = self.aim.target[0]
         while True:
             forward = bool(self.rng.random() >= BACK_SWIPE)
+            turned = (self.pages[row - 1] + (1 if forward else -1)) % geometry.PAGES
+            pages = (*self.pages[: row - 1], turned, *self.pages[row:])
+            if self.rng.random() < DRAG:
+                self._turn(self.scroll, pages)
+                self.diary.dragged += 1
+                self.now += self._between(SWIPE_MS)
+                self._fixate_poster((row, geometry.places_on(turned)[0]), kept=True)
+                break
             left = geometry.FORWARD_LEFT if forward else geometry.BACKWARD_LEFT
             aoi = Aoi(seen.FORWARD if forward else seen.BACKWARD, row, 0)
             x = left + geometry.SWIPE / 2
@@ -322,8 +334,10 @@ class Walk:
             if self.rng.random() < BUTTON_LOOK:
                 self._fixate(aoi, None, x, y, self._ms(0.0))
             self.clicks.append(Click(self.now, aoi, x, y - self.scroll))
-            turned = (self.pages[row - 1] + (1 if forward else -1)) % geometry.PAGES
-            self._turn(self.scroll, (*self.pages[: row - 1], turned, *self.pages[row:]))
+            if self.rng.random() < IMPATIENT:
+                self.clicks.append(Click(self.now + self._between(IMPATIENT_MS), aoi, x, y - self.scroll))
+                self.diary.ignored += 1
+            self._turn(self.scroll, pages)
             self.now += self._between(SWIPE_MS)
             if self.rng.random() >= SWIPE_AGAIN:
                 break
@@ -348,15 +362,15 @@ class Walk:
     def _point_on(self, poster: Poster) -> tuple[float, float]:
         """A point on what is seen of a poster, in page pixels."""
         top = geometry.poster_top(poster[0])
-        low = max(top, self.scroll) + 0.5
-        high = min(top + _HEIGHT, self.scroll + geometry.VIEWPORT[1]) - 0.5
+        low = max(top, self.scroll + seen.HIDDEN_ABOVE) + 0.5
+        high = min(top + _HEIGHT, self.scroll + seen.SEEN_TO) - 0.5
         return self._across(poster), low + (high - low) * float(self.rng.beta(2, 2))
 
     def _across(self, poster: Poster) -> float:
         return geometry.poster_left(poster[1]) + _WIDTH * float(self.rng.beta(2, 2))
 
     def _on_screen(self, y: float) -> bool:
-        return self.scroll <= y < self.scroll + geometry.VIEWPORT[1]
+        return self.scroll + seen.HIDDEN_ABOVE <= y < self.scroll + seen.SEEN_TO
 
     def _between(self, bounds: tuple[int, int]) -> int:
         """A time in ticks between two numbers of ms."""
