@@ -1,6 +1,8 @@
 """The errors that users can cause, each named after what they have to fix."""
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 
 
 class FixateError(Exception):
@@ -47,6 +49,14 @@ def require(condition: bool, name: str, value: object, wanted: str) -> None:
     """
     if not condition:
         raise ConfigError(f"{name} = {value!r}: {wanted}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a message where a name is not among those known: "; did you mean 'x'?", or nothing."""
+    names = set(known)
+    whole = re.fullmatch(r"(-?\d+)\.0*", name)
+    found = [whole[1]] if whole and whole[1] in names else difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

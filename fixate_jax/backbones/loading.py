@@ -1,7 +1,8 @@
 """Opening a backbone: which family, its configuration, its weights, its tokenizer and image processor."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+from PIL import Image
 
 from fixate_jax.backbones.family import Family, PageProcessor
 from fixate_jax.backbones.internvl import model as internvl
@@ -21,8 +23,9 @@ from fixate_jax.backbones.sharding import ShardingRule, shardings
 from fixate_jax.backbones.tiny import random as tiny_random
 from fixate_jax.backbones.weights.checkpoint import load_parameters, read_json
 from fixate_jax.backbones.weights.hub import download, is_hub_id
-from fixate_jax.errors import CheckpointError
+from fixate_jax.errors import CheckpointError, FixateError
 from fixate_jax.runtime.durable import sha256_all
+from fixate_jax.runtime.files import require_ordinary
 
 FAMILIES: dict[str, Family] = {qwen3_vl.MODEL_TYPE: qwen3_vl, **dict.fromkeys(internvl.MODEL_TYPES, internvl)}
 """model_type of ``config.json`` → architecture. A new one is one file (:class:`Family`) and a line here."""
@@ -76,7 +79,7 @@ class Backbone:
     def checkpoint(self) -> str:
         """A checksum of the checkpoint's files: weights, configuration, tokenizer, chat template, processor."""
         digest = hashlib.sha256()
-        paths = sorted({path for pattern in CHECKPOINT_FILES for path in self.directory.glob(pattern)})
+        paths = checkpoint_files(self.directory)
         for path, found in zip(paths, sha256_all(paths), strict=True):
             digest.update(path.name.encode() + bytes.fromhex(found))
         return digest.hexdigest()
@@ -179,6 +182,29 @@ def family_of(directory: Path) -> Family:
     return FAMILIES[model_type]
 
 
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The files that a model is made of."""
+    return sorted({path for pattern in CHECKPOINT_FILES for path in directory.glob(pattern)})
+
+
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """While active, what goes wrong is put down to a file whose values fit nothing or each other.
+
+    Raises:
+        FixateError: as raised, if it is one; else a ``CheckpointError`` that names the file.
+    """
+    try:
+        yield
+    except (FixateError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
+        raise CheckpointError(
+            f"{path}: is missing, damaged, or holds values that do not fit ({reason:.300}); download the model again"
+        ) from error
+
+
 @lru_cache(maxsize=16)
 def abstract_model(family: Family, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     """A model's structure, and its parameters as shapes and types, which nobody may change: one for each ``config``."""
@@ -210,12 +236,18 @@ def load_backbone(
         settings = BackboneConfig(path=str(settings))
     settings = replace(settings, **options)
     directory = resolve(settings.path, work=work, revision=settings.revision)
-    family = family_of(directory)
-    config = family.read_config(directory, settings)
+    for path in checkpoint_files(directory):
+        require_ordinary(path, CheckpointError)
     # What can be wrong with settings and small files is found before gigabytes are read.
-    page_processor = family.page_processor(directory, settings, config)
-    encoder = SessionEncoder(directory, family, config, instruction_role=settings.instruction_role)
-    graph, abstract = abstract_model(family, config)
+    with usable(directory / "config.json"):
+        family = family_of(directory)
+        config = family.read_config(directory, settings)
+        graph, abstract = abstract_model(family, config)
+    with usable(directory / "preprocessor_config.json"):
+        page_processor = family.page_processor(directory, settings, config)
+        page_processor(Image.new("RGB", (64, 64)))
+    with usable(directory / "tokenizer_config.json"):
+        encoder = SessionEncoder(directory, family, config, instruction_role=settings.instruction_role)
     places = None if mesh is None else sharding(abstract, mesh)
     params = load_parameters(
         directory,

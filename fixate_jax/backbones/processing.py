@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
+from fixate_jax.backbones.chat import rendered
 from fixate_jax.backbones.family import ChatTurn, Family
 from fixate_jax.backbones.weights.checkpoint import read_json
 from fixate_jax.errors import CheckpointError, LabelError
@@ -85,7 +86,7 @@ class SessionEncoder:
         self.instruction_role = instruction_role
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # The tokenizers' own errors are plain ones.
             raise CheckpointError(f"{directory}: no usable tokenizer ({error})") from error
         # Where a processor's template lies in a file of its own, it comes before the tokenizer's, as in transformers.
         template = directory / "chat_template.json"
@@ -123,7 +124,7 @@ class SessionEncoder:
             persona, turns = "\n".join(filter(None, [persona, instruction])), [ChatTurn("user", "", image=True)]
         if persona:
             turns = [ChatTurn("system", persona), *turns]
-        text = self.family.chat_text(self.tokenizer, turns, self.config)
+        text = rendered(lambda: self.family.chat_text(self.tokenizer, turns, self.config), self.directory)
         if text.count("<think>") > text.count("</think>"):
             raise CheckpointError(
                 f"{self.directory}: the chat template opens a thinking block even with thinking off; "

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from fixate_jax.data.session import SPLITS, StoredSession
 from fixate_jax.errors import DataError, DiskError, StoreError
 from fixate_jax.runtime.durable import remove_leftovers, staging_name, writing
+from fixate_jax.runtime.files import read_json, require_ordinary
 
 FORMAT = 1
 SESSIONS, MANIFEST, IMAGES = "sessions.parquet", "manifest.json", "images"
@@ -101,6 +102,7 @@ class SessionStore:
         """
         manifest = _read_manifest(directory)
         path = directory / SESSIONS
+        require_ordinary(path, StoreError)
         if not path.exists():
             raise StoreError(f"{path}: not found; prepare the store again")
         if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["sessions_sha256"]:
@@ -163,6 +165,7 @@ class SessionStore:
             StoreError: naming the file when it is missing, truncated or altered.
         """
         path = self.directory / IMAGES / f"{page}.png"
+        require_ordinary(path, StoreError)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -191,11 +194,9 @@ class SessionStore:
 def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, StoreError, "prepare the store again")
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{directory}: no session store there ({MANIFEST} is missing); run `fixate prepare`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path}: not valid JSON ({error}); prepare the store again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise StoreError(f"{path}: store format {found!r}, this release reads {FORMAT}; prepare the store again")

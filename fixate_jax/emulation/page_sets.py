@@ -1,7 +1,6 @@
 """Folders of one's own pages without people: screenshots, and a table or a JSON file of where their slots are."""
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,13 @@ from jaxtyping import Float
 from PIL import Image
 
 from fixate_jax.data.boxes import require_pixels
+from fixate_jax.data.images import tell_of_small_text
 from fixate_jax.data.page import Page
 from fixate_jax.data.readers.own.files import ENDINGS, PAGES, SLOTS, find_image, labels_drawn, read_header
 from fixate_jax.data.readers.own.pages import EDGE, draw_labels, read_image
 from fixate_jax.data.readers.own.tables import PROFILE
 from fixate_jax.errors import DataError
+from fixate_jax.runtime.files import read_json
 
 SLOTS_JSON = "slots.json"
 BOX = ("x0", "y0", "x1", "y1")
@@ -71,7 +72,13 @@ def read_page_set(folder: Path, *, width: int, profile: str = PROFILE) -> list[P
     if not found:
         raise DataError(f"{table if table.exists() else listing}: holds no slot; add a row for each thing to click")
     drawn = bool(labels_drawn(folder))
-    return [_page(folder, name, slots, width=width, drawn=drawn, profile=profile) for name, slots in found.items()]
+    pages, widest = [], 0
+    for name, slots in found.items():
+        page, wide = _page(folder, name, slots, width=width, drawn=drawn, profile=profile)
+        pages.append(page)
+        widest = max(widest, wide)
+    tell_of_small_text(widest, width, "--page-width")
+    return pages
 
 
 def _from_csv(path: Path) -> dict[str, list[Slot]]:
@@ -79,20 +86,22 @@ def _from_csv(path: Path) -> dict[str, list[Slot]]:
     found: dict[str, list[Slot]] = {}
     with path.open(encoding="utf-8-sig", newline="") as handle:
         reader = csv.DictReader(handle)
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(f"{where}: has another number of fields than the header; fix the row")
-            name, slot = _slot(row, where)
-            found.setdefault(name, []).append(slot)
+        try:
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(f"{where}: has another number of fields than the header; fix the row")
+                name, slot = _slot(row, where)
+                found.setdefault(name, []).append(slot)
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {reader.line_num + 1}: not readable as CSV ({error}); fix the row"
+            ) from error
     return found
 
 
 def _from_json(path: Path) -> dict[str, list[Slot]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    content = read_json(path, DataError, "write it again")
     if not isinstance(content, dict):
         raise DataError(f'{path}: must be {{"shop.png": [{{"x0": …, "y0": …, "x1": …, "y1": …}}, …], …}}')
     found: dict[str, list[Slot]] = {}
@@ -128,8 +137,8 @@ def _slot(row: Mapping[str, Any], where: str) -> tuple[str, Slot]:
     return name, Slot(where=where, box=(box[0], box[1], box[2], box[3]), **texts)
 
 
-def _page(folder: Path, name: str, slots: list[Slot], *, width: int, drawn: bool, profile: str) -> Page:
-    """Draw a page."""
+def _page(folder: Path, name: str, slots: list[Slot], *, width: int, drawn: bool, profile: str) -> tuple[Page, int]:
+    """Draw a page; and how wide its screenshot is."""
     labels = _labels(slots, drawn=drawn)
     image = read_image(_screenshot(folder, name, slots[0]))
     boxes = _relative(slots, image.size)
@@ -137,7 +146,7 @@ def _page(folder: Path, name: str, slots: list[Slot], *, width: int, drawn: bool
     if not drawn:
         draw_labels(shown, labels, boxes)
     items = tuple(slot.item for slot in slots)
-    return Page(
+    page = Page(
         name=name,
         image=shown,
         boxes=boxes,
@@ -147,6 +156,7 @@ def _page(folder: Path, name: str, slots: list[Slot], *, width: int, drawn: bool
         items=items if any(items) else (),
         profile=profile,
     )
+    return page, image.width
 
 
 def _labels(slots: list[Slot], *, drawn: bool) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import RunConfig
+from fixate_jax.runtime.files import require_ordinary
 
 Settings = TypeVar("Settings")
 
@@ -27,6 +28,12 @@ def _document(kind: type) -> type[BaseModel]:
 
 class _Loader(yaml.SafeLoader):
     """YAML with plain numbers and no surprises: see the resolvers below, and a repeated key is an error."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            # A few lines of them can stand for more than any memory holds.
+            raise ConfigError(f"line {self.peek_event().start_mark.line + 1}: *aliases are not read; write it out")  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep=deep)
@@ -79,13 +86,16 @@ def load_settings(path: Path | str, kind: type[Settings]) -> Settings:
             message names the file and every such field, as in ``objective.gamma``.
     """
     path = preset_file(Path(path))
+    require_ordinary(path, ConfigError)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); give a YAML file, or one of {', '.join(presets())}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: no valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError, ConfigError) as error:
         raise ConfigError(f"{path}: no valid YAML: {error}") from error
     if content is None:
         content = {}

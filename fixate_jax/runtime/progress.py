@@ -1,5 +1,7 @@
 """Progress bars with rate and time left, on stderr."""
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,6 +26,8 @@ from rich.text import Text
 T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
 """Wraps a sequence in a progress bar of that title."""
+LINE_SECONDS = 60.0
+"""Where no bar can be drawn, a line comes so often."""
 
 
 def _console() -> Console:
@@ -43,20 +47,39 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s", style="cyan")
 
 
+class _Bars(Progress):
+    """Bars in a terminal; elsewhere, as in a file or a job's log, a line a minute."""
+
+    def __init__(self, *columns: ProgressColumn) -> None:
+        super().__init__(*columns, console=_console())
+        self._lines = not (self.console.is_terminal or self.console.is_jupyter)
+        self._told = time.monotonic()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """Note what has been done, and tell it if nothing was told for a minute."""
+        super().update(task_id, **fields)
+        if self._lines and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            task = self._tasks[task_id]
+            left = "" if task.time_remaining is None else f", about {math.ceil(task.time_remaining / 60)} min left"
+            line = f"{task.description}: {task.completed:,.0f} of {task.total or 0:,.0f}{left}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def bar(title: str, total: int, *, done: int = 0) -> Iterator[tuple[Progress, TaskID]]:
     """A bar to advance by hand: ``progress.update(task, advance=1, note="loss 0.3")``."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=_console()) as progress:
+    with _Bars(*columns) as progress:
         yield progress, progress.add_task(title, total=total, completed=done, note="")
 
 
@@ -72,7 +95,7 @@ def track(items: Sequence[T], title: str) -> Iterator[T]:
 def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar over bytes; call what it gives with the number of bytes that were done."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -80,7 +103,7 @@ def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console()) as progress:
+    with _Bars(*columns) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.update(task, advance=done)
 

@@ -1,6 +1,6 @@
 """The Qwen3 decoder's share of a checkpoint, the same in every family: its settings and its tensors."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.weights.checkpoint import Rule, keep, tensor_names, transpose
 from fixate_jax.backbones.weights.config_json import Section
 from fixate_jax.errors import CheckpointError
+
+MOST_LAYERS = 1000
 
 
 def read_decoder(
@@ -34,19 +36,19 @@ def read_decoder(
         CheckpointError: naming the field that is missing or not supported.
     """
     text.one_of("hidden_act", ("silu",), "silu")
-    heads, width = text.need("num_attention_heads"), text.need("hidden_size")
+    heads, width = text.whole("num_attention_heads"), text.whole("hidden_size")
     return DecoderConfig(
-        vocab=text.need("vocab_size"),
-        layers=text.need("num_hidden_layers"),
+        vocab=text.whole("vocab_size"),
+        layers=text.whole("num_hidden_layers", most=MOST_LAYERS),
         width=width,
-        ff=text.need("intermediate_size"),
+        ff=text.whole("intermediate_size"),
         heads=heads,
-        kv_heads=text.get("num_key_value_heads", heads),
-        head_dim=text.get("head_dim", width // heads),
+        kv_heads=text.whole("num_key_value_heads", heads),
+        head_dim=text.whole("head_dim", width // heads),
         rope_theta=_rope_theta(text),
         mrope_section=mrope_section,
-        norm_eps=text.get("rms_norm_eps", 1e-6),
-        attention_bias=text.get("attention_bias", False),
+        norm_eps=text.real("rms_norm_eps", 1e-6),
+        attention_bias=text.flag("attention_bias", False),
         tied=tied,
         deepstack_levels=deepstack_levels,
         tapped_layers=settings.tapped_layers,
@@ -66,36 +68,50 @@ def known_tensors(directory: Path) -> set[str]:
         return set()
 
 
-def is_tied(stated: bool, tensors: Collection[str], heads: Collection[str]) -> bool:
-    """Whether the output head is the embedding: as ``config.json`` states, but a head that is there counts.
+def is_tied(sections: Iterable[Section], tensors: Collection[str], heads: Collection[str]) -> bool:
+    """Whether the output head is the embedding: as any part of ``config.json`` states, but a head that is there counts.
 
     transformers 5 saves models that it wrongly believes to be tied with a true ``tie_word_embeddings`` and with their
     own heads. It does not tie a head that differs from the embedding when it loads one, and one that does not differ
     gives the same numbers either way.
 
     Args:
-        stated: what ``config.json`` says.
+        sections: the parts of ``config.json`` that may say so.
         tensors: names of the checkpoint's tensors.
         heads: names that an output head may have.
     """
+    stated = any([section.flag("tie_word_embeddings", False) for section in sections])
     return stated and not any(head in tensors for head in heads)
 
 
 def rope_settings(text: Section) -> dict[str, Any]:
-    """Rotary settings, from ``rope_parameters`` (new) or ``rope_scaling`` (old); ``rope_theta`` may stand beside."""
-    rope: dict[str, Any] = text.get("rope_parameters", text.get("rope_scaling", {}))
-    return {"rope_theta": text.get("rope_theta")} | rope
+    """Rotary settings, from ``rope_parameters`` (new) or ``rope_scaling`` (old); ``rope_theta`` may stand beside.
+
+    Raises:
+        CheckpointError: they are given twice and contradict each other.
+    """
+    spellings = [{"rope_theta": text.get("rope_theta")}, text.object("rope_scaling"), text.object("rope_parameters")]
+    found: dict[str, Any] = {}
+    for given in spellings:
+        for name, value in given.items():
+            name = "rope_type" if name == "type" else name
+            if value is not None and found.setdefault(name, value) != value:
+                raise CheckpointError(
+                    f"{text.path}: {text.where}{name} is given twice, as {found[name]!r} and as {value!r} (rope_theta, "
+                    "rope_scaling, rope_parameters); keep what the model was trained with"
+                )
+    return found
 
 
 def _rope_theta(text: Section) -> float:
     rope = rope_settings(text)
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type", "default")
     # "dynamic" changes nothing up to max_position_embeddings, which no page reaches.
     if kind not in ("default", "mrope", "dynamic"):
         raise CheckpointError(f"{text.path}: rope type {kind!r} is not supported; 'default' is")
     if rope.get("rope_theta") is None:
         raise CheckpointError(f"{text.path}: field 'rope_theta' is missing")
-    return float(rope["rope_theta"])
+    return Section(text.path, rope, f"{text.where}rope_parameters.").real("rope_theta", 1.0)
 
 
 _LAYER = [

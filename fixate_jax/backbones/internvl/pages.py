@@ -16,6 +16,7 @@ from fixate_jax.backbones.family import ChatTurn, template_chat
 from fixate_jax.backbones.inputs import EncodedPage, HostOrDevice
 from fixate_jax.backbones.internvl.config import InternVLConfig
 from fixate_jax.backbones.options import BackboneConfig
+from fixate_jax.backbones.weights.config_json import Section
 from fixate_jax.errors import CheckpointError, ConfigError
 
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,6 +39,10 @@ class PageInputs(NamedTuple):
 
     pixels: Float[HostOrDevice, "batch tiles channels height width"]
     valid: Bool[HostOrDevice, "batch tiles"]
+
+
+MOST_TILES = 1000
+"""Of a page; the shapes that so many can have are all looked at."""
 
 
 class PageProcessor:
@@ -105,6 +110,11 @@ def page_processor(directory: Path, settings: BackboneConfig, config: InternVLCo
         read = GotOcr2ImageProcessorPil.from_pretrained(directory)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: no usable image processor ({error})") from error
+    found = Section(
+        directory / "preprocessor_config.json", {k: getattr(read, k) for k in ("min_patches", "max_patches")}
+    )
+    for name in found.fields:
+        found.whole(name, most=MOST_TILES)
     if dict(read.size) != side:
         raise CheckpointError(
             f"{directory}: the image processor's size is {dict(read.size)}, but config.json's vision_config.image_size "

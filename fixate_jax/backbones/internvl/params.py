@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fixate_jax.backbones.decoder.layers import ACTIVATIONS
-from fixate_jax.backbones.decoder.params import decoder_rules, is_tied, known_tensors, read_decoder
+from fixate_jax.backbones.decoder.params import MOST_LAYERS, decoder_rules, is_tied, known_tensors, read_decoder
 from fixate_jax.backbones.internvl.config import InternVLConfig, VisionConfig
-from fixate_jax.backbones.internvl.pages import SYSTEM_MESSAGES
+from fixate_jax.backbones.internvl.pages import MOST_TILES, SYSTEM_MESSAGES
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.weights.checkpoint import Rule, Transform, flatten_transpose, keep, read_json, transpose
 from fixate_jax.backbones.weights.config_json import Section
@@ -39,19 +39,18 @@ def read_transformers(root: Section, settings: BackboneConfig) -> InternVLConfig
     vision.one_of("use_mean_pooling", (True,), True)
     names = known_tensors(root.path.parent)
     prefix = "model." if any(name.startswith("model.vision_tower.") for name in names) else ""
-    tied = root.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     tower = VisionConfig(
         norm=vision.one_of("norm_type", NORMS, "layer_norm"),
-        qkv_bias=vision.get("attention_bias", False),
-        qk_norm=vision.get("use_qk_norm", False),
+        qkv_bias=vision.flag("attention_bias", False),
+        qk_norm=vision.flag("use_qk_norm", False),
         image_size=_side(vision, "image_size", 448),
         **_vision_shape(vision, settings),
     )
     config = InternVLConfig(
-        decoder=read_decoder(text, settings, tied=is_tied(tied, names, _HEADS)),
+        decoder=read_decoder(text, settings, tied=is_tied((root, text), names, _HEADS)),
         vision=tower,
-        image_token=root.need("image_token_id"),
-        downsample=root.get("downsample_ratio", 0.5),
+        image_token=root.whole("image_token_id"),
+        downsample=root.real("downsample_ratio", 0.5),
         projector_activation=root.one_of("projector_hidden_act", tuple(ACTIVATIONS), "gelu"),
         layout="transformers",
         prefix=prefix,
@@ -75,26 +74,25 @@ def read_original(root: Section, settings: BackboneConfig) -> InternVLConfig:
     root.one_of("ps_version", ("v2",), "v1")
     side = _side(vision, "image_size", 224)
     root.one_of("force_image_size", (side,), side)
-    dynamic = root.get("dynamic_image_size", False)
-    tied = text.get("tie_word_embeddings", root.get("tie_word_embeddings", False))
+    dynamic = root.flag("dynamic_image_size", False)
     tower = VisionConfig(
         norm=vision.one_of("norm_type", NORMS, "rms_norm"),
-        qkv_bias=vision.get("qkv_bias", False),
-        qk_norm=vision.get("qk_normalization", True),
-        qk_norm_eps=vision.get("layer_norm_eps", 1e-6),
+        qkv_bias=vision.flag("qkv_bias", False),
+        qk_norm=vision.flag("qk_normalization", True),
+        qk_norm_eps=vision.real("layer_norm_eps", 1e-6),
         image_size=side,
         **_vision_shape(vision, settings),
     )
     config = InternVLConfig(
-        decoder=read_decoder(text, settings, tied=is_tied(tied, known_tensors(root.path.parent), _HEADS)),
+        decoder=read_decoder(text, settings, tied=is_tied((root, text), known_tensors(root.path.parent), _HEADS)),
         vision=tower,
         image_token=_image_token(root.path.parent),
-        downsample=root.get("downsample_ratio", 0.5),
+        downsample=root.real("downsample_ratio", 0.5),
         layout="original",
         tile_layout=settings.tile_layout,
-        thumbnail=root.get("use_thumbnail", False),
-        min_tiles=root.get("min_dynamic_patch", 1) if dynamic else 1,
-        max_tiles=root.get("max_dynamic_patch", 6) if dynamic else 1,
+        thumbnail=root.flag("use_thumbnail", False),
+        min_tiles=root.whole("min_dynamic_patch", 1, most=MOST_TILES) if dynamic else 1,
+        max_tiles=root.whole("max_dynamic_patch", 6, most=MOST_TILES) if dynamic else 1,
         system_message=root.get("system_message"),
         template=root.one_of("template", tuple(SYSTEM_MESSAGES), None),
     )
@@ -104,14 +102,14 @@ def read_original(root: Section, settings: BackboneConfig) -> InternVLConfig:
 def _vision_shape(vision: Section, settings: BackboneConfig) -> dict[str, Any]:
     """What both layouts call the same."""
     return {
-        "layers": vision.need("num_hidden_layers"),
-        "width": vision.need("hidden_size"),
-        "ff": vision.need("intermediate_size"),
-        "heads": vision.need("num_attention_heads"),
+        "layers": vision.whole("num_hidden_layers", most=MOST_LAYERS),
+        "width": vision.whole("hidden_size"),
+        "ff": vision.whole("intermediate_size"),
+        "heads": vision.whole("num_attention_heads"),
         "patch": _side(vision, "patch_size", 14),
-        "channels": vision.get("num_channels", 3),
+        "channels": vision.whole("num_channels", 3),
         "activation": vision.one_of("hidden_act", tuple(ACTIVATIONS), "gelu"),
-        "norm_eps": vision.get("layer_norm_eps", 1e-6),
+        "norm_eps": vision.real("layer_norm_eps", 1e-6),
         "dtype": np.dtype(settings.dtype),
         "attention_block": settings.attention_block,
     }
@@ -120,10 +118,10 @@ def _vision_shape(vision: Section, settings: BackboneConfig) -> dict[str, Any]:
 def _side(vision: Section, name: str, default: int) -> int:
     """A square's side, given as one number or as two."""
     value = vision.get(name, default)
-    sides = set(value) if isinstance(value, list) else {value}
-    if len(sides) != 1:
-        raise vision.refusal(name, value, "a square")
-    return int(sides.pop())
+    sides = value if isinstance(value, list) else [value]
+    if not all(type(side) is int and 0 < side < 2**16 for side in sides) or len(set(sides)) != 1:
+        raise vision.refusal(name, value, "the side of a square in pixels")
+    return int(sides[0])
 
 
 def _checked(config: InternVLConfig, path: Path) -> InternVLConfig:

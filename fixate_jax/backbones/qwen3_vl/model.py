@@ -12,7 +12,14 @@ from jaxtyping import Array, Float, Int
 from fixate_jax.backbones.decoder.decoder import Decoder
 from fixate_jax.backbones.decoder.decoder_layer import DecoderConfig
 from fixate_jax.backbones.decoder.layers import ACTIVATIONS
-from fixate_jax.backbones.decoder.params import decoder_rules, is_tied, known_tensors, read_decoder, rope_settings
+from fixate_jax.backbones.decoder.params import (
+    MOST_LAYERS,
+    decoder_rules,
+    is_tied,
+    known_tensors,
+    read_decoder,
+    rope_settings,
+)
 from fixate_jax.backbones.family import ChatTurn, Model, template_chat
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.backbones.qwen3_vl.pages import PageProcessor
@@ -60,29 +67,31 @@ def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:
     root = read_config_json(directory)
     root.one_of("model_type", (MODEL_TYPE,), None)
     text, vision = root.section("text_config"), root.section("vision_config")
-    deepstack = tuple(vision.need("deepstack_visual_indexes"))
-    tied = root.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    depth = vision.whole("depth", most=MOST_LAYERS)
+    deepstack = vision.need("deepstack_visual_indexes")
+    if not isinstance(deepstack, list) or not all(type(i) is int and 0 <= i < depth for i in deepstack):
+        raise vision.refusal("deepstack_visual_indexes", deepstack, f"a list of layers from 0 to {depth - 1}")
     decoder = read_decoder(
         text,
         settings,
-        tied=is_tied(tied, known_tensors(directory), (HEAD,)),
+        tied=is_tied((root, text), known_tensors(directory), (HEAD,)),
         mrope_section=_mrope_section(text),
         deepstack_levels=len(deepstack) if settings.deepstack else 0,
     )
     tower = VisionConfig(
-        layers=vision.need("depth"),
-        width=vision.need("hidden_size"),
-        ff=vision.need("intermediate_size"),
-        heads=vision.need("num_heads"),
-        out_width=vision.need("out_hidden_size"),
-        patch=vision.get("patch_size", 16),
-        temporal=vision.get("temporal_patch_size", 2),
-        channels=vision.get("in_channels", 3),
-        merge=vision.get("spatial_merge_size", 2),
-        table=vision.get("num_position_embeddings", 2304),
+        layers=depth,
+        width=vision.whole("hidden_size"),
+        ff=vision.whole("intermediate_size"),
+        heads=vision.whole("num_heads"),
+        out_width=vision.whole("out_hidden_size"),
+        patch=vision.whole("patch_size", 16),
+        temporal=vision.whole("temporal_patch_size", 2),
+        channels=vision.whole("in_channels", 3),
+        merge=vision.whole("spatial_merge_size", 2),
+        table=vision.whole("num_position_embeddings", 2304),
         activation=vision.one_of("hidden_act", tuple(ACTIVATIONS), "gelu_pytorch_tanh"),
-        rope_theta=vision.get("rope_parameters", {}).get("rope_theta", 10000.0),
-        deepstack_after=deepstack,
+        rope_theta=Section(vision.path, vision.object("rope_parameters")).real("rope_theta", 10000.0),
+        deepstack_after=tuple(deepstack),
         dtype=decoder.dtype,
         attention_block=settings.attention_block,
     )
@@ -94,7 +103,7 @@ def read_config(directory: Path, settings: BackboneConfig) -> Qwen3VLConfig:
     return Qwen3VLConfig(
         decoder=decoder,
         vision=tower,
-        image_token=root.need("image_token_id"),
+        image_token=root.whole("image_token_id"),
         flat_positions=settings.positions == "flat",
     )
 
@@ -105,7 +114,10 @@ def _mrope_section(text: Section) -> tuple[int, ...]:
         raise CheckpointError(
             f"{text.path}: M-RoPE that is not interleaved (mrope_interleaved: false) is not supported"
         )
-    return tuple(rope.get("mrope_section") or (24, 20, 20))
+    section = rope.get("mrope_section") or [24, 20, 20]
+    if not isinstance(section, list) or not [type(n) for n in section] == [int] * 3 or min(section) < 0:
+        raise text.refusal("mrope_section", section, "three whole numbers")
+    return tuple(section)
 
 
 _VISION_LAYER = [

@@ -12,6 +12,9 @@ from fixate_jax.backbones.inputs import EncodedPage
 from fixate_jax.backbones.qwen3_vl.vision import PageInputs, VisionConfig, patch_geometry
 from fixate_jax.errors import CheckpointError
 
+MOST_PIXELS = 10**9
+"""Of a page; none has so many."""
+
 
 class PageProcessor:
     """The checkpoint's image processor (the PIL one, no torch), with limits on the page's area."""
@@ -68,7 +71,8 @@ def _limits(directory: Path, processor: Any) -> dict[str, int]:
     names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
     given = {name: value for name, value in dict(processor.size).items() if value is not None}
     size = {names.get(name, name): value for name, value in given.items()}
-    if size.keys() != {"shortest_edge", "longest_edge"} or not all(isinstance(n, int) for n in size.values()):
+    sound = all(type(n) is int and 0 < n <= MOST_PIXELS for n in size.values())
+    if size.keys() != {"shortest_edge", "longest_edge"} or not sound or size["shortest_edge"] > size["longest_edge"]:
         raise CheckpointError(
             f"{directory / 'preprocessor_config.json'}: field 'size' = {given} is not supported; give shortest_edge "
             "and longest_edge, the least and the largest area of a page in pixels"

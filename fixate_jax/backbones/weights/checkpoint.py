@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 
 from fixate_jax.backbones.weights.streaming import THREADS, StackedSource, fill
 from fixate_jax.errors import CheckpointError
+from fixate_jax.runtime.files import read_json as read_any_json
+from fixate_jax.runtime.files import require_ordinary
 from fixate_jax.runtime.progress import bytes_bar
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -92,11 +94,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: naming the file, when it is missing or not JSON.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_any_json(path, CheckpointError, "download it again")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; a Hugging Face model directory with {path.name} is needed") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(content).__name__}, an object is needed")
     return content
@@ -144,6 +144,7 @@ class TensorFiles:
     def __enter__(self) -> "TensorFiles":
         for name in self.files:
             path = self.directory / name
+            require_ordinary(path, CheckpointError)
             if not path.exists():
                 raise CheckpointError(f"{path}: not found, but {INDEX_FILE} names it; download it again")
             try:

@@ -1,5 +1,6 @@
 """Reading ``config.json`` so that every complaint names the file and the field."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,53 @@ class Section:
         return value
 
     def section(self, name: str) -> "Section":
-        """A field that is an object itself."""
-        return Section(self.path, self.need(name), f"{self.where}{name}.")
+        """A field that is an object itself; that it is none is an error."""
+        self.need(name)
+        return Section(self.path, self.object(name), f"{self.where}{name}.")
+
+    def object(self, name: str) -> dict[str, Any]:
+        """A field that is an object, an empty one where it is missing.
+
+        Raises:
+            CheckpointError: naming it, when it is something else.
+        """
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            raise self.refusal(name, value, "an object")
+        return value
+
+    def whole(self, name: str, default: int | None = None, *, most: int = 2**24) -> int:
+        """A field that counts something; without a default it must be there.
+
+        Raises:
+            CheckpointError: naming it, when it is no whole number from 1 to ``most``.
+        """
+        value = self.need(name) if default is None else self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self.refusal(name, value, f"a whole number from 1 to {most}")
+        return value
+
+    def real(self, name: str, default: float) -> float:
+        """A field that is a number above 0.
+
+        Raises:
+            CheckpointError: naming it, when it is none.
+        """
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.refusal(name, value, "a number above 0")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A field that is true or false.
+
+        Raises:
+            CheckpointError: naming it, when it is something else.
+        """
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.refusal(name, value, "true or false")
+        return value
 
     def one_of(self, name: str, supported: Sequence[Any], default: Any) -> Any:
         """A field that may have some values only; ``default`` is what a missing one means.

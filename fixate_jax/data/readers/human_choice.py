@@ -22,6 +22,7 @@ from PIL import Image
 from fixate_jax.data.render import Alternative, alternative_boxes, draw_page, text_boxes
 from fixate_jax.data.session import Split, StoredSession
 from fixate_jax.errors import DataError
+from fixate_jax.runtime.files import require_ordinary
 
 FILE = "trials.csv"
 _REMEDY = "fix the row or pass --data.on-bad-row skip"
@@ -121,6 +122,7 @@ def read_trials(path: Path, *, on_bad_row: Literal["error", "skip"] = "error") -
 def _read_csv(path: Path) -> tuple[pd.DataFrame, int, int]:
     """Rows as text under their line numbers; of rows longer or shorter than the header: the first's line, the count."""
     lines, rows, odd = list[int](), list[list[str]](), list[int]()
+    require_ordinary(path, DataError)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)

@@ -7,7 +7,7 @@ try:
     import gymnasium
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        'fixate_jax.emulation.gym needs gymnasium: pip install "fixate-jax[gym]"', name=error.name
+        'fixate_jax.emulation.gym needs gymnasium: pip install ".[gym]"', name=error.name
     ) from error
 
 from fixate_jax.emulation.gym.env import CarouselEnv

@@ -29,6 +29,7 @@ from fixate_jax.lab.experiments.experiment import restore_prompt, seed_directory
 from fixate_jax.lab.experiments.loop import Interrupted
 from fixate_jax.lab.report.curves import faithfulness_curves
 from fixate_jax.lab.settings import config_to_dict
+from fixate_jax.lab.text import csv_text
 from fixate_jax.pipeline.features import FeatureStore
 from fixate_jax.pipeline.pages import warn_of_empty_slots
 from fixate_jax.probing.batches import SessionData
@@ -131,7 +132,7 @@ def _run(
 
 def _write(out: Path, curves: pd.DataFrame, settings: FaithfulnessSettings) -> pd.DataFrame:
     table = faithfulness_table(curves, seed=settings.seed)
-    write_text(out / TABLE, table.to_csv(index=False))
+    write_text(out / TABLE, csv_text(table))
     faithfulness_curves(out / FIGURE, mean_curves(curves), baseline=RANDOM)
     return table
 

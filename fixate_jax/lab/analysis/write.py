@@ -15,6 +15,7 @@ from fixate_jax.lab.analysis.measures import random_halves, user_means
 from fixate_jax.lab.analysis.tables import Analysis, analyse
 from fixate_jax.lab.report.gaze import half_scatter, slot_maps
 from fixate_jax.lab.report.html import write_report
+from fixate_jax.lab.text import csv_text
 from fixate_jax.runtime.durable import write_text
 from fixate_jax.runtime.lock import locked
 
@@ -71,7 +72,7 @@ def write_analysis(
 
 def _write(found: Analysis, store: SessionStore, out: Path, settings: AnalysisSettings) -> Analysis:
     for name, table in found.tables.items():
-        write_text(out / f"{name}.csv", table.to_csv(index=False))
+        write_text(out / f"{name}.csv", csv_text(table))
     figures = []
     for number, layout in enumerate(found.layouts, start=1):
         figures += _figures(store, out / "figures", number, layout, settings)

@@ -35,13 +35,24 @@ from fixate_jax.lab.settings import config_from_dict, config_to_dict
 from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.prompts import PromptParams
 from fixate_jax.runtime.durable import sha256, staging, writing
+from fixate_jax.runtime.files import read_json, require_ordinary
 
 FORMAT, VERSION = "fixate-prompts", 1
 BUNDLE_FILE, TENSORS_FILE, CARD_FILE = "bundle.json", "prompts.safetensors", "README.md"
 SHIPPED = Path(__file__).parent / "shipped"
 SHIPPED_USERS: dict[str, Path] = {path.name: path for path in sorted(SHIPPED.glob("*")) if path.is_dir()}
 """Users that come with the library, made-up ones, by name."""
-_FIELDS = ("format", "version", "users", "seed", "backbone", "fingerprint", "architecture", "width", "settings")
+_FIELDS: dict[str, type] = {
+    "format": str,
+    "version": int,
+    "users": list,
+    "seed": int,
+    "backbone": str,
+    "fingerprint": str,
+    "architecture": str,
+    "width": int,
+    "settings": dict,
+}
 
 
 def write_bundle(
@@ -185,14 +196,18 @@ def load_bundle(
 
 def _read_facts(path: Path) -> Mapping[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path, CheckpointError, "export the bundle again")
     except FileNotFoundError:
         raise ConfigError(f"{path.parent}: no {path.name} there; give the directory of a run or a bundle") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); export the bundle again") from error
     missing = [name for name in _FIELDS if not isinstance(facts, dict) or name not in facts]
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}; export the bundle again")
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(facts[name], kind)]
+    users = facts["users"]
+    if not wrong and not (users and all(isinstance(user, str) for user in users) and len(set(users)) == len(users)):
+        wrong = ["users"]
+    if wrong or not isinstance(facts.get("checksums", {}), dict):
+        raise CheckpointError(f"{path}: {', '.join(wrong) or 'checksums'}: of another type; export the bundle again")
     if facts["format"] != FORMAT or facts["version"] != VERSION:
         raise CheckpointError(
             f"{path}: {facts['format']} version {facts['version']}, this release reads {FORMAT} version {VERSION}"
@@ -203,6 +218,7 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
 
 def _read_prompt(path: Path, facts: Mapping[str, Any]) -> PromptParams:
     users: list[str] = facts["users"]
+    require_ordinary(path, CheckpointError)
     try:
         wanted = facts.get("checksums", {}).get(path.name)  # Bundles of the first releases have none.
         if wanted not in (None, sha256(path)):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fixate_jax.lab.text import code, markdown
+
 PLACES = {"before": "before the whole input", "after_image": "right behind the page's tokens"}
 
 
@@ -33,8 +35,9 @@ def model_card(facts: Mapping[str, Any], about: Origin) -> str:
     """
     settings = facts["settings"]
     users = len(facts["users"])
+    named = markdown(f"{settings['operator']['name']}, {settings['objective']['alignment']}")
     lines = [
-        f"# Soft prompts of {users} {'person' if users == 1 else 'people'} on {about.data}",
+        f"# Soft prompts of {users} {'person' if users == 1 else 'people'} on {markdown(about.data)}",
         "",
         "Each prompt makes a frozen vision-language model look at a page, and answer which item it would click, more "
         "like one person. They were tuned with FixATE (fixation-aligned tuning for user emulation), from where that "
@@ -42,14 +45,14 @@ def model_card(facts: Mapping[str, Any], about: Origin) -> str:
         "",
         "| | |",
         "| --- | --- |",
-        f"| backbone | `{facts['backbone']}` ({facts['architecture']}, width {facts['width']}) |",
-        f"| fingerprint of its files | `{facts['fingerprint']}` |",
+        f"| backbone | {code(facts['backbone'])} ({facts['architecture']}, width {facts['width']}) |",
+        f"| fingerprint of its files | {code(facts['fingerprint'])} |",
         f"| prompt | {facts['tokens']} soft tokens {PLACES[facts['position']]} |",
         f"| positions | {settings['backbone']['positions']} |",
-        f"| operator, loss | {settings['operator']['name']}, {settings['objective']['alignment']} |",
+        f"| operator, loss | {named} |",
         f"| seed | {facts['seed']} |",
         f"| made with | {facts['made_with']} |",
-        f"| licence | {about.licence} |",
+        f"| licence | {markdown(about.licence)} |",
         "",
         "## Files",
         "",
@@ -75,5 +78,6 @@ def model_card(facts: Mapping[str, Any], about: Origin) -> str:
         "apart, and a pseudonym does not undo that. Pass it on only as that person's consent and the law allow.",
     ]
     if about.note:
-        lines += ["", "## About the people", "", about.note]
+        paragraphs = (markdown(part) for part in about.note.split("\n\n"))
+        lines += ["", "## About the people", "", "\n\n".join(paragraphs)]
     return "\n".join(lines) + "\n"

@@ -3,13 +3,13 @@
 import os
 import sys
 import tempfile
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.errors import ConfigError, FixateError
@@ -24,6 +24,7 @@ from fixate_jax.lab.cli.transfer import Transfer
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.pretraining.recipe import Recipe
 from fixate_jax.lab.settings import load_settings
+from fixate_jax.lab.text import say, visible
 from fixate_jax.runtime.durable import advice, is_full
 from fixate_jax.runtime.lock import locked
 
@@ -44,12 +45,11 @@ class Prepare:
         from fixate_jax.data.registry import open_or_prepare
 
         store = open_or_prepare(self.settings.data)
-        console = Console()
-        console.print(f"{len(store.sessions)} sessions of {len(store.users)} users in {store.directory}")
+        say(f"{len(store.sessions)} sessions of {len(store.users)} users in {store.directory}")
         for reason, count in store.dropped.items():
-            console.print(f"left out: {count} ({reason})")
+            say(f"left out: {count} ({reason})")
         for what, count in store.noted.items():
-            console.print(f"noted: {count} ({what})")
+            say(f"noted: {count} ({what})")
         return 0
 
 
@@ -229,8 +229,7 @@ class PretrainTiny:
         with locked(self.run_dir):
             pretraining = Pretraining(self.settings, self.run_dir)
             weights = pretraining.run(self.until)
-            console = Console()
-            console.print(f"weights after step {pretraining.step}: sha256 {weights}", soft_wrap=True)
+            say(f"weights after step {pretraining.step}: sha256 {weights}")
             if pretraining.step >= self.settings.steps and not (self.run_dir / "model").exists():
                 pretraining.publish(self.run_dir / "model", commit="unknown")
         return 0
@@ -314,19 +313,28 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; exit status 0, 1 (a comparison failed), 2 (bad input, disk full) or 130 (stopped and saved)."""
     # transformers would say at each start that PyTorch is missing, which is how it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    written, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         status = parse(sys.argv[1:] if arguments is None else arguments).run()
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped: what was finished is kept; run the same command again to resume")
+        say("stopped: what was finished is kept; run the same command again to resume", error=True)
         status = 130
     except OSError as error:
         if not is_full(error):
             raise
-        Console(stderr=True, soft_wrap=True).print(f"error: {error.filename or 'a file'}: {advice(error)}")
+        say(f"error: {error.filename or 'a file'}: {advice(error)}", error=True)
         status = 2
     except FixateError as error:
         from fixate_jax.lab.experiments.loop import Interrupted
 
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", highlight=False, markup=False)
+        say(f"error: {error}", error=True)
         status = 130 if isinstance(error, Interrupted) else 2
+    finally:
+        warnings.formatwarning = written
     sys.exit(status)
+
+
+def _warning(message: Warning | str, *where: Any, **more: Any) -> str:
+    """A warning in a line, without the place in our code that a user can do nothing about."""
+    del where, more
+    return f"warning: {visible(message)}\n"

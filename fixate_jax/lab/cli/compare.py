@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pandas as pd
 import tyro
-from rich.console import Console
 
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.cli.emulate import Source, check_numbers, read_pages, with_assignment
+from fixate_jax.lab.notes import few_people
+from fixate_jax.lab.text import markdown, say
 
 if TYPE_CHECKING:
     from fixate_jax.emulation import Page, UserEmulator
@@ -88,12 +89,13 @@ class Compare:
             track=track,
         )
         written = write_comparison(comparison, self.out)
-        console = Console()
-        print_table(moves(comparison.summary()), title="How much moves, %", console=console, digits=1)
+        if few := few_people(len(comparison.users)):
+            say(few)
+        print_table(moves(comparison.summary()), title="How much moves, %", digits=1)
         for version in comparison.versions[1:]:
             title = f"{version} − {comparison.versions[0]}: items that change most, %"
-            print_table(changes(comparison.items(), version, SHOWN), title=title, console=console, digits=1)
-        console.print(f"written: {written} and beside it", soft_wrap=True)
+            print_table(changes(comparison.items(), version, SHOWN), title=title, digits=1)
+        say(f"written: {written} and beside it")
         return 0
 
     def _check(self) -> None:
@@ -230,10 +232,11 @@ def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequen
     missed = int(((shown["low"] > 0) | (shown["high"] < 0)).sum())
     lines = [
         f"{len(comparison.users)} emulated users, {len(comparison.pages[0])} pages, {items['item'].nunique()} items; "
-        f"all against {first}.",
+        f"all against {markdown(first)}.",
         "",
         *provenance_lines([provenance()]),
         "",
+        *([few_people(len(comparison.users)), ""] if few_people(len(comparison.users)) else []),
         "How much of a visit goes elsewhere, in percent, with 95% bootstrap intervals over users; and the probability "
         "that the model answers with any label:",
         "",
@@ -243,7 +246,7 @@ def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequen
         by_chance = f"Were nothing changed at all, about {len(shown) / 20:.0f} would by chance."
         lines += [f"Of {len(shown)} intervals over users {missed} leave out 0. {by_chance}", ""]
     for version in others:
-        lines += [f"{version}: the items that change most, in percent", ""]
+        lines += [f"{markdown(version)}: the items that change most, in percent", ""]
         lines += [to_markdown(changes(items, version, SHOWN), 1)]
     lines += [line for picture in pictures for line in (f"![{Path(picture).stem}]({picture})", "")]
     return "\n".join(lines)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import pandas as pd
 import tyro
-from rich.console import Console
 
 from fixate_jax.data.options import COLDEST, NARROWEST_PAGE
 from fixate_jax.errors import ConfigError
+from fixate_jax.lab.notes import tell_of_foreign_pages
+from fixate_jax.lab.text import say
 
 if TYPE_CHECKING:
     from fixate_jax.emulation import Page, UserEmulator, Visits
@@ -86,14 +87,13 @@ class Emulate:
         )
         table = visits.frame(seed=self.click_seed, temperature=self.temperature)
         write_table(self.out, table)
-        console = Console()
         if self.heat_maps is not None:
             drawn = _draw(self.heat_maps, visits, self.temperature)
-            console.print(f"drawn: {drawn} pictures in {self.heat_maps}", soft_wrap=True)
-        print_table(_shown(table), title="Mean over users", console=console, digits=3)
-        console.print(f"written: {self.out}, {len(table)} rows", soft_wrap=True)
+            say(f"drawn: {drawn} pictures in {self.heat_maps}")
+        print_table(_shown(table), title="Mean over users", digits=3)
+        say(f"written: {self.out}, {len(table)} rows")
         if self.source in SHIPPED_USERS:
-            console.print(f"{self.source} {CAUTION}", soft_wrap=True)
+            say(f"{self.source} {CAUTION}")
         return 0
 
 
@@ -131,6 +131,7 @@ def read_pages(folder: Path, emulator: "UserEmulator", *, width: int | None, pro
     from fixate_jax.data.readers.own.tables import PROFILE
     from fixate_jax.emulation.page_sets import read_page_set
 
+    tell_of_foreign_pages(emulator.backbone.settings.path, str(folder))
     wide = emulator.page_width if width is None else width
     return read_page_set(folder, width=wide, profile=PROFILE if profile is None else profile)
 
@@ -213,7 +214,5 @@ class Export:
         seed = config.train.seeds[0] if self.seed is None else self.seed
         origin = Origin(data=config.data.name, seed=seed, licence=self.licence, note=self.note)
         made = write_bundle(emulator, self.out, origin, users=self.users or None, pseudonyms=self.pseudonyms)
-        Console().print(
-            f"written: {made}; a prompt tells its person apart, so pass it on only with their consent", soft_wrap=True
-        )
+        say(f"written: {made}; a prompt tells its person apart, so pass it on only with their consent")
         return 0

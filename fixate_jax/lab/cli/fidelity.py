@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 import tyro
-from rich.console import Console
 
 from fixate_jax.data.session import Split
+from fixate_jax.lab.notes import few_people
+from fixate_jax.lab.text import markdown, say
 
 if TYPE_CHECKING:
     from fixate_jax.lab.fidelity.fidelity import Humans, Predicted
@@ -44,12 +45,11 @@ class Fidelity:
         frames = read_predictions(self.source, self.split, accept_other_backbone=self.accept_other_backbone)
         humans, predicted = gather(frames)
         measures = write_fidelity(humans, predicted, out, seed=self.seed, what=f"{name}, {self.split} sessions")
-        console = Console()
         for note in notes(humans, len(frames), self.split):
-            console.print(note, highlight=False, markup=False)
+            say(note)
         for kind in ("clicks", "attention"):
-            print_table(shown(measures, kind), title=f"{kind.capitalize()}", console=console, digits=3)
-        console.print(f"everything: {out / 'fidelity.md'} and beside it", soft_wrap=True)
+            print_table(shown(measures, kind), title=f"{kind.capitalize()}", digits=3)
+        say(f"everything: {out / 'fidelity.md'} and beside it")
         return 0
 
 
@@ -90,6 +90,8 @@ def notes(humans: "Humans", seeds: int, split: str) -> list[str]:
         f"{len(humans.click)} {split} sessions of {len(humans.users)} people, pages of {humans.gaze.shape[1]} slots, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}; free-running."
     ]
+    if few := few_people(len(humans.users)):
+        told.append(few)
     if humans.left_out:
         told.append(
             f"{humans.left_out} sessions are left out: their pages have another number of slots, or their person has "
@@ -150,7 +152,7 @@ def write_fidelity(
         write_table(out / f"{name}.csv", table)
     fidelity_figure(out / "figure.png", **tables, title=f"Fidelity: {what}")
     lines = page_lines(humans, tables["measures"], what)
-    write_text(out / "fidelity.md", "\n".join([*lines, f"![{what}](figure.png)", ""]))
+    write_text(out / "fidelity.md", "\n".join([*lines, f"![{markdown(what)}](figure.png)", ""]))
     return tables["measures"]
 
 
@@ -184,10 +186,12 @@ def page_lines(humans: "Humans", measures: pd.DataFrame, what: str) -> Sequence[
         }
     )
     return [
-        f"{what}: {len(humans.click)} sessions of {len(humans.users)} people, pages of {humans.gaze.shape[1]} slots.",
+        f"{markdown(what)}: {len(humans.click)} sessions of {len(humans.users)} people, pages of "
+        f"{humans.gaze.shape[1]} slots.",
         "",
         *provenance_lines([provenance()]),
         "",
+        *([few_people(len(humans.users)), ""] if few_people(len(humans.users)) else []),
         "With 95% bootstrap intervals over people; p of a paired Wilcoxon test over people, of likeness against users "
         "handed out at random, corrected for all tests of all methods (Holm):",
         "",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.text import say
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
         from fixate_jax.lab.report.tables import print_table
 
         sizes = {field.name: getattr(self, field.name) for field in fields(Workload)}
-        work, settings, console = Workload(**sizes), self.settings, Console()
+        work, settings = Workload(**sizes), self.settings
         device, mesh = memory_of(self.device, self.device_gb), settings.train.mesh
         require_devices(mesh, self.devices)
         # Devices that are not here are simulated: shapes take no room on them.
@@ -65,11 +65,11 @@ class Plan:
         plans = {model: make_plan(model, settings, work, device=device) for model in models}
         if len(plans) > 1:
             title = f"{self.device}, mesh {mesh}, micro-batches of {settings.train.batch}, GB of each device"
-            print_table(summary_table(plans), title=title, console=console, digits=2)
+            print_table(summary_table(plans), title=title, digits=2)
         for model, plan in plans.items() if len(plans) == 1 else ():
             for line in describe(model, plan):
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-            print_table(memory_table(plan), title="Memory of each device", console=console, digits=3)
+                say(line)
+            print_table(memory_table(plan), title="Memory of each device", digits=3)
             if plan.flops:
-                print_table(flops_table(plan), title="Operations of a step", console=console, digits=3)
+                print_table(flops_table(plan), title="Operations of a step", digits=3)
         return 0 if all(plan.fits for plan in plans.values()) else 1

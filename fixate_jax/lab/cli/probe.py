@@ -7,11 +7,11 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.settings import load_config
+from fixate_jax.lab.text import say
 
 Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|PRESET.yaml")]
 SHOWN = ("operator", "deletion", "deletion p", "insertion", "insertion p", "points at answer", "points at click")
@@ -48,7 +48,7 @@ class Probe:
             config = replace(config, operator=replace(config.operator, name=self.operator))
         operator_of(config.operator)
         drawn = self._alone(config) if run is None else self._tuned(config, run)
-        Console().print(f"drawn: {drawn}", soft_wrap=True)
+        say(f"drawn: {drawn}")
         return 0
 
     def _tuned(self, config: RunConfig, run: Path) -> Path:
@@ -135,9 +135,8 @@ class Faithfulness:
         )
         out = self.out or Path("faithfulness") / (self.source.stem if run is None else run.resolve().name)
         table = run_faithfulness(config, out, wanted, run=run)
-        console = Console()
-        print_table(table[list(SHOWN)], title="Faithfulness: means over users", console=console, digits=3)
-        console.print(f"everything: {out / TABLE} and beside it", soft_wrap=True)
+        print_table(table[list(SHOWN)], title="Faithfulness: means over users", digits=3)
+        say(f"everything: {out / TABLE} and beside it")
         return 0
 
 

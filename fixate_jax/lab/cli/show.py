@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
+from fixate_jax.lab.text import say
 
 SHOWN_RESULTS = ("method", "mode", "kl", "csh@1", "log_loss", "accuracy")
 SHOWN_COMPARISON = ("kl", "accuracy")
@@ -22,17 +22,16 @@ def print_analysis(analysis: object, out: Path) -> None:
     from fixate_jax.lab.report.tables import print_table
 
     assert isinstance(analysis, Analysis)
-    console = Console()
     for note in analysis.notes:
-        console.print(note, highlight=False, markup=False)
+        say(note)
     for row in analysis.tables["left_out"].itertuples():
-        console.print(f"left out of {row.tables}: {row.sessions} sessions of {row.people} people ({row.reason})")
+        say(f"left out of {row.tables}: {row.sessions} sessions of {row.people} people ({row.reason})")
     for name, columns in SHOWN_ANALYSIS.items():
         table = analysis.tables[name]
         # The others are in the files.
         table = table[table["layout"] == 1] if "layout" in table else table
-        print_table(table[list(columns)], title=HEADINGS[name], console=console, digits=3)
-    console.print(f"everything: {out / REPORT}", soft_wrap=True)
+        print_table(table[list(columns)], title=HEADINGS[name], digits=3)
+    say(f"everything: {out / REPORT}")
 
 
 def print_results(results: object) -> None:
@@ -41,15 +40,14 @@ def print_results(results: object) -> None:
     from fixate_jax.lab.report.tables import print_table
 
     assert isinstance(results, Results)
-    console = Console()
     shown = [name for name in results.results.columns if name.split()[0] in SHOWN_RESULTS]
     means = results.results[results.results["average"] == "micro"]
-    print_table(means[shown], title="Results: means over sessions", console=console, digits=3)
+    print_table(means[shown], title="Results: means over sessions", digits=3)
     free = results.comparison[(results.comparison["mode"] == "FR")]
     free = (
         free[free["metric"].str.split().str[0].isin(SHOWN_COMPARISON)]
         .drop(columns=["mode", "low", "high"])
         .rename(columns={"difference": "diff"})
     )
-    print_table(free, title="FixATE, free-running, against each method over users", console=console, digits=3)
-    console.print(f"everything: {results.report}", soft_wrap=True)
+    print_table(free, title="FixATE, free-running, against each method over users", digits=3)
+    say(f"everything: {results.report}")

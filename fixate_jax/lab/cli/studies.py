@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from fixate_jax.data.session import SPLITS, Split
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.text import say
 
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Preset = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET.yaml")]
@@ -128,4 +128,4 @@ def _split(name: str) -> Split:
 
 
 def _say(page: Path) -> None:
-    Console().print(f"tables and figure: {page}")
+    say(f"tables and figure: {page}")

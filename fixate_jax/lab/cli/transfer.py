@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.text import say
 
 SHOWN = ("method", "k", "metric", "mean", "sd")
 
@@ -42,7 +42,6 @@ class Transfer:
         workers = Workers(jobs=self.jobs, cluster=self.cluster)
         measures, _ = run_transfer(self.settings, run, wanted, workers=workers)
         shown = measures[measures["metric"].isin(("kl ↓", "accuracy ↑"))]
-        console = Console()
-        print_table(shown[list(SHOWN)], title="New people: means, sd over seeds", console=console)
-        console.print(f"written: {run / 'page.md'} and next to it", soft_wrap=True)
+        print_table(shown[list(SHOWN)], title="New people: means, sd over seeds")
+        say(f"written: {run / 'page.md'} and next to it")
         return 0

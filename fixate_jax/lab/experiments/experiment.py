@@ -28,6 +28,7 @@ from fixate_jax.lab.report.figures import page_figure, user_improvement
 from fixate_jax.lab.report.html import write_report
 from fixate_jax.lab.report.tables import COMPARED, comparison_table, flatten, results_table
 from fixate_jax.lab.settings import config_to_dict, dump_config, load_config
+from fixate_jax.lab.text import csv_text
 from fixate_jax.probing import heat_map
 from fixate_jax.prompts import PromptParams
 from fixate_jax.runtime import hosts
@@ -284,7 +285,7 @@ def _write_results(
         tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in plain])
     for name, table in tables.items():
         stem = {0: "results", 1: "comparison", 2: "seeds"}[list(tables).index(name)]
-        hosts.by_first(write_text, run / f"{stem}-{split}.csv", table.to_csv(index=False))
+        hosts.by_first(write_text, run / f"{stem}-{split}.csv", csv_text(table))
     logs = {seed: pd.read_csv(seed_directory(run, seed) / "metrics.csv") for seed in config.train.seeds}
     _figures(workspace, run, split, averaged, prompt, logs)
     prompts = {BACKBONE: None, FIXATE: prompt}

@@ -37,6 +37,7 @@ from fixate_jax.lab.report.figures import user_improvement
 from fixate_jax.lab.report.html import write_report
 from fixate_jax.lab.report.tables import comparison_table, results_table
 from fixate_jax.lab.settings import config_to_dict, load_config
+from fixate_jax.lab.text import csv_text
 from fixate_jax.lab.users.tune import UserPrompts, tune_users
 from fixate_jax.prompts import PromptParams, population_prompt
 from fixate_jax.runtime.durable import replacing, write_text
@@ -151,8 +152,8 @@ def _tune(
             progress.update(task, completed=done, total=users, note=note)
 
         tuned = tune_users(workspace, config, basis=basis, seed=seed, directory=directory, report=report)
-    write_text(directory / "users.csv", tuned.table.to_csv(index=False))
-    write_text(directory / "metrics.csv", tuned.log.to_csv(index=False))
+    write_text(directory / "users.csv", csv_text(tuned.table))
+    write_text(directory / "metrics.csv", csv_text(tuned.log))
     name = "prompts" if tuned.basis is None else "coefficients"
     tensors = {name: tuned.own, "start": tuned.start} | ({} if tuned.basis is None else {"basis": tuned.basis})
     arrays = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
@@ -191,11 +192,11 @@ def _evaluate(
     averaged = pd.concat(per_seed).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
     results, comparison = results_table(summarise(averaged)), comparison_table(averaged, reference=FIXATE)
     tables = {f"Results ({SPLIT})": results, "Own prompts against each method, over users": comparison}
-    write_text(run / f"results-{SPLIT}.csv", results.to_csv(index=False))
-    write_text(run / f"comparison-{SPLIT}.csv", comparison.to_csv(index=False))
+    write_text(run / f"results-{SPLIT}.csv", csv_text(results))
+    write_text(run / f"comparison-{SPLIT}.csv", csv_text(comparison))
     if len(per_seed) > 1:
         tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in per_seed])
-        write_text(run / f"seeds-{SPLIT}.csv", tables["Mean and deviation over seeds"].to_csv(index=False))
+        write_text(run / f"seeds-{SPLIT}.csv", csv_text(tables["Mean and deviation over seeds"]))
     report = _report(workspace, run, tables, averaged, per_seed[0], tuned)
     metrics = pd.concat([m.assign(seed=s) for s, m in zip(tuned, per_seed, strict=True)], ignore_index=True)
     return Results(results=results, comparison=comparison, metrics=metrics, report=report)

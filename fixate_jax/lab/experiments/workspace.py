@@ -21,6 +21,7 @@ from fixate_jax.errors import ConfigError
 from fixate_jax.evaluation.forward import Jitted
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.programs import make_evaluate
+from fixate_jax.lab.notes import tell_of_foreign_pages
 from fixate_jax.lab.parts import operator_of
 from fixate_jax.pipeline.features import FeatureStore
 from fixate_jax.pipeline.page_keys import wants_page_keys
@@ -118,6 +119,7 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
     mesh = open_mesh(config.train.mesh)
     with hosts.first_alone():
         resolve(config.backbone.path, work=directory, revision=config.backbone.revision)
+    tell_of_foreign_pages(config.backbone.path, config.data.name)
     backbone = load_backbone(config.backbone, work=directory, mesh=None if mesh.size == 1 else mesh)
     placement = Placement(mesh, shardings(backbone.params, mesh))
     features, encoded, page_keys = read_pages(

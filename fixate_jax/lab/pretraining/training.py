@@ -26,6 +26,7 @@ from fixate_jax.lab.pretraining import card
 from fixate_jax.lab.pretraining.packing import PackedBatch, Packer, make_packer
 from fixate_jax.lab.pretraining.recipe import Recipe, sizes_of
 from fixate_jax.lab.pretraining.tasks import KINDS, LEVELS, TRAITS
+from fixate_jax.lab.text import csv_text
 from fixate_jax.runtime.durable import write_text
 from fixate_jax.runtime.progress import bar
 from fixate_jax.runtime.versions import versions
@@ -330,8 +331,8 @@ class Pretraining:
             extra={
                 "README.md": text,
                 card.RECIPE_FILE: json.dumps(details, indent=2) + "\n",
-                card.READING_FILE: read.to_csv(index=False),
-                card.POINTING_FILE: pointing.to_csv(index=False),
+                card.READING_FILE: csv_text(read),
+                card.POINTING_FILE: csv_text(pointing),
                 curves.name: curves.read_bytes(),
             },
         )

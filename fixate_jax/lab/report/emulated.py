@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from fixate_jax.lab.report.figures import draw_heat, draw_slots, save_figure, shares
+from fixate_jax.lab.text import csv_text
 from fixate_jax.runtime.durable import replacing
 
 
@@ -24,7 +25,7 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     """
     with replacing(path) as temporary:
         if path.suffix == ".csv":
-            table.to_csv(temporary, index=False)
+            temporary.write_text(csv_text(table), encoding="utf-8", newline="")
         else:
             table.to_parquet(temporary, index=False)
     return path

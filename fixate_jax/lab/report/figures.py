@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from fixate_jax.errors import DataError
 from fixate_jax.evaluation.metrics import LOWER_IS_BETTER
@@ -218,6 +219,12 @@ def _style(axis: Axes, title: str) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
+    # A dollar in a name begins no formula; the numbers at an axis in powers are one.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() != "linear"):
+        for text in axis.get_ticklabels(which="both"):
+            text.set_parse_math(True)
     # A Figure that pyplot does not know draws with Agg and leaves no global state behind.
     engine = figure.get_layout_engine()
     if engine is not None:

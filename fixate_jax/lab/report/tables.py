@@ -12,6 +12,7 @@ from rich.text import Text
 from fixate_jax.errors import DataError
 from fixate_jax.evaluation.metrics import LOWER_IS_BETTER
 from fixate_jax.lab.frames import compare_methods, over_seeds, summarise, user_means
+from fixate_jax.lab.text import markdown, visible
 
 COMPARED = ("kl", "js", "cosine", "csh@1", "tgo@1", "accuracy", "log_loss", "auc")
 """Metrics of the comparison table unless told otherwise."""
@@ -151,21 +152,21 @@ def numeric_columns(frame: pd.DataFrame) -> list[bool]:
 def to_markdown(frame: pd.DataFrame, digits: int = 4) -> str:
     """A frame as a Markdown table, without its index."""
     rules = ["---:" if numeric else "---" for numeric in numeric_columns(frame)]
-    body = [[text.replace("|", "\\|") for text in row] for row in cells(frame, digits)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [[str(name) for name in frame.columns], rules, *body]) + "\n"
+    head, *body = ([markdown(text) for text in row] for row in [list(frame.columns), *cells(frame, digits)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rules, *body]) + "\n"
 
 
 def print_table(frame: pd.DataFrame, *, title: str, console: Console | None = None, digits: int = 4) -> None:
     """Print a frame to the terminal, without its index."""
-    table = Table(title=title, title_justify="left", header_style="bold", row_styles=["", "dim"])
+    table = Table(title=Text(visible(title)), title_justify="left", header_style="bold", row_styles=["", "dim"])
     rows = cells(frame, digits)
     for i, (name, numeric) in enumerate(zip(frame.columns, numeric_columns(frame), strict=True)):
         # In a narrow terminal headers and texts break before a number does.
         widest = max([len(row[i]) for row in rows], default=0) if numeric else None
-        table.add_column(str(name), justify="right" if numeric else "left", min_width=widest)
+        table.add_column(Text(visible(name)), justify="right" if numeric else "left", min_width=widest)
     for row in rows:
         # As Text, since square brackets in a string would be read as markup.
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(text)) for text in row))
     (console or Console()).print(table)
 
 

@@ -87,7 +87,7 @@ def _parallel(workers: Workers) -> Any:
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        raise ConfigError('--cluster needs the package distributed: pip install "fixate-jax[cluster]"') from error
+        raise ConfigError('--cluster needs the package distributed: pip install ".[cluster]"') from error
     try:
         client = Client(workers.cluster)
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from fixate_jax.lab.report.studies import Point, axis_lines, differences
 from fixate_jax.lab.report.tables import arrow, comparison_table, to_markdown
 from fixate_jax.lab.studies.matrix import REFERENCE, Study, Variant
 from fixate_jax.lab.studies.sweep import value_of
+from fixate_jax.lab.text import code, csv_text, markdown
 from fixate_jax.runtime.durable import write_text
 
 SHOWN = ("kl", "csh@1", "log_loss", "accuracy")
@@ -100,10 +101,10 @@ def write_report(study: Study, *, title: str, facts: Sequence[dict[str, Any]]) -
     found = read(study)
     measures, tests = measures_table(study, found), tests_table(study, found)
     for name, table in {"measures": measures, "tests": tests}.items():
-        write_text(study.out / f"{name}.csv", table.to_csv(index=False))
+        write_text(study.out / f"{name}.csv", csv_text(table))
     figure = _figure(study, found, tests, study.out / "figure.png", title)
     text = _page(study, measures, tests, facts)
-    write_text(study.out / "page.md", f"{text}\n![{title}]({figure.name})\n")
+    write_text(study.out / "page.md", f"{text}\n![{markdown(title)}]({figure.name})\n")
     return study.out / "page.md"
 
 
@@ -139,8 +140,8 @@ def _page(study: Study, measures: pd.DataFrame, tests: pd.DataFrame, facts: Sequ
     config = study.base
     people = int(tests["users"].max()) if len(tests) else 0
     lines = [
-        f"`{Path(config.backbone.path).name}`, operator `{config.operator.name}`, {config.data.name}: {people} people, "
-        f"measured on the {study.measured} split against {study.signal}, free-running; seeds "
+        f"{code(Path(config.backbone.path).name)}, operator {code(config.operator.name)}, {config.data.name}: {people} "
+        f"people, measured on the {study.measured} split against {study.signal}, free-running; seeds "
         f"{', '.join(map(str, study.seeds))}; split seeds {', '.join(map(str, study.splits))}.",
         "",
         *provenance_lines(facts),

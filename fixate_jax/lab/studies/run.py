@@ -5,14 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fixate_jax.errors import CheckpointError
 from fixate_jax.lab.experiments.cells import check_cells, run_cells
 from fixate_jax.lab.studies.jobs import Workers
 from fixate_jax.lab.studies.matrix import Study
 from fixate_jax.lab.studies.provenance import provenance
 from fixate_jax.lab.studies.report import write_report
+from fixate_jax.lab.text import say
 from fixate_jax.runtime.durable import write_text
 from fixate_jax.runtime.lock import locked
 
@@ -40,7 +39,7 @@ def run_study(study: Study, *, title: str, workers: Workers) -> Path:
         history, groups = _history(study.out), study.groups()
         check_cells([cell for group in groups for cell in group])
         todo = sum(not cell.measures.exists() for group in groups for cell in group)
-        Console().print(f"{todo} of {sum(map(len, groups))} cells to do")
+        say(f"{todo} of {sum(map(len, groups))} cells to do")
         if todo:
             begun, facts = time.perf_counter(), provenance()
             _note(study.out, [*history, facts | {"outcome": "not finished"}])

@@ -14,7 +14,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from fixate_jax.data.few import few_sessions
 from fixate_jax.data.registry import open_or_prepare
@@ -41,6 +40,7 @@ from fixate_jax.lab.studies.transfer_report import (
     TOGETHER,
     write_transfer,
 )
+from fixate_jax.lab.text import say
 from fixate_jax.lab.users.memory import default_limit
 from fixate_jax.lab.users.tune import UserPrompts, tune_users
 from fixate_jax.prompts import PromptParams, population_prompt
@@ -108,7 +108,7 @@ def run_transfer(
             _note(run)
         work = partial(compute_part, config=config, run=run.absolute(), wanted=wanted)
         for done, _ in enumerate(spread(work, todo, workers=workers, out=run), 1):
-            Console(stderr=True).print(f"transfer: {len(parts) - len(todo) + done} of {len(parts)} parts done")
+            say(f"transfer: {len(parts) - len(todo) + done} of {len(parts)} parts done", error=True)
         paths = [path for pieces in parts.values() for path, _ in pieces]
         measured = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
         return write_transfer(

@@ -13,6 +13,7 @@ from fixate_jax.lab.experiments.experiment import BACKBONE
 from fixate_jax.lab.frames import compare_methods, metric_columns, user_means
 from fixate_jax.lab.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, method_differences, save_figure
 from fixate_jax.lab.report.tables import arrow, to_markdown
+from fixate_jax.lab.text import csv_text
 from fixate_jax.runtime.durable import write_text
 
 COEFFICIENTS, POPULATION, TOGETHER, SWAPPED = "coefficients", "population_prompt", "together", "coefficients_swapped"
@@ -55,7 +56,7 @@ def write_transfer(
     people = per_person(free)
     measures, tests = measures_table(free), tests_table(people, counts)
     for stem, table in {"measures": measures, "tests": tests}.items():
-        write_text(run / f"{stem}.csv", table.to_csv(index=False))
+        write_text(run / f"{stem}.csv", csv_text(table))
     cold_start(run / "cold_start.png", people, counts=counts, most=most)
     rows = {f"against {other.replace('_', ' ')}": _pair(people, other) for other in OTHERS}
     against = dict.fromkeys(TESTED, "the other")

@@ -27,7 +27,7 @@ def require_torch() -> Any:
     except ImportError as error:
         raise FixateError(
             "comparing with transformers' model needs PyTorch, which cannot be imported "
-            f"({error}); install it: pip install 'fixate-jax[torch]' (the CPU build is enough)"
+            f"({error}); install it: pip install '.[torch]' (the CPU build is enough)"
         ) from error
     if not is_torch_available():
         raise FixateError(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from fixate_jax.data.images import tell_of_small_text
 from fixate_jax.data.options import DataConfig
-from fixate_jax.data.readers.adserp.files import ADS, file_of
+from fixate_jax.data.readers.adserp.files import ADS, SCREENSHOT_WIDTH, file_of
 from fixate_jax.data.readers.adserp.pages import draw_viewport, relative_boxes
 from fixate_jax.data.readers.adserp.reader import read_adserp
 from fixate_jax.data.readers.adserp.tables import BadTrial
@@ -70,6 +71,7 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
     """
     path = config.path
     assert path is not None
+    tell_of_small_text(SCREENSHOT_WIDTH, config.page_width, "--data.page-width")
     data = read_adserp(path, on_bad_row=config.on_bad_row, seed=config.split_seed)
     users = natural_order(set(data.sessions["user_id"]))[: config.max_users]
     rows = list(data.sessions[data.sessions["user_id"].isin(users)].itertuples(index=False))

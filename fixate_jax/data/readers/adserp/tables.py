@@ -35,6 +35,8 @@ def bytes_of(path: Path) -> bytes:
     Raises:
         BadTrial: naming the file.
     """
+    if path.exists() and not path.is_file():
+        raise BadTrial(f"{path}: is no ordinary file", "unreadable file")
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -1,15 +1,18 @@
 """What lies in the folder of one's own data, and the first look at a table's header."""
 
 import csv
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from fixate_jax.errors import DataError
+from fixate_jax.errors import DataError, did_you_mean
 
 SESSIONS, SLOTS, DWELL, FIXATIONS = "sessions.csv", "slots.csv", "dwell.csv", "fixations.csv"
 PAGES = "pages"
 ENDINGS = (".png", ".jpg", ".jpeg")
+SIZES = (("w", "h"), ("width", "height"))
+"""Columns of those who give a box by its corner and size."""
 DRAWN = "labels_drawn"
 """A file whose name begins so says that the screenshots bear their labels already."""
 
@@ -32,7 +35,7 @@ def same_text(text: str) -> str:
 
 def find_image(folder: Path, name: str) -> Path | None:
     """The PNG or JPEG file of that name, however its accents are written; None where there is none."""
-    if (folder / name).is_file():
+    if os.path.isfile(folder / name):  # False, too, for a name that no file can have.
         return folder / name
     alike = (path for path in sorted(folder.glob("*")) if same_text(path.name) == same_text(name))
     return next((path for path in alike if path.is_file()), None)
@@ -80,9 +83,12 @@ def read_header(path: Path, columns: Sequence[str]) -> list[str]:
     if not missing:
         return header
     problem = f"columns {', '.join(missing)} are missing; its header is {line.strip()!r}"
+    if {"x1", "y1"} & set(missing) and any(set(sizes) <= set(header) for sizes in SIZES):
+        raise DataError(f"{path}: {problem}; give the lower right corner, x1 = x0 + width and y1 = y0 + height")
     if not set(missing) - {name.strip() for name in header}:
         raise DataError(f"{path}: {problem}; remove the spaces around the names")
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if separator in line:
             raise DataError(f"{path}: {problem}; separate fields by commas, not {name}, and write 0.5, not 0,5")
-    raise DataError(f"{path}: {problem}; add them")
+    spare = [name for name in header if name not in columns]
+    raise DataError(f"{path}: {problem}{did_you_mean(missing[0], spare) or '; add them'}")

@@ -155,8 +155,7 @@ def _owned(table: Table, sessions: pd.DataFrame, known: set[str], log: Log) -> t
     rules = Rules(table, log)
     names = rules.texts("session_id")
     wanted = f"is no session of {SESSIONS}; add it there or remove its rows"
-    unknown = np.array([name not in known for name in names], bool)
-    rules.refuse(unknown, column="session_id", reason="unknown session", wanted=wanted)
+    rules.refuse_unknown("session_id", names, known, reason="unknown session", wanted=wanted)
     place = {name: row for row, name in enumerate(sessions["session_id"])}
     owner = np.array([place.get(name, -1) for name in names], np.int64)
     rules.good &= owner >= 0

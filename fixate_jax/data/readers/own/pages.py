@@ -48,7 +48,7 @@ class BadPage(DataError):
 
 def make_page(
     path: Path, name: str, page: Page, table: Table, *, width: int, draw: bool
-) -> tuple[Image.Image, Float[np.ndarray, "slots 4"]]:
+) -> tuple[Image.Image, Float[np.ndarray, "slots 4"], int]:
     """Draw a page.
 
     Args:
@@ -60,7 +60,7 @@ def make_page(
         draw: whether to draw the labels, which is done after scaling so that they are sharp.
 
     Returns:
-        The page, and the boxes in relative coordinates.
+        The page, the boxes in relative coordinates, and how wide the screenshot is.
 
     Raises:
         BadPage: naming the file when it is no whole image, or the line and field of a box that is not on it.
@@ -73,7 +73,7 @@ def make_page(
     drawn = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
     if draw:
         draw_labels(drawn, page.labels, boxes)
-    return drawn, boxes
+    return drawn, boxes, image.width
 
 
 def read_image(file: Path) -> Image.Image:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fixate_jax.data.images import tell_of_small_text
 from fixate_jax.data.options import DataConfig
 from fixate_jax.data.readers.own.files import gaze_file, labels_drawn
 from fixate_jax.data.readers.own.gaze import READERS, dwell_of
@@ -81,11 +82,11 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
     sessions, slots = read_own(path, log)
     users = natural_order(set(sessions["user_id"]))[: config.max_users]
     sessions = sessions[sessions["user_id"].isin(users)]
-    drawn = {}
+    drawn, widest = {}, 0
     with writer_of(slots.feature_names) as writer:
         for name in track(natural_order(set(sessions["page"])), "Drawing pages"):
             try:
-                image, boxes = make_page(
+                image, boxes, wide = make_page(
                     path, name, slots.pages[name], slots.table, width=config.page_width, draw=not labels_drawn(path)
                 )
             except BadPage as error:
@@ -94,6 +95,8 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
                 log.count(error.reason, 1)
                 continue
             drawn[name] = writer.add_image(encode_image(image)), boxes
+            widest = max(widest, wide)
+        tell_of_small_text(widest, config.page_width, "--data.page-width")
         log.count(BAD_PAGE, int((~sessions["page"].isin(drawn)).sum()))
         sessions = with_splits(sessions[sessions["page"].isin(drawn)], config.split_seed, log)
         writer.dropped = dict(log.dropped)

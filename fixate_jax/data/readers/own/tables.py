@@ -5,7 +5,7 @@ it is a slot's; its own, if it is one of gaze.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from fixate_jax.data.readers.own.files import PAGES, SESSIONS, SLOTS, read_header, same_text, screenshots
 from fixate_jax.data.readers.recgaze.tables import OnBadRow, Sieve, Table, read_small_table
 from fixate_jax.data.session import SPLITS
-from fixate_jax.errors import DataError
+from fixate_jax.errors import DataError, did_you_mean
 
 BOX = ("x0", "y0", "x1", "y1")
 PROFILE = "The page shows several items, each with its label. The user picks one of them."
@@ -59,6 +59,15 @@ class Rules(Sieve):
         """Texts of a column, "" where there is none."""
         words = [*self.table.texts[column], ""]
         return [words[code] for code in self.table.codes[column]]
+
+    def refuse_unknown(
+        self, column: str, names: Sequence[str], known: Iterable[str], *, reason: str, wanted: str
+    ) -> None:
+        """Leave out rows whose name is not known, with the name that the first may have meant."""
+        among = set(known)
+        bad = np.array([name not in among for name in names], bool)
+        first = next((name for name, is_bad, good in zip(names, bad, self.good, strict=True) if is_bad and good), "")
+        self.refuse(bad, column=column, reason=reason, wanted=f"{wanted}{did_you_mean(first, among)}")
 
     def refuse_repeats(self, *columns: str) -> None:
         """Leave out rows that say the same in all these columns; which of them is right cannot be known."""
@@ -138,9 +147,8 @@ def read_slots(path: Path, log: Log) -> Slots:
     images = {same_text(file.name) for file in screenshots(path)}
     if not images:
         raise DataError(f"{path / PAGES}: holds no PNG or JPEG file; put the screenshots there")
-    absent = np.array([name not in images for name in page], bool)
     wanted = f"no such PNG or JPEG file in {path / PAGES}; put it there, or give its name with the ending"
-    rules.refuse(absent, column="page", reason="missing image", wanted=wanted)
+    rules.refuse_unknown("page", page.tolist(), images, reason="missing image", wanted=wanted)
     rules.refuse_texts()
     for name in ("label", *BOX, *features):
         rules.refuse_missing(name)
@@ -193,9 +201,9 @@ def read_sessions(path: Path, slots: Slots, log: Log) -> tuple[pd.DataFrame, set
     frame = pd.DataFrame({name: rules.texts(name) for name in (*needed, *given)})
     frame["page"] = [same_text(name) for name in frame["page"]]
     on_broken = frame["page"].isin(slots.broken).to_numpy()
-    unknown = ~frame["page"].isin(slots.pages.keys()).to_numpy() & ~on_broken
     wanted = f"has no slots in {SLOTS}; add a row for each"
-    rules.refuse(unknown, column="page", reason="page without slots", wanted=wanted)
+    known_pages = [*slots.pages, *slots.broken]
+    rules.refuse_unknown("page", list(frame["page"]), known_pages, reason="page without slots", wanted=wanted)
     log.count(BAD_SLOT, int((on_broken & rules.good).sum()))
     rules.good &= ~on_broken
     pages = [slots.pages.get(name) for name in frame["page"]]

@@ -7,6 +7,7 @@ longer or shorter than the header, an empty line) is read again by Python's own 
 import csv
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float, Integer
 
 from fixate_jax.data.readers.recgaze.geometry import MOVIES
 from fixate_jax.errors import DataError
+from fixate_jax.runtime.files import require_ordinary
 
 PUBLIC, NON_PUBLIC = "summary_feedback.csv", "non_public_feedback_dataset.csv"
 ITEMS, USERS = "item_features.csv", "user_features.csv"
@@ -59,11 +61,12 @@ class Table:
     def error(self, row: int, column: str, wanted: str) -> DataError:
         """The error that names a row's line and field, with what stands there."""
         line = int(self.lines[row])
+        fields: list[str] = []
         with self.path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
             header = next(csv.reader(handle))
-        with self.path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
-            fields = next(csv.reader(islice(handle, line - 1, line)))
-        value = f" = {fields[header.index(column)]!r}" if len(fields) == len(header) else ""
+        with self.path.open(encoding="utf-8-sig", errors="replace", newline="") as handle, suppress(csv.Error):
+            fields = next(csv.reader(islice(handle, line - 1, line)), [])
+        value = f" = {fields[header.index(column)]!r:.80}" if len(fields) == len(header) else ""
         return DataError(f"{self.path}, line {line}, field {column!r}{value}: {wanted}")
 
 
@@ -153,6 +156,7 @@ def read_small_table(
 
 
 def _check_header(path: Path, columns: Sequence[str]) -> list[str]:
+    require_ordinary(path, DataError)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             header = next(csv.reader(handle), [])
