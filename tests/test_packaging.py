@@ -29,7 +29,7 @@ import fixate_jax
 def failed(name):
     if name != {NEEDS_GYMNASIUM!r}:
         raise
-    assert 'pip install "fixate-jax[gym]"' in str(sys.exception())
+    assert 'pip install ".[gym]"' in str(sys.exception())
 
 names = [m.name for m in pkgutil.walk_packages(fixate_jax.__path__, "fixate_jax.", onerror=failed)]
 for name in names:

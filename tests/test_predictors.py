@@ -61,8 +61,8 @@ def test_means_by_hand():
     np.testing.assert_allclose(attention["user_mean"], [0.6, 0.8 / 3, 0.4 / 3])
     np.testing.assert_allclose(attention["user_mean_given_click"], [0.7, 0.2, 0.1])
     np.testing.assert_allclose(attention["population_mean_given_click"], [0.7, 0.2, 0.1])
-    # Without features the regressions can only say the user's mean.
-    np.testing.assert_allclose(attention["content_regression"], attention["user_mean"], atol=1e-4)
+    # Without features the regressions can only say what the person's habit is.
+    np.testing.assert_allclose(attention["content_regression"], attention["user_mean_shrunk"], atol=1e-4)
 
 
 def test_what_the_frame_says_of_each_method():
@@ -276,6 +276,52 @@ def test_a_session_is_predicted_the_same_in_any_company():
         same_predictions(together[together["session_id"] == one.session_id], alone)
 
 
+def test_strengths_chosen_on_validation_beat_constants_where_they_are_wrong():
+    """Twenty features of noise for ten sessions each: without a stronger ridge the regressions learn noise by heart."""
+    rng = np.random.default_rng(0)
+
+    def noisy(count: int, first: int) -> list[StoredSession]:
+        made = []
+        for i in range(count):
+            dwell, click = rng.dirichlet(np.ones(4)).tolist(), int(rng.integers(4))
+            made.append(session(first + i, f"u{i % 8}", dwell, click, rng.normal(size=(4, 20))))
+        return made
+
+    names = tuple(f"f{i}" for i in range(20))
+    train, validation, test = noisy(80, 0), noisy(40, 100), noisy(200, 200)
+    found = {}
+    for name, held_out in {"constants": (), "tuned": validation}.items():
+        frame = trivial_predictions(train, test, slot_feature_names=names, validation=held_out)
+        found[name] = summarise(session_metrics(frame)).query("average == 'micro'").set_index("method")
+    for method, metric in (("personal_content_click", "log_loss"), ("majority_click", "log_loss")):
+        assert found["tuned"].loc[method, metric] < found["constants"].loc[method, metric] - 0.02
+    for method in ("user_mean_shrunk", "personal_content_regression"):
+        assert found["tuned"].loc[method, "kl"] < found["constants"].loc[method, "kl"]
+    assert found["tuned"].loc["personal_content_click", "log_loss"] < 1.6
+
+
+def test_the_mean_of_a_training_session_is_that_of_the_others():
+    """Whoever knew the session itself would trust the mean too much: two that differ say nothing of a habit."""
+    train = [
+        session(0, "u0", [9.0, 1.0], 0, np.array([[1.0], [0.0]])),
+        session(1, "u0", [1.0, 9.0], 0, np.array([[0.0], [1.0]])),
+    ]
+    asked = [session(9, "u0", [1.0, 1.0], 0, np.array([[1.0], [0.0]]))]
+    attention = by_method(trivial_predictions(train, asked, slot_feature_names=("x",)), "attention")
+    assert attention["content_regression"][0] > 0.9 and attention["user_mean"][0] == pytest.approx(0.5)
+
+
+def test_hidden_features_have_rows_of_their_own():
+    shared = dict.fromkeys(("u0", "u1"), np.array([2.0, -0.5]))
+    train, test = drawn(200, weights=shared, seed=0), drawn(100, weights=shared, seed=1)
+    frame = trivial_predictions(train, test, slot_feature_names=("shown", "secret"), hidden=("shown",))
+    means = summarise(session_metrics(frame)).query("average == 'micro'").set_index("method")
+    for method, metric in (("personal_content_regression", "kl"), ("personal_content_click", "log_loss")):
+        assert means.loc[f"{method}_hidden", metric] < means.loc[method, metric] - 0.05
+    plain = trivial_predictions(train, test, slot_feature_names=("shown", "secret"))
+    assert not plain["method"].str.endswith("hidden").any()
+
+
 def test_what_people_did_does_not_change_what_is_predicted():
     train, asked = drawn(40, weights=WEIGHTS, seed=0), drawn(5, weights=WEIGHTS, seed=1)
     done = [
@@ -306,8 +352,9 @@ def test_a_workspaces_predictors_learn_from_its_training_sessions(split):
         name: drawn(12, weights={user: np.array(w, float) for user in ("u0", "u1")}, seed=i)
         for i, (name, w) in enumerate(weights.items())
     }
-    store = Mock(slot_feature_names=NAMES)
+    store = Mock(slot_feature_names=NAMES, hidden_features=())
     workspace = Mock(spec=Workspace, config=RunConfig(), store=store, sessions=sessions.__getitem__)
     found = predict_without_model(workspace, split)
-    wanted = trivial_predictions(sessions["train"], sessions[split], slot_feature_names=NAMES)
+    train, validation, asked = (sessions[name] for name in ("train", "validation", split))
+    wanted = trivial_predictions(train, asked, slot_feature_names=NAMES, validation=validation)
     pd.testing.assert_frame_equal(found, wanted)

@@ -7,7 +7,7 @@ Each data set is a function of the same name: ``fixate_jax.data.human_choice("pa
 from functools import partial
 from typing import Any
 
-READERS = ("human_choice", "recgaze", "adserp", "own", "synthetic_choice", "synthetic_carousel")
+READERS = ("human_choice", "snacks", "recgaze", "adserp", "own", "synthetic_choice", "synthetic_carousel")
 
 
 def __getattr__(name: str) -> Any:

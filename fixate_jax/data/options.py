@@ -28,6 +28,10 @@ class DataConfig:
     """recgaze: what a session is, the page visit of the final click or the opening view of the screen."""
     viewport: Literal["seen", "screen"] = "seen"
     """recgaze: what of the screen counts as seen, what its bars leave (rows 87 to 1032) or all of it, as published."""
+    grids: tuple[Literal[9, 16, 25, 36], ...] = (9, 16, 25, 36)
+    """snacks: screens of how many photographs."""
+    profile: Literal["none", "ratings", "all_ratings"] = "none"
+    """snacks: what the model is told of the person's ratings, nothing, the best and worst few, or all."""
     page_width: int = 320
     """Width of the drawn page in pixels."""
     signal: str = "fixation"
@@ -50,6 +54,8 @@ class DataConfig:
         require(wide, "data.page_width", self.page_width, f"at least {NARROWEST_PAGE} pixels are needed")
         require(self.gaze_temperature > 0, "data.gaze_temperature", self.gaze_temperature, "must be above 0")
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must not be negative")
+        grids = 0 < len(set(self.grids)) == len(self.grids)
+        require(grids, "data.grids", self.grids, "name at least one, each once")
         for name in ("max_users", "train_sessions"):
             value = getattr(self, name)
             require(value is None or value > 0, f"data.{name}", value, "must be above 0")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fixate_jax.data.options import DataConfig
 from fixate_jax.data.page import Page, Session
-from fixate_jax.data.readers import adserp, human_choice, own, recgaze, synthetic
+from fixate_jax.data.readers import adserp, human_choice, own, recgaze, snacks, synthetic
 from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import StoredSession
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image
@@ -81,12 +81,15 @@ DATASETS: dict[str, DataSet] = {
     "human_choice": DataSet(prepare=_prepare_human_choice, files=human_choice.source_files),
     "recgaze": DataSet(prepare=recgaze.prepare, files=recgaze.source_files, reading=2),
     "adserp": DataSet(prepare=adserp.prepare, files=adserp.source_files, reading=2),
+    "snacks": DataSet(prepare=snacks.prepare, files=snacks.source_files),
     "own": DataSet(prepare=own.prepare, files=own.source_files),
     "synthetic_choice": DataSet(prepare=_prepare_synthetic_choice, files=None),
     "synthetic_carousel": DataSet(prepare=synthetic.carousel.prepare, files=None),
 }
 """Data sets by name."""
 
+OWN = {"recgaze": ("viewport",), "snacks": ("grids", "profile")}
+"""Settings that shape the stores of one data set alone. (Older ones than these are in the manifests of all.)"""
 NOT_STORED = ("store", "signal", "common_sessions", "gaze_temperature", "train_sessions")
 """Settings that do not change what a store holds."""
 
@@ -102,10 +105,12 @@ def store_settings(config: DataConfig) -> dict[str, Any]:
     """
     if config.name not in DATASETS:
         raise ConfigError(f"data.name = {config.name!r}: choose one of {', '.join(DATASETS)}")
-    settings = {k: v for k, v in vars(config).items() if k not in (*NOT_STORED, "path")}
+    # By way of JSON, as they are compared with what a manifest holds.
+    settings = json.loads(json.dumps({k: v for k, v in vars(config).items() if k not in (*NOT_STORED, "path")}))
     data_set = DATASETS[config.name]
-    if config.name != "recgaze":
-        del settings["viewport"]
+    for name, own_settings in OWN.items():
+        if config.name != name:
+            settings = {k: v for k, v in settings.items() if k not in own_settings}
     if data_set.reading > 1:
         settings["reading"] = data_set.reading
     if data_set.files is None:

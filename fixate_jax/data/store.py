@@ -149,6 +149,11 @@ class SessionStore:
         return tuple(self.manifest["slot_feature_names"])
 
     @property
+    def hidden_features(self) -> tuple[str, ...]:
+        """Slot features that neither the page nor the profile shows, so that a model cannot know them."""
+        return tuple(self.manifest.get("hidden_features", ()))
+
+    @property
     def dropped(self) -> Mapping[str, int]:
         """How many rows of the raw data were left out, by reason."""
         return self.manifest["dropped"]
@@ -281,6 +286,7 @@ class StoreWriter:
         self.pages: set[str] = set()
         self.dropped: dict[str, int] = {}
         self.noted: dict[str, int] = {}
+        self.hidden_features: tuple[str, ...] = ()
 
     def __enter__(self) -> "StoreWriter":
         try:
@@ -350,6 +356,8 @@ class StoreWriter:
             "dropped": dict(sorted(self.dropped.items())),
             "sessions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
+        if self.hidden_features:
+            manifest["hidden_features"] = list(self.hidden_features)
         if self.noted:
             manifest["noted"] = dict(sorted(self.noted.items()))
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"

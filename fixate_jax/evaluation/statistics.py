@@ -33,7 +33,7 @@ class PairedTest:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean with its bootstrap confidence interval, all in the metric's unit."""
+    """A mean with its confidence interval, all in the metric's unit."""
 
     mean: float
     low: float
@@ -73,10 +73,14 @@ def paired_wilcoxon(
     )
 
 
+FEWEST = 8
+"""People from whom on a bootstrap of their spread is of any use."""
+
+
 def bootstrap_interval(
     values: Float[np.ndarray, " users"], *, seed: int, samples: int = 10_000, level: float = 0.95
 ) -> Interval:
-    """Percentile bootstrap interval of the mean over users (Efron 1979).
+    """Studentised interval of the mean over users, see :func:`studentised_bounds`; of one user there is none (NaN).
 
     Args:
         values: one value per user, e.g. the difference between two methods.
@@ -89,10 +93,46 @@ def bootstrap_interval(
     """
     if values.size == 0 or not np.isfinite(values).all():
         raise DataError("a bootstrap interval needs at least one user, and a finite value of each")
-    values = np.asarray(values, np.float64)
     counts = resamples(values.size, seed=seed, samples=samples)
-    low, high = np.quantile(counts @ values / values.size, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+    low, high = studentised_bounds(np.asarray(values, np.float64)[:, None], counts, level=level)
+    return Interval(mean=float(values.mean()), low=float(low[0]), high=float(high[0]))
+
+
+def studentised_bounds(
+    values: Float[np.ndarray, "users things"], counts: Int[np.ndarray, "samples users"], *, level: float = 0.95
+) -> tuple[Float[np.ndarray, " things"], Float[np.ndarray, " things"]]:
+    """Bounds of means over users that hold for few of them: Student's interval, or the bootstrap-t if that is wider.
+
+    The percentiles of resampled means are too near each other by √((n − 1)/n) and do not know that the spread is itself
+    guessed: for pure noise of 3 users they leave out 0 in a quarter of all cases. Student's interval is right for
+    normal noise of any number of users; the bootstrap-t (Efron 1982; Hesterberg 2015) also knows a skewed one, but
+    needs some users to learn it from.
+
+    Args:
+        values: of every user, for any number of things.
+        counts: how often each user is drawn in each sample, from :func:`resamples`.
+        level: coverage of each interval.
+
+    Returns:
+        Lower and upper bounds, NaN for a single user.
+    """
+    users, alpha = len(values), (1 - level) / 2
+    if users < 2:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(users)
+    # From the mean, so that squares of values that are alike do not cancel.
+    apart = values - mean
+    reach = scipy.stats.t.ppf(1 - alpha, users - 1)
+    low, high = np.full_like(mean, -reach), np.full_like(mean, reach)
+    if users >= FEWEST:
+        moved = counts @ apart / users
+        spread = np.sqrt(np.maximum(counts @ apart**2 / users - moved**2, 0.0) / (users - 1))
+        far = np.where(moved == 0, 0.0, np.copysign(np.inf, moved))
+        ratio = np.divide(moved, spread, out=far, where=spread > 0)
+        least, most = np.quantile(ratio, [alpha, 1 - alpha], axis=0, method="nearest")
+        low, high = np.minimum(low, -most), np.maximum(high, -least)
+    with np.errstate(invalid="ignore"):
+        return mean + np.where(error > 0, low * error, 0.0), mean + np.where(error > 0, high * error, 0.0)
 
 
 def resamples(size: int, *, seed: int, samples: int = 10_000) -> Int[np.ndarray, "samples size"]:
@@ -106,33 +146,44 @@ def resamples(size: int, *, seed: int, samples: int = 10_000) -> Int[np.ndarray,
     return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=samples)
 
 
-def crossed_interval(
-    values: Float[np.ndarray, "users pages"],
-    *,
-    users: Int[np.ndarray, "samples users"],
-    pages: Int[np.ndarray, "samples pages"],
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of the mean where users and pages are both drawn anew (the pigeonhole bootstrap, Owen 2007).
+def widening(users: int, *, level: float = 0.95) -> float:
+    """By how much percentile intervals of a bootstrap over so few users have to be wider (Hesterberg 2015).
 
-    It says how the mean may differ for other users on other pages of the same kind. Where only noise of single visits
-    is in the values it is wider than it had to be, never narrower.
+    Student's quantile over the normal's, times √(n/(n − 1)); NaN for a single user.
+    """
+    if users < 2:
+        return float("nan")
+    upper = (1 + level) / 2
+    student = scipy.stats.t.ppf(upper, users - 1) / scipy.stats.norm.ppf(upper)
+    return float(student * np.sqrt(users / (users - 1)))
+
+
+def crossed_interval(values: Float[np.ndarray, "users pages"], *, level: float = 0.95) -> Interval:
+    """Interval of a mean that is to hold for other users on other pages of the same kind.
+
+    The variances of the users' means and of the pages' means add up (as in the pigeonhole bootstrap, Owen 2007), and
+    Student's quantile has as many degrees of freedom as the fewer of the two allow. Where only noise of single visits is
+    in the values it is wider than it had to be, never narrower.
 
     Args:
-        values: of every user on every page.
-        users: how often each is drawn in each sample, from `resamples`.
-        pages: likewise, of another seed.
+        values: of every user on every page; there must be two of each at least.
         level: coverage of the interval.
 
     Raises:
-        DataError: a value is not finite.
+        DataError: a value is not finite, or there is only one user or one page.
     """
     if not np.isfinite(values).all():
         raise DataError("an interval over users and pages needs a finite value of each user on each page")
+    if min(values.shape) < 2:
+        raise DataError(
+            f"an interval over users and pages needs two of each, got {values.shape[0]} × {values.shape[1]}"
+        )
     values = np.asarray(values, np.float64)
-    means = ((users @ values) * pages).sum(axis=1) / values.size
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+    sizes = np.array([values.shape[0], values.shape[1]])
+    variances = np.array([values.mean(axis=1).var(ddof=1), values.mean(axis=0).var(ddof=1)]) / sizes
+    mean, total = float(values.mean()), variances.sum()
+    half = float(scipy.stats.t.ppf((1 + level) / 2, sizes.min() - 1) * np.sqrt(total))
+    return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
 def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:

@@ -17,7 +17,7 @@ from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.emulation.pages import Page, require_distinct
 from fixate_jax.emulation.visits import Visits, require_temperature
 from fixate_jax.errors import ConfigError, DataError
-from fixate_jax.evaluation.statistics import crossed_interval, resamples
+from fixate_jax.evaluation.statistics import crossed_interval, resamples, studentised_bounds
 from fixate_jax.runtime.progress import Track, silent
 
 MEASURES = ("attention", "click")
@@ -113,7 +113,7 @@ class Comparison:
         cells: Mapping[Any, Cells],
         key: str,
     ) -> pd.DataFrame:
-        counts, drawn = self._user_counts(), _PageCounts(self.seed + 1)
+        counts = self._user_counts()
         rows: list[dict[str, Any]] = []
         for measure, values in shares.items():
             # Users × things, each the mean over the pages that show the thing.
@@ -124,7 +124,7 @@ class Comparison:
                     change = values[v][:, pages, slots] - values[0][:, pages, slots]
                     wide = (np.nan, np.nan)
                     if v and min(change.shape) > 1:
-                        interval = crossed_interval(change, users=counts, pages=drawn(len(pages)))
+                        interval = crossed_interval(change)
                         wide = interval.low, interval.high
                     rows.append(
                         {
@@ -151,22 +151,9 @@ class Comparison:
         self, values: Float[np.ndarray, "users things"], counts: Int[np.ndarray, "samples users"] | None
     ) -> Float[np.ndarray, "2 things"]:
         """Of the mean over users; NaN where there is nothing to draw from."""
-        if counts is None or len(values) < 2:
+        if counts is None:
             return np.full((2, values.shape[1]), np.nan)
-        return np.quantile(counts @ values / len(values), [0.025, 0.975], axis=0)
-
-
-class _PageCounts:
-    """Resampled pages, drawn once for each number of them."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-        self.known: dict[int, Int[np.ndarray, "samples pages"]] = {}
-
-    def __call__(self, pages: int) -> Int[np.ndarray, "samples pages"]:
-        if pages not in self.known:
-            self.known[pages] = resamples(pages, seed=self.seed)
-        return self.known[pages]
+        return np.stack(studentised_bounds(values, counts))
 
 
 def compare_versions(

@@ -4,6 +4,7 @@ in a spreadsheet, no command to a terminal, no link in a page."""
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ def visible(text: object) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
-def say(text: object, *, error: bool = False) -> None:
-    """Print a line as it is, on stderr if it is an error; no part of it is taken for markup."""
-    Console(stderr=error, soft_wrap=True).print(visible(text), markup=False, highlight=False)
+def say(text: object, *, error: bool = False, wrap: bool = False) -> None:
+    """Print a text as it is, on stderr if it is an error, broken to lines if wanted; none of it is taken for markup."""
+    Console(stderr=error, soft_wrap=not wrap).print(visible(text), markup=False, highlight=False)
 
 
 def markdown(text: object) -> str:
@@ -39,7 +40,9 @@ def code(text: object) -> str:
 def csv_text(frame: "pd.DataFrame") -> str:
     """A frame as CSV without its index. A text that a spreadsheet would take for a formula gets a ' before it."""
     texts = frame.select_dtypes(exclude=["number", "bool"]).columns
-    return frame.assign(**{str(name): frame[name].map(_cell) for name in texts}).to_csv(index=False)
+    # As objects, so that whole numbers beside an empty cell stay whole.
+    safe = {str(name): np.array([*map(_cell, frame[name]), None], object)[:-1] for name in texts}
+    return frame.assign(**safe).to_csv(index=False)
 
 
 def _cell(value: object) -> object:

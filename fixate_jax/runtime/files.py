@@ -30,7 +30,7 @@ def read_json(path: Path, kind: type[FixateError], remedy: str) -> Any:
         remedy: what to do about a file that cannot be read.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError, NotADirectoryError: nothing is there.
         FixateError: of this kind, naming the path.
     """
     require_ordinary(path, kind)
@@ -38,7 +38,7 @@ def read_json(path: Path, kind: type[FixateError], remedy: str) -> Any:
         if path.stat().st_size > LARGEST_JSON:
             raise kind(f"{path}: is larger than {LARGEST_JSON:,} bytes; {remedy}")
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except RecursionError as error:
         raise kind(f"{path}: not valid JSON (nested too deeply); {remedy}") from error

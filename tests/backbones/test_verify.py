@@ -157,7 +157,7 @@ def test_torch_is_freed_before_ours_is_loaded(checkpoint: Path, monkeypatch: pyt
 
 def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(FixateError, match=r"needs PyTorch.*pip install 'fixate-jax\[torch\]'"):
+    with pytest.raises(FixateError, match=r"needs PyTorch.*pip install '\.\[torch\]'"):
         verify.verify(write_tiny_random(tmp_path / "model"), settings=BackboneConfig())
 
 

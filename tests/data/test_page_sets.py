@@ -108,7 +108,7 @@ def test_mistakes_are_named_by_line_and_field(folder: Path, rows: list[str], hea
     ("content", "message"),
     [
         ("[1]", "must be"),
-        ("{", "not readable as JSON"),
+        ("{", "not valid JSON"),
         ('{"shop.png": []}', "page 'shop.png': must be a list of slots"),
         ('{"shop.png": [3]}', "page 'shop.png', slot 0: must be"),
         ('{"shop.png": [{"x0": 0, "y0": 0, "x1": true, "y1": 1}]}', "slot 0, field 'x1': True is no number"),

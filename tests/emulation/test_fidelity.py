@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fixate_jax.errors import ConfigError, DataError
+from fixate_jax.evaluation.statistics import widening
 from fixate_jax.lab.cli import commands as cli
 from fixate_jax.lab.cli.fidelity import read_predictions
 from fixate_jax.lab.config import RunConfig
@@ -301,9 +302,10 @@ def test_people_count_alike_whatever_their_sessions() -> None:
 def test_an_interval_lies_about_the_value() -> None:
     """Samples that are larger than the value throughout, as those of a distance are, are moved to it."""
     sampled = 5 + np.linspace(-1, 1, 401)
-    assert f._interval(2.0, sampled) == (pytest.approx(2 - 0.95), pytest.approx(2 + 0.95))
-    assert f._interval(2.0, np.append(sampled, np.nan)) == (pytest.approx(2 - 0.95), pytest.approx(2 + 0.95))
-    assert np.isnan(f._interval(np.nan, sampled)).all()
+    half = 0.95 * widening(5)
+    assert f._interval(2.0, sampled, 5) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert f._interval(2.0, np.append(sampled, np.nan), 5) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert np.isnan(f._interval(np.nan, sampled, 5)).all()
     humans, says = unequal()
     table = f.measures_table(humans, {"fixate": f.Predicted(attention=None, clicks=says[None])})
     row = table.set_index("measure").loc["user click share js"]

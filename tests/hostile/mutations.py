@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-ODD_VALUES = (None, -1, 0, 1.5, True, "", "x", [], {}, [1], 10**9, 1e308, "NaN", "../x")
+ODD_VALUES: tuple[Any, ...] = (None, -1, 0, 1.5, True, "", "x", [], {}, [1], 10**9, 1e308, "NaN", "../x")
 ODD_FIELDS = ("", "NaN", "-1", "1e999", "0x10", "١", "=1+1", "\x1b[31m", "a\nb", "x" * 200_000, "9" * 400, "NA", "1.0")
 DEEP = "[" * 30_000
 Draw = Callable[[Any], Any]

@@ -130,7 +130,10 @@ def test_predictors_know_one_new_person_at_a_time(workspace: Workspace, tmp_path
     gaze = [s.gaze(how["signal"], how["gaze_temperature"]) for s in own]
     np.testing.assert_allclose(mean, np.mean(gaze, axis=0) / np.mean(gaze, axis=0).sum(), atol=1e-6)
     population = population_predictions(known, of, **how)
-    assert set(population["method"]) == {"uniform", "population_mean", "population_click"}
+    assert set(population["method"]) == {
+        *("uniform", "population_mean", "content_regression"),
+        *("population_click", "content_click"),
+    }
     with pytest.raises(DataError, match="new person"):
         new_person_predictions(known, [], of, **how)
     with pytest.raises(DataError, match="new person"):

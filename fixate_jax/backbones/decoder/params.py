@@ -69,19 +69,22 @@ def known_tensors(directory: Path) -> set[str]:
 
 
 def is_tied(sections: Iterable[Section], tensors: Collection[str], heads: Collection[str]) -> bool:
-    """Whether the output head is the embedding: as any part of ``config.json`` states, but a head that is there counts.
+    """Whether the output head is the embedding: as ``config.json`` states, but whether a head is there counts for more.
 
     transformers 5 saves models that it wrongly believes to be tied with a true ``tie_word_embeddings`` and with their
     own heads. It does not tie a head that differs from the embedding when it loads one, and one that does not differ
     gives the same numbers either way.
 
     Args:
-        sections: the parts of ``config.json`` that may say so.
-        tensors: names of the checkpoint's tensors.
+        sections: the parts of ``config.json`` that may say so; the first that does counts. Where no head is there it is
+            enough that any says "tied", since nothing else can be meant.
+        tensors: names of the checkpoint's tensors; empty where they are not known.
         heads: names that an output head may have.
     """
-    stated = any([section.flag("tie_word_embeddings", False) for section in sections])
-    return stated and not any(head in tensors for head in heads)
+    if any(head in tensors for head in heads):
+        return False
+    found = [s.flag("tie_word_embeddings", False) for s in sections if s.get("tie_word_embeddings") is not None]
+    return any(found) if tensors else bool(found) and found[0]
 
 
 def rope_settings(text: Section) -> dict[str, Any]:

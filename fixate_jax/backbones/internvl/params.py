@@ -84,7 +84,7 @@ def read_original(root: Section, settings: BackboneConfig) -> InternVLConfig:
         **_vision_shape(vision, settings),
     )
     config = InternVLConfig(
-        decoder=read_decoder(text, settings, tied=is_tied((root, text), known_tensors(root.path.parent), _HEADS)),
+        decoder=read_decoder(text, settings, tied=is_tied((text, root), known_tensors(root.path.parent), _HEADS)),
         vision=tower,
         image_token=_image_token(root.path.parent),
         downsample=root.real("downsample_ratio", 0.5),

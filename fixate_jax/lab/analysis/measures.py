@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from fixate_jax.errors import DataError
-from fixate_jax.evaluation.statistics import Interval, bootstrap_interval, paired_wilcoxon
+from fixate_jax.evaluation.statistics import Interval, bootstrap_interval, paired_wilcoxon, widening
 from fixate_jax.objective import EPS
 
 SHUFFLES = 999
@@ -67,7 +67,8 @@ def correlation_interval(
     seed: int,
     level: float = 0.95,
 ) -> Interval:
-    """Mean over halvings of the split-half correlation, with a percentile bootstrap interval over people.
+    """Mean over halvings of the split-half correlation, with a bootstrap interval over people: percentiles, as much
+    further from the mean as so few people ask for (:func:`fixate_jax.evaluation.statistics.widening`).
 
     Centred anew in each sample of people. A sample that is one person many times has no correlation and is left out.
     """
@@ -87,7 +88,8 @@ def correlation_interval(
         )
         spread = (square_a > 1e-9 * (a**2).sum()) & (square_b > 1e-9 * (b**2).sum())
         total += np.where(spread, cross / np.sqrt(np.where(spread, square_a * square_b, 1.0)), np.nan)
-    low, high = np.nanquantile(total / len(first), [(1 - level) / 2, (1 + level) / 2])
+    bounds = np.nanquantile(total / len(first), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.clip(mean + widening(users, level=level) * (bounds - mean), -1.0, 1.0)
     return Interval(mean=mean, low=float(low), high=float(high))
 
 

@@ -23,7 +23,7 @@ from fixate_jax.lab.analysis.measures import (
     split_half_correlation,
     user_means,
 )
-from fixate_jax.lab.experiments.predictors import PRIOR_SESSIONS
+from fixate_jax.lab.experiments.predictors import PRIOR_SESSIONS, PRIORS
 from fixate_jax.objective import EPS
 
 
@@ -193,17 +193,31 @@ def gaze_bounds(layout: Layout, *, seed: int) -> pd.DataFrame:
         "uniform": (np.full_like(gaze, 1 / slots), None),
         "population_mean": (everybody, "uniform"),
         "user_mean": (own, "population_mean"),
+        "user_mean_shrunk": (_shrunk(layout, own, everybody), "population_mean"),
         "population_mean_given_click": (
             np.where(np.isnan(everybody_click), everybody, everybody_click),
             "population_mean",
         ),
         "user_mean_given_click": (np.where(np.isnan(own_click), own, own_click), "population_mean_given_click"),
     }
-    measured = {
-        name: (user_means((gaze * (np.log(gaze + EPS) - np.log(share + EPS))).sum(axis=1), user), against)
-        for name, (share, against) in predicted.items()
-    }
+    measured = {name: (user_means(_kl(gaze, share), user), against) for name, (share, against) in predicted.items()}
     return _bounds(measured, layout.sessions, measure="kl", seed=seed, lower_is_better=True)
+
+
+def _kl(gaze: Float[np.ndarray, "sessions slots"], share: Float[np.ndarray, "sessions slots"]) -> np.ndarray:
+    return (gaze * (np.log(gaze + EPS) - np.log(share + EPS))).sum(axis=1)
+
+
+def _shrunk(
+    layout: Layout, own: Float[np.ndarray, "sessions slots"], everybody: Float[np.ndarray, "sessions slots"]
+) -> Float[np.ndarray, "sessions slots"]:
+    """The person's other sessions with so many of everybody's as are best for the *other* people."""
+    others = (layout.sessions[layout.user] - 1)[:, None]
+    known = np.where(others > 0, others * np.nan_to_num(own), 0.0)
+    shares = np.stack([(known + prior * everybody) / (others + prior) for prior in PRIORS])
+    losses = np.stack([user_means(_kl(layout.gaze, share), layout.user) for share in shares])
+    best = (losses.sum(axis=1, keepdims=True) - losses).argmin(axis=0)
+    return shares[best[layout.user], np.arange(len(layout.user))]
 
 
 def click_bounds(layout: Layout, *, halvings: int, seed: int) -> pd.DataFrame:

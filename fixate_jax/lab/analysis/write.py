@@ -59,8 +59,9 @@ def write_analysis(
         DataError: too few people with enough sessions, or a session without the signal.
     """
     found = analyse(store.sessions if sessions is None else sessions, settings)
-    counts = {"dropped": ("reason", store.dropped), "noted": ("what", store.noted)}
-    told = {name: pd.DataFrame(by.items(), columns=[key, "count"]) for name, (key, by) in counts.items()}
+    told = {"dropped": pd.DataFrame(store.dropped.items(), columns=["reason", "count"])}
+    if store.noted:
+        told["noted"] = pd.DataFrame(store.noted.items(), columns=["what", "count"])
     found = replace(found, tables={**found.tables, **told})
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)

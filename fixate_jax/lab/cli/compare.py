@@ -90,7 +90,7 @@ class Compare:
         )
         written = write_comparison(comparison, self.out)
         if few := few_people(len(comparison.users)):
-            say(few)
+            say(few, wrap=True)
         print_table(moves(comparison.summary()), title="How much moves, %", digits=1)
         for version in comparison.versions[1:]:
             title = f"{version} − {comparison.versions[0]}: items that change most, %"

@@ -46,7 +46,7 @@ class Fidelity:
         humans, predicted = gather(frames)
         measures = write_fidelity(humans, predicted, out, seed=self.seed, what=f"{name}, {self.split} sessions")
         for note in notes(humans, len(frames), self.split):
-            say(note)
+            say(note, wrap=True)
         for kind in ("clicks", "attention"):
             print_table(shown(measures, kind), title=f"{kind.capitalize()}", digits=3)
         say(f"everything: {out / 'fidelity.md'} and beside it")

@@ -23,9 +23,9 @@ def print_analysis(analysis: object, out: Path) -> None:
 
     assert isinstance(analysis, Analysis)
     for note in analysis.notes:
-        say(note)
+        say(note, wrap=True)
     for row in analysis.tables["left_out"].itertuples():
-        say(f"left out of {row.tables}: {row.sessions} sessions of {row.people} people ({row.reason})")
+        say(f"left out of {row.tables}: {row.sessions} sessions of {row.people} people ({row.reason})", wrap=True)
     for name, columns in SHOWN_ANALYSIS.items():
         table = analysis.tables[name]
         # The others are in the files.

@@ -53,6 +53,8 @@ def predict(
 def predict_without_model(workspace: Workspace, split: str) -> pd.DataFrame:
     """Predictions without a model for all sessions of a split; the predictors are fitted on the training sessions.
 
+    How strongly they lean on what is common is chosen on the validation sessions, as a run's best step is.
+
     Args:
         workspace: the data; the signal and the temperature of the gaze are those of its settings.
         split: which sessions to predict.
@@ -61,6 +63,8 @@ def predict_without_model(workspace: Workspace, split: str) -> pd.DataFrame:
         workspace.sessions("train"),
         workspace.sessions(split),
         slot_feature_names=workspace.store.slot_feature_names,
+        validation=workspace.sessions("validation"),
+        hidden=workspace.store.hidden_features,
         signal=workspace.config.data.signal,
         gaze_temperature=workspace.config.data.gaze_temperature,
     )

@@ -1,11 +1,13 @@
 """Predictors that need no model: what a tuned model has to beat.
 
-Each is fit on training sessions only. Predictors of gaze say nothing about the click and the other way round. Those
-told the true click stand beside teacher-forced relevance, which is told it too (mode "TF"); all others are "FR".
+Each is fit on training sessions only, and how strongly it leans on what is common is chosen on validation sessions, as
+a model's settings are. Predictors of gaze say nothing about the click and the other way round. Those told the true
+click stand beside teacher-forced relevance, which is told it too (mode "TF"); all others are "FR".
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,12 +21,20 @@ EXPECTED_VALUE = "expected_value"
 """Slot feature that `highest_expected_value` clicks by."""
 RIDGE = 1e-3
 """Half the factor of the squared coefficients in the regressions, per session; features have unit variance."""
+RIDGES = (0.3, 0.1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+"""Those that are tried where there are validation sessions."""
+PRECISION = 1e-8
+"""Relative gain at which a regression is taken to be fitted."""
 PRIOR_SESSIONS = 3.0
 """Strength of the population's click frequencies and mean gaze in a user's, counted in sessions."""
+PRIORS = (0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
+"""Those that are tried where there are validation sessions."""
 SHARE_FLOOR = 1e-4
 """Added to mean gaze before its logarithm is taken."""
 TINY = 1e-300
 """Smallest probability whose logarithm is taken."""
+T = TypeVar("T")
+Shares = Float[np.ndarray, "sessions slots"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +57,38 @@ def trivial_predictions(
     test: Sequence[StoredSession],
     *,
     slot_feature_names: Sequence[str],
+    validation: Sequence[StoredSession] = (),
+    hidden: Sequence[str] = (),
     signal: str = "fixation",
     gaze_temperature: float = 1.0,
 ) -> pd.DataFrame:
     """Predictions of every model-free predictor for some sessions.
 
-    Gaze: `uniform`; `population_mean`; `user_mean`; `user_mean_shrunk`, the user's sessions together with 3 sessions'
-    worth of the population's mean, which matters where a user has few sessions or looks at few slots in each;
-    `content_regression`, a_n ∝ exp(log(user mean)_n + w·x_n) with w fit by KL; `personal_content_regression`, the same
-    with w + w_u; and, told the click, `population_mean_given_click` and `user_mean_given_click`. Means are taken by
-    slot index over the pages that have the slot and scaled to a sum of 1 over the slots of the page at hand. The others
-    are not shrunk: where a user has no session with the click (or no session at all), the mean of the user (or of the
-    population) stands in.
+    Gaze: `uniform`; `population_mean`; `user_mean`; `user_mean_shrunk`, the user's sessions together with some
+    sessions' worth of the population's mean, which matters where a user has few sessions or looks at few slots in each;
+    `content_regression`, a_n ∝ exp(log(shrunk mean)_n + w·x_n) with w fit by KL, the mean of a training session being
+    that of the user's *other* sessions; `personal_content_regression`, the same with w + w_u; and, told the click,
+    `population_mean_given_click` and `user_mean_given_click`. Means are taken by slot index over the pages that have
+    the slot and scaled to a sum of 1 over the slots of the page at hand. The others are not shrunk: where a user has no
+    session with the click (or no session at all), the mean of the user (or of the population) stands in.
 
-    Clicks: `majority_click`, the user's most frequent slot, its probabilities the user's frequencies together with
-    3 sessions' worth of the population's; `content_click`, a conditional logit (McFadden 1974) on x with slot
-    intercepts; `personal_content_click`, the same with coefficients w + w_u; `highest_expected_value`, where there is
-    such a feature, which gives no probabilities.
+    Clicks: `majority_click`, the user's most frequent slot, its probabilities the user's frequencies together with some
+    sessions' worth of the population's; `content_click`, a conditional logit (McFadden 1974) on x with slot intercepts;
+    `personal_content_click`, the same with coefficients w + w_u; `highest_expected_value`, where there is such a
+    feature, which gives no probabilities.
 
-    x_n holds the slot's features, with mean 0 and deviation 1 over the training slots, and for each whether it is the
-    highest and whether it is the lowest of the page: people look more at what stands out.
+    x_n holds the slot's features, with mean 0 and deviation 1 over the training slots, and for each that has more than
+    two values whether it is the highest and whether it is the lowest of the page: people look more at what stands out.
+    Features that neither page nor profile shows are known to `personal_content_regression_hidden` and
+    `personal_content_click_hidden` alone.
 
     Args:
         train: sessions to fit on.
         test: sessions to predict.
         slot_feature_names: names of the columns of `Session.slot_features`.
+        validation: sessions on which ridges and shrinkage are chosen, by KL and log-loss (none: `RIDGE` and
+            `PRIOR_SESSIONS`).
+        hidden: features that the model cannot see.
         signal: which dwell signal is the gaze.
         gaze_temperature: τ of the gaze, see `Session.gaze`.
 
@@ -83,21 +100,22 @@ def trivial_predictions(
     """
     if not train or not test:
         raise DataError(f"the predictors need training and test sessions, got {len(train)} and {len(test)}")
-    width = max(session.slots for session in (*train, *test))
-    fitted = _table(train, width, slot_feature_names, signal, gaze_temperature)
-    wanted = _table(test, width, slot_feature_names, signal, gaze_temperature)
-    wanted = _standardise(wanted, like=fitted)
-    fitted = _standardise(fitted, like=fitted)
-    means = _Means(fitted)
+    width = max(session.slots for session in (*train, *validation, *test))
+    tables = [_table(some, width, slot_feature_names, signal, gaze_temperature) for some in (train, validation, test)]
+    fitted, tuned, wanted = (_standardise(table, like=tables[0]) for table in tables)
+    seen = [name not in hidden for name in slot_feature_names]
+    fit = _Fit(_only(fitted, seen), _only(tuned, seen))
+    everything = _Fit(fitted, tuned)
+    means, shown = fit.means, _only(wanted, seen)
     frames = [
         _rows(test, wanted, method, mode, attention=attention)
         for method, mode, attention in [
             ("uniform", "FR", wanted.mask / wanted.mask.sum(axis=1, keepdims=True)),
             ("population_mean", "FR", means.predict(wanted, by_user=False, by_click=False)),
             ("user_mean", "FR", means.predict(wanted, by_user=True, by_click=False)),
-            ("user_mean_shrunk", "FR", means.shrunk(wanted)),
-            ("content_regression", "FR", _content_gaze(means, fitted, wanted, personal=False)),
-            ("personal_content_regression", "FR", _content_gaze(means, fitted, wanted, personal=True)),
+            ("user_mean_shrunk", "FR", means.shrunk(wanted, fit.prior)),
+            ("content_regression", "FR", fit.content_gaze(shown, personal=False)),
+            ("personal_content_regression", "FR", fit.content_gaze(shown, personal=True)),
             ("population_mean_given_click", "TF", means.predict(wanted, by_user=False, by_click=True)),
             ("user_mean_given_click", "TF", means.predict(wanted, by_user=True, by_click=True)),
         ]
@@ -105,11 +123,16 @@ def trivial_predictions(
     frames += [
         _rows(test, wanted, method, "FR", log_probs=log_probs)
         for method, log_probs in [
-            ("majority_click", _click_frequencies(fitted, wanted)),
-            ("content_click", _content_click(fitted, wanted, personal=False)),
-            ("personal_content_click", _content_click(fitted, wanted, personal=True)),
+            ("majority_click", fit.click_frequencies(wanted)),
+            ("content_click", fit.content_click(shown, personal=False)),
+            ("personal_content_click", fit.content_click(shown, personal=True)),
         ]
     ]
+    if not all(seen):
+        attention = everything.content_gaze(wanted, personal=True)
+        frames.append(_rows(test, wanted, "personal_content_regression_hidden", "FR", attention=attention))
+        log_probs = everything.content_click(wanted, personal=True)
+        frames.append(_rows(test, wanted, "personal_content_click_hidden", "FR", log_probs=log_probs))
     if EXPECTED_VALUE in slot_feature_names:
         value = wanted.features[:, :, list(slot_feature_names).index(EXPECTED_VALUE)]
         answer = np.argmax(np.where(wanted.mask, value, -np.inf), axis=1)
@@ -139,7 +162,7 @@ def _table(
     return _Table(
         users=[session.user_id for session in sessions],
         gaze=gaze,
-        click=np.array([session.click for session in sessions]),
+        click=np.array([session.click for session in sessions], np.int64),
         mask=np.arange(width)[None, :] < slots[:, None],
         features=features,
     )
@@ -150,13 +173,12 @@ def _standardise(table: _Table, *, like: _Table) -> _Table:
     shown = like.features[like.mask]
     deviation = shown.std(axis=0)
     scaled = (table.features - shown.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
-    return _Table(
-        users=table.users,
-        gaze=table.gaze,
-        click=table.click,
-        mask=table.mask,
-        features=np.where(table.mask[:, :, None], scaled, 0.0),
-    )
+    return replace(table, features=np.where(table.mask[:, :, None], scaled, 0.0))
+
+
+def _only(table: _Table, seen: Sequence[bool]) -> _Table:
+    """The table with some of its features."""
+    return replace(table, features=table.features[:, :, np.array(seen, bool)])
 
 
 class _Means:
@@ -168,7 +190,9 @@ class _Means:
             for key in ((user, click), (user, None), (None, click), (None, None)):
                 keys.setdefault(key, []).append(row)
         self._means = {key: self._mean(table.gaze[rows], table.mask[rows]) for key, rows in keys.items()}
-        self._pages = {user: table.mask[rows].sum(axis=0) for (user, click), rows in keys.items() if click is None}
+        alone = {user: rows for (user, click), rows in keys.items() if click is None}
+        self._pages = {user: table.mask[rows].sum(axis=0) for user, rows in alone.items()}
+        self._sums = {user: table.gaze[rows].sum(axis=0) for user, rows in alone.items()}
 
     @staticmethod
     def _mean(
@@ -187,17 +211,28 @@ class _Means:
             predicted[row, :slots] = self._first_known([*asked, (None, None)], slots)
         return predicted
 
-    def shrunk(self, table: _Table) -> Float[np.ndarray, "sessions slots"]:
-        """The user's sessions together with ``PRIOR_SESSIONS`` of the population's mean."""
-        population, nothing = self._means[None, None], np.zeros(table.width)
-        predicted = np.zeros(table.mask.shape)
-        for row, user in enumerate(table.users):
-            slots, pages = int(table.mask[row].sum()), self._pages.get(user, nothing)
-            own = np.nan_to_num(self._means.get((user, None), nothing))
-            mean = (pages * own + PRIOR_SESSIONS * population) / (pages + PRIOR_SESSIONS)
-            share = np.where(np.isnan(mean[:slots]), 1 / slots, mean[:slots])
-            predicted[row, :slots] = share / share.sum() if share.sum() > 0 else 1 / slots
-        return predicted
+    def shrunk(self, table: _Table, prior: float, *, leave_out: bool = False) -> Shares:
+        """The user's sessions together with so many of the population's mean.
+
+        Args:
+            table: the sessions.
+            prior: strength of the population's mean, in sessions.
+            leave_out: the sessions are those that the means were taken of; each is predicted without itself.
+        """
+        none = np.zeros(table.width)
+        known = [[by.get(user, none) for user in table.users] for by in (self._sums, self._pages)]
+        own, pages = (np.array(rows, np.float64).reshape(-1, table.width) for rows in known)
+        everybody, all_pages = self._sums[None], self._pages[None]
+        if leave_out:
+            own, pages = own - table.gaze, pages - table.mask
+            everybody, all_pages = everybody - table.gaze, all_pages - table.mask
+        with np.errstate(invalid="ignore", divide="ignore"):
+            population = np.where(all_pages > 0, everybody / all_pages, np.nan)
+            share = (own + prior * population) / (pages + prior)
+        even = table.mask / table.mask.sum(axis=1, keepdims=True)
+        share = np.where(table.mask, np.where(np.isnan(share), even, np.maximum(share, 0.0)), 0.0)
+        total = share.sum(axis=1, keepdims=True)
+        return np.where(total > 0, share / np.where(total > 0, total, 1.0), even)
 
     def _first_known(self, keys: Sequence[tuple[str | None, int | None]], slots: int) -> Float[np.ndarray, " slots"]:
         """The mean of the first key that knows these slots; what it does not know comes from the next ones."""
@@ -218,35 +253,47 @@ def _softmax(
     return odds / odds.sum(axis=1, keepdims=True)
 
 
+class _Ridge(NamedTuple):
+    """Of the coefficients that all share, and of each person's own."""
+
+    shared: float = RIDGE
+    own: float = RIDGE
+
+
 class _SoftmaxRegression:
-    """p_n ∝ exp(offset_n + (w + w_u)·x_n), fit by cross-entropy with a ridge on w and w_u; w_u = 0 if not personal."""
+    """p_n ∝ exp(offset_n + (w + w_u)·x_n), fit by cross-entropy with ridges on w and w_u; w_u = 0 if not personal."""
 
     def __init__(
         self,
         table: _Table,
-        target: Float[np.ndarray, "sessions slots"],
+        target: Shares,
         features: Float[np.ndarray, "sessions slots features"],
         *,
-        offset: Float[np.ndarray, "sessions slots"] | float = 0.0,
+        offset: Shares | float = 0.0,
         personal: bool,
+        ridge: _Ridge,
+        start: Float[np.ndarray, "rows features"] | None = None,
     ) -> None:
         self._rows = {user: row for row, user in enumerate(dict.fromkeys(table.users), start=1)} if personal else {}
         rows, shape = self._row_of(table), (len(self._rows) + 1, features.shape[2])
+        strength = np.full(shape, ridge.own)
+        strength[0] = ridge.shared
+        whose = np.equal.outer(np.arange(shape[0]), rows).astype(np.float64)
+        whose[0] = 1.0
 
         def loss(flat: Float[np.ndarray, " parameters"]) -> tuple[float, Float[np.ndarray, " parameters"]]:
             weights = flat.reshape(shape)
             share = self._share(weights, rows, features, offset, table.mask)
             entropy = -(target * np.log(np.maximum(share, TINY))).sum(axis=1).mean()
-            each = np.einsum("sn,snf->sf", share - target, features) / len(target)
-            gradient = 2 * RIDGE * weights
-            np.add.at(gradient, rows, np.where(rows[:, None] > 0, each, 0.0))
-            gradient[0] += each.sum(axis=0)
-            return float(entropy + RIDGE * (weights**2).sum()), gradient.ravel()
+            each = np.matmul((share - target)[:, None, :], features)[:, 0] / len(target)
+            gradient = 2 * strength * weights + whose @ each
+            return float(entropy + (strength * weights**2).sum()), gradient.ravel()
 
         # SciPy cannot minimise over no parameters at all.
-        start = np.zeros(shape)
-        fit = scipy.optimize.minimize(loss, start.ravel(), jac=True, method="L-BFGS-B").x if start.size else start
-        self._weights = np.asarray(fit).reshape(shape)
+        first = np.zeros(shape) if start is None else start
+        how: dict[str, Any] = {"method": "L-BFGS-B", "jac": True, "options": {"ftol": PRECISION}}
+        fit = scipy.optimize.minimize(loss, first.ravel(), **how).x if first.size else first
+        self.weights = np.asarray(fit).reshape(shape)
 
     def _row_of(self, table: _Table) -> Int[np.ndarray, " sessions"]:
         """Row of each session's w_u; row 0, which holds w itself, stands for users not fitted."""
@@ -257,60 +304,122 @@ class _SoftmaxRegression:
         weights: Float[np.ndarray, "rows features"],
         rows: Int[np.ndarray, " sessions"],
         features: Float[np.ndarray, "sessions slots features"],
-        offset: Float[np.ndarray, "sessions slots"] | float,
+        offset: Shares | float,
         mask: Bool[np.ndarray, "sessions slots"],
-    ) -> Float[np.ndarray, "sessions slots"]:
+    ) -> Shares:
         own = np.where(rows[:, None] > 0, weights[rows], 0.0)
-        return _softmax(offset + np.einsum("snf,sf->sn", features, weights[0] + own), mask)
+        return _softmax(offset + np.matmul(features, (weights[0] + own)[:, :, None])[:, :, 0], mask)
 
     def predict(
-        self,
-        table: _Table,
-        features: Float[np.ndarray, "sessions slots features"],
-        *,
-        offset: Float[np.ndarray, "sessions slots"] | float = 0.0,
-    ) -> Float[np.ndarray, "sessions slots"]:
-        return self._share(self._weights, self._row_of(table), features, offset, table.mask)
+        self, table: _Table, features: Float[np.ndarray, "sessions slots features"], *, offset: Shares | float = 0.0
+    ) -> Shares:
+        return self._share(self.weights, self._row_of(table), features, offset, table.mask)
 
 
-def _displayed(table: _Table) -> Float[np.ndarray, "sessions slots columns"]:
-    """What a person can read off a slot: its values, and whether each is the highest or the lowest of the page."""
-    mask, values = table.mask[:, :, None], table.features
-    high = values == np.where(mask, values, -np.inf).max(axis=1, keepdims=True)
-    low = values == np.where(mask, values, np.inf).min(axis=1, keepdims=True)
-    return np.where(mask, np.concatenate([values, high, low], axis=2), 0.0)
+class _Fit:
+    """Predictors fitted on training sessions, with strengths chosen on validation sessions where there are any."""
 
+    def __init__(self, fitted: _Table, tuned: _Table) -> None:
+        self.fitted, self.tuned, self.means = fitted, tuned, _Means(fitted)
+        # Of two values one is the highest and the other the lowest anyway.
+        shown = fitted.features[fitted.mask]
+        self._ordered = np.array([len(np.unique(column)) > 2 for column in shown.T], bool)
+        self.prior = self._best(PRIORS, PRIOR_SESSIONS, lambda prior: self._kl(self.means.shrunk(tuned, prior)))
 
-def _content_gaze(
-    means: _Means, fitted: _Table, wanted: _Table, *, personal: bool
-) -> Float[np.ndarray, "sessions slots"]:
-    def offset(table: _Table) -> Float[np.ndarray, "sessions slots"]:
-        return np.log(means.predict(table, by_user=True, by_click=False) + SHARE_FLOOR)
+    def _best(self, choices: Sequence[T], usual: T, loss: Callable[[T], float]) -> T:
+        """What does best on the validation sessions; the first of those that do so equally well."""
+        return min(choices, key=loss) if self.tuned.users else usual
 
-    model = _SoftmaxRegression(fitted, fitted.gaze, _displayed(fitted), offset=offset(fitted), personal=personal)
-    return model.predict(wanted, _displayed(wanted), offset=offset(wanted))
+    def _kl(self, share: Shares) -> float:
+        gaze = self.tuned.gaze
+        return float((gaze * (np.log(np.maximum(gaze, TINY)) - np.log(share + SHARE_FLOOR))).sum(axis=1).mean())
 
+    def _log_loss(self, share: Shares) -> float:
+        return float(-np.log(np.maximum(share[np.arange(len(share)), self.tuned.click], TINY)).mean())
 
-def _content_click(fitted: _Table, wanted: _Table, *, personal: bool) -> Float[np.ndarray, "sessions slots"]:
-    def with_intercepts(table: _Table) -> Float[np.ndarray, "sessions slots columns"]:
+    def _displayed(self, table: _Table) -> Float[np.ndarray, "sessions slots columns"]:
+        """What a person can read off a slot: its values, and whether each is the highest or lowest of the page."""
+        mask, values = table.mask[:, :, None], table.features[:, :, self._ordered]
+        high = values == np.where(mask, values, -np.inf).max(axis=1, keepdims=True)
+        low = values == np.where(mask, values, np.inf).min(axis=1, keepdims=True)
+        return np.where(mask, np.concatenate([table.features, high, low], axis=2), 0.0)
+
+    def _with_intercepts(self, table: _Table) -> Float[np.ndarray, "sessions slots columns"]:
         slot = np.broadcast_to(np.eye(table.width), (len(table.users), table.width, table.width))
-        return np.concatenate([_displayed(table), slot], axis=2)
+        return np.concatenate([self._displayed(table), slot], axis=2)
 
-    model = _SoftmaxRegression(fitted, np.eye(fitted.width)[fitted.click], with_intercepts(fitted), personal=personal)
-    return np.log(np.maximum(model.predict(wanted, with_intercepts(wanted)), TINY))
+    def _offset(self, table: _Table, *, leave_out: bool = False) -> Shares:
+        return np.log(self.means.shrunk(table, self.prior, leave_out=leave_out) + SHARE_FLOOR)
 
+    def content_gaze(self, wanted: _Table, *, personal: bool) -> Shares:
+        """Gaze by what is displayed, beside a habit of places."""
+        before = self._offset(self.fitted, leave_out=True)
+        columns = self._displayed(self.fitted)
 
-def _click_frequencies(fitted: _Table, wanted: _Table) -> Float[np.ndarray, "sessions slots"]:
-    """Log-probabilities; the population's frequencies are themselves smoothed by one click on every slot."""
-    one_hot = np.eye(fitted.width)
-    population = one_hot[fitted.click].sum(axis=0) + 1
-    counts: dict[str, Float[np.ndarray, " slots"]] = {}
-    for user, click in zip(fitted.users, fitted.click, strict=True):
-        counts[user] = counts.get(user, np.zeros(fitted.width)) + one_hot[click]
-    none = np.zeros(fitted.width)
-    own = np.stack([counts.get(user, none) for user in wanted.users])
-    odds = np.where(wanted.mask, own + PRIOR_SESSIONS * population / population.sum(), 1.0)
-    return np.log(odds / np.where(wanted.mask, odds, 0.0).sum(axis=1, keepdims=True))
+        def fit(ridge: _Ridge, start: np.ndarray | None) -> _SoftmaxRegression:
+            how: dict[str, Any] = {"offset": before, "personal": personal, "ridge": ridge, "start": start}
+            return _SoftmaxRegression(self.fitted, self.fitted.gaze, columns, **how)
+
+        shown, habit = self._displayed(self.tuned), self._offset(self.tuned)
+
+        def loss(model: _SoftmaxRegression) -> float:
+            return self._kl(model.predict(self.tuned, shown, offset=habit))
+
+        model = self._tuned(fit, loss, personal)
+        return model.predict(wanted, self._displayed(wanted), offset=self._offset(wanted))
+
+    def content_click(self, wanted: _Table, *, personal: bool) -> Float[np.ndarray, "sessions slots"]:
+        """Log-probabilities of a click by what is displayed and where."""
+        columns, target = self._with_intercepts(self.fitted), np.eye(self.fitted.width)[self.fitted.click]
+
+        def fit(ridge: _Ridge, start: np.ndarray | None) -> _SoftmaxRegression:
+            return _SoftmaxRegression(self.fitted, target, columns, personal=personal, ridge=ridge, start=start)
+
+        shown = self._with_intercepts(self.tuned)
+
+        def loss(model: _SoftmaxRegression) -> float:
+            return self._log_loss(model.predict(self.tuned, shown))
+
+        model = self._tuned(fit, loss, personal)
+        return np.log(np.maximum(model.predict(wanted, self._with_intercepts(wanted)), TINY))
+
+    def _tuned(
+        self,
+        fit: Callable[[_Ridge, np.ndarray | None], _SoftmaxRegression],
+        loss: Callable[[_SoftmaxRegression], float],
+        personal: bool,
+    ) -> _SoftmaxRegression:
+        """The model with the best ridges: first the shared one, then, given that, each person's own, and once more."""
+        models: dict[_Ridge, _SoftmaxRegression] = {}
+        last: list[np.ndarray] = []
+
+        def model(ridge: _Ridge) -> _SoftmaxRegression:
+            if ridge not in models:
+                models[ridge] = fit(ridge, last[-1] if last else None)
+                last[:] = [models[ridge].weights]
+            return models[ridge]
+
+        best = _Ridge()
+        for field in ("own", "shared", "own") if personal else ("shared",):
+            choices = [best._replace(**{field: ridge}) for ridge in RIDGES]
+            best = self._best(choices, best, lambda ridge: loss(model(ridge)))
+        return model(best)
+
+    def click_frequencies(self, wanted: _Table) -> Float[np.ndarray, "sessions slots"]:
+        """Log-probabilities; the population's frequencies are themselves smoothed by one click on every slot."""
+        prior = self._best(PRIORS, PRIOR_SESSIONS, lambda prior: self._log_loss(self._frequencies(self.tuned, prior)))
+        return np.log(np.maximum(self._frequencies(wanted, prior), TINY))
+
+    def _frequencies(self, table: _Table, prior: float) -> Shares:
+        clicks = np.eye(self.fitted.width)[self.fitted.click]
+        population = clicks.sum(axis=0) + 1
+        counts: dict[str, Float[np.ndarray, " slots"]] = {}
+        for user, click in zip(self.fitted.users, clicks, strict=True):
+            counts[user] = counts.get(user, np.zeros(self.fitted.width)) + click
+        none = np.zeros(self.fitted.width)
+        own = np.array([counts.get(user, none) for user in table.users]).reshape(-1, table.width)
+        odds = np.where(table.mask, own + prior * population / population.sum(), 0.0)
+        return odds / odds.sum(axis=1, keepdims=True)
 
 
 def _rows(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from fixate_jax.errors import DataError
 from fixate_jax.evaluation import metrics
-from fixate_jax.evaluation.statistics import holm, paired_wilcoxon, resamples
+from fixate_jax.evaluation.statistics import holm, paired_wilcoxon, resamples, widening
 from fixate_jax.lab.fidelity.measures import (
     bins_of,
     calibration_error,
@@ -320,12 +320,13 @@ def measures_table(humans: Humans, predicted: Mapping[str, Predicted], *, seed: 
         ours = found[REFERENCE].get(name)
         for method in (method for method in found if name in found[method]):
             value = found[method][name]
-            low, high = _interval(value.value, value.sampled)
+            low, high = _interval(value.value, value.sampled, len(humans.users))
             low = max(low, 0.0) if about.best != "higher" else low  # Distances, errors and spreads cannot be below.
             row = {"measure": name, "kind": about.kind, "best": about.best, "method": method, "value": value.value}
             row |= {"low": low, "high": high, "sd": value.sd, "floor": value.floor}
             if method != REFERENCE and ours is not None:
-                row |= _difference(ours, value, lower=about.best == "lower", tested=about.best != "one")
+                lower, tested = about.best == "lower", about.best != "one"
+                row |= _difference(ours, value, users=len(humans.users), lower=lower, tested=tested)
             elif method == REFERENCE and name.endswith("likeness"):
                 row["p"] = likeness_p(*_means(humans, predicted[method], about.kind), seed=seed)
             rows.append(row)
@@ -335,17 +336,17 @@ def measures_table(humans: Humans, predicted: Mapping[str, Predicted], *, seed: 
     return table
 
 
-def _difference(ours: Found, theirs: Found, *, lower: bool, tested: bool) -> dict[str, float]:
+def _difference(ours: Found, theirs: Found, *, users: int, lower: bool, tested: bool) -> dict[str, float]:
     difference = ours.value - theirs.value
-    low, high = _interval(difference, ours.sampled - theirs.sampled)
+    low, high = _interval(difference, ours.sampled - theirs.sampled, users)
     row = {"difference": difference, "difference low": low, "difference high": high}
     if tested and ours.per_user is not None and theirs.per_user is not None:
         row["p"] = paired_wilcoxon(ours.per_user, theirs.per_user, lower_is_better=lower).p_value
     return row
 
 
-def _interval(value: float, sampled: Float[np.ndarray, " samples"]) -> tuple[float, float]:
-    """95% of the samples, moved to lie about the value.
+def _interval(value: float, sampled: Float[np.ndarray, " samples"], users: int) -> tuple[float, float]:
+    """95% of the samples, moved to lie about the value and as much wider as so few users ask for.
 
     Drawing people with replacement adds noise, and noise makes calibration errors and distances larger; without moving
     them the samples would lie beside the value.
@@ -353,7 +354,7 @@ def _interval(value: float, sampled: Float[np.ndarray, " samples"]) -> tuple[flo
     known = sampled[np.isfinite(sampled)]
     if not np.isfinite(value) or not len(known):
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [0.025, 0.975]) - known.mean() + value
+    low, high = widening(users) * (np.quantile(known, [0.025, 0.975]) - known.mean()) + value
     return float(low), float(high)
 
 

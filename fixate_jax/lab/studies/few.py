@@ -6,7 +6,7 @@ import pandas as pd
 
 from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
-from fixate_jax.lab.experiments.predictors import _click_frequencies, _Means, _rows, _table
+from fixate_jax.lab.experiments.predictors import PRIOR_SESSIONS, _Fit, _Means, _rows, _standardise, _table
 
 
 def new_person_predictions(
@@ -40,6 +40,7 @@ def new_person_predictions(
     """
     known, few = {s.user_id for s in population}, {s.user_id for s in own}
     width = max(s.slots for s in (*population, *own, *test))
+    none = _table([], width, slot_feature_names, signal, gaze_temperature)
     frames = []
     for user in dict.fromkeys(s.user_id for s in test):
         if user in known or user not in few:
@@ -50,10 +51,12 @@ def new_person_predictions(
         means = _Means(fitted)
         gaze = {
             "user_mean": means.predict(shown, by_user=True, by_click=False),
-            "user_mean_shrunk": means.shrunk(shown),
+            "user_mean_shrunk": means.shrunk(shown, PRIOR_SESSIONS),
         }
         frames += [_rows(wanted, shown, name, "FR", attention=values) for name, values in gaze.items()]
-        frames.append(_rows(wanted, shown, "majority_click", "FR", log_probs=_click_frequencies(fitted, shown)))
+        frames.append(
+            _rows(wanted, shown, "majority_click", "FR", log_probs=_Fit(fitted, none).click_frequencies(shown))
+        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -65,7 +68,8 @@ def population_predictions(
     signal: str,
     gaze_temperature: float,
 ) -> pd.DataFrame:
-    """Predict people of whom nothing is known: `uniform`, `population_mean` and `population_click`.
+    """Predict people of whom nothing is known: `uniform`, `population_mean`, `content_regression`, `population_click`
+    and `content_click`. What is displayed tells of everybody, so the last is more than it may seem.
 
     Args:
         population: training sessions of people known before.
@@ -75,13 +79,18 @@ def population_predictions(
         gaze_temperature: τ of the gaze.
     """
     width = max(s.slots for s in (*population, *test))
-    fitted, shown = (_table(s, width, slot_feature_names, signal, gaze_temperature) for s in (population, test))
-    mean = _Means(fitted).predict(shown, by_user=False, by_click=False)
+    how = (width, slot_feature_names, signal, gaze_temperature)
+    fitted, none, shown = (_table(some, *how) for some in (population, [], test))
+    fitted, shown = _standardise(fitted, like=fitted), _standardise(shown, like=fitted)
+    fit = _Fit(fitted, none)
+    mean = fit.means.predict(shown, by_user=False, by_click=False)
     return pd.concat(
         [
             _rows(test, shown, "uniform", "FR", attention=shown.mask / shown.mask.sum(axis=1, keepdims=True)),
             _rows(test, shown, "population_mean", "FR", attention=mean),
-            _rows(test, shown, "population_click", "FR", log_probs=_click_frequencies(fitted, shown)),
+            _rows(test, shown, "content_regression", "FR", attention=fit.content_gaze(shown, personal=False)),
+            _rows(test, shown, "population_click", "FR", log_probs=fit.click_frequencies(shown)),
+            _rows(test, shown, "content_click", "FR", log_probs=fit.content_click(shown, personal=False)),
         ],
         ignore_index=True,
     )

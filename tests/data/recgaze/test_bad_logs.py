@@ -39,9 +39,8 @@ def test_a_bad_file_is_named(name: str, fault: str, tmp_path: Path) -> None:
         path.write_bytes(header.encode() + b"\n" + b"\xff\xfe," * header.count(",") + b"\xff\n")
     elif fault == "folder":
         path.mkdir()
-    message = (
-        texts[fault][1] if fault in texts else {"absent": "not found", "bytes": "not readable"}.get(fault, "not r")
-    )
+    others = {"absent": "not found", "bytes": "not readable", "folder": "is no ordinary file but a folder"}
+    message = texts[fault][1] if fault in texts else others[fault]
     with pytest.raises(DataError, match=rf"{name}: .*{message}"):
         read_recgaze(tmp_path, definition="page")
 

@@ -160,6 +160,7 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
         pages = dict(zip(drawn["session_id"], render_viewports(views, keep), strict=True))
         progress.update(task, completed=len(views))
         writer.dropped, writer.noted = found.dropped, found.noted
+        writer.hidden_features = ("rating_of_row_genre",)
         for row in sessions.itertuples(index=False):
             screen, own = screens[row.task_id], tastes[row.user_id]
             page, span = pages[row.session_id], SPANS[config.viewport]
