@@ -24,7 +24,7 @@ from fixate_jax.lab.bundles.opening import load_run, open_emulator
 from fixate_jax.lab.cli.fidelity import read_predictions
 from fixate_jax.lab.cli.main import main
 from fixate_jax.lab.config import RunConfig, UsersConfig
-from fixate_jax.lab.experiments.experiment import evaluate_run, open_run, run_experiment
+from fixate_jax.lab.experiments.experiment import absolute_paths, claim_run, evaluate_run, open_run, run_experiment
 from fixate_jax.lab.experiments.identity import RECORD, IdentityWarning, check_people
 from fixate_jax.lab.experiments.loop import BatchWarning
 from fixate_jax.lab.experiments.users_run import run_users
@@ -32,6 +32,7 @@ from fixate_jax.lab.studies.jobs import Workers
 from fixate_jax.lab.studies.matrix import Study
 from fixate_jax.lab.studies.run import run_study
 from fixate_jax.lab.studies.sweep import variants_of
+from fixate_jax.lab.studies.transfer import TransferSettings, run_transfer
 from tests.studies.small import preset
 
 PEOPLE = ("b", "c", "d")
@@ -156,8 +157,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("change", "told"), STORIES, ids=lambda x: getattr(x, "__name__", ""))
-def test_other_people_are_refused_everywhere(lab: Lab, change: Callable[[Lab], None], told: str) -> None:
+def test_other_people_are_refused_everywhere(
+    lab: Lab, change: Callable[[Lab], None], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {folder: contents(folder) for folder in (lab.run, lab.users, lab.study)}
+    known = Path("transfer")
+    known.mkdir()
+    claim_run(known, absolute_paths(replace(lab.config, train=replace(lab.config.train, max_lengths=1))))
+    shutil.copyfile(lab.run / RECORD, known / RECORD)
+    (known / "backbone.parquet").touch()  # The first thing that it computes.
     change(lab)
     uses: dict[str, Callable[[], object]] = {
         "train": lambda: run_experiment(lab.config, lab.run),
@@ -166,13 +174,17 @@ def test_other_people_are_refused_everywhere(lab: Lab, change: Callable[[Lab], N
         "emulate, export": lambda: load_run(lab.run),
         "fidelity": lambda: read_predictions(lab.run, "validation"),
         "studies": lab.sweep,
+        "transfer": lambda: run_transfer(lab.config, known, TransferSettings()),
     }
     for name, use in uses.items():
         with pytest.raises(DataError, match=told):
             use()
         assert contents(lab.run) == before[lab.run], name
     assert {folder: contents(folder) for folder in before} == before
-    assert exit_status("export", "run", "other") == 2 and not Path("other").exists()
+    for words in (("export", "run", "other"), ("emulate", "run", "pages"), ("compare", "run", "one", "two")):
+        capsys.readouterr()
+        assert exit_status(*words) == 2 and told in capsys.readouterr().err, words[0]
+    assert not Path("other").exists()
 
 
 def test_a_store_made_again_is_the_same(lab: Lab) -> None:

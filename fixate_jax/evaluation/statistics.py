@@ -162,8 +162,8 @@ def crossed_interval(values: Float[np.ndarray, "users pages"], *, level: float =
     """Interval of a mean that is to hold for other users on other pages of the same kind.
 
     The variances of the users' means and of the pages' means add up (as in the pigeonhole bootstrap, Owen 2007), and
-    Student's quantile has as many degrees of freedom as the fewer of the two allow. Where only noise of single visits is
-    in the values it is wider than it had to be, never narrower.
+    Student's quantile has as many degrees of freedom as the fewer of the two allow. Where only noise of single visits
+    is in the values it is wider than it had to be, never narrower.
 
     Args:
         values: of every user on every page; there must be two of each at least.

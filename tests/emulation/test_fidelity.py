@@ -241,7 +241,7 @@ def test_the_command_writes_what_it_found(
     (run / "seed-42").mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(RunConfig()), encoding="utf-8")
     theirs = laws(1.0)
-    trivial = {"uniform": np.full_like(theirs, 0.2), "user_mean": laws(0.9), "majority_click": laws(0.8)}
+    trivial = {"uniform": np.full_like(theirs, 0.2), "user_mean_shrunk": laws(0.9), "majority_click": laws(0.8)}
     made = frame({"fixate": theirs, "backbone": laws(0.3, seed=7), **trivial}, theirs=theirs)
     made.to_parquet(run / "seed-42" / "predictions-test.parquet")
 
@@ -252,7 +252,7 @@ def test_the_command_writes_what_it_found(
     assert fidelity("--out", str(tmp_path / "first")) == 0
     told = capsys.readouterr().out
     assert "480 test sessions of 16 people, pages of 5 slots, 1 seed" in told
-    assert "gaze spread → 1" in told and "user mean" in told
+    assert "gaze spread → 1" in told and "user mean shrunk" in told.replace("\n", " ")
     written = (tmp_path / "first" / "fidelity.md").read_text(encoding="utf-8")
     assert "mine, test sessions: 480 sessions of 16 people" in written
     assert "| click spread | fixate |" in written and "![mine, test sessions](figure.png)" in written
@@ -312,5 +312,6 @@ def test_an_interval_lies_about_the_value() -> None:
     counts = f._counts(humans, 0)
     sampled = f.measure(humans, f.Predicted(attention=None, clicks=says[None]))["user click share js"].sampled
     assert len(sampled) == len(counts) - 1
-    low, high = np.quantile(sampled, [0.025, 0.975]) - sampled.mean() + row["value"]
+    apart = np.quantile(sampled, [0.025, 0.975]) - sampled.mean()
+    low, high = widening(len(humans.users)) * apart + row["value"]
     assert (row["low"], row["high"]) == (pytest.approx(max(low, 0)), pytest.approx(high))

@@ -15,9 +15,9 @@ from fixate_jax.lab.text import markdown, say
 if TYPE_CHECKING:
     from fixate_jax.lab.fidelity.fidelity import Humans, Predicted
 
-SHOWN = ("fixate", "backbone", "uniform", "population_mean", "user_mean", "majority_click")
+SHOWN = ("fixate", "backbone", "population_mean", "user_mean_shrunk", "majority_click")
 """Methods in the printed table; the page adds the regressions, the files have all."""
-ON_PAGE = (*SHOWN, "personal_content_regression", "personal_content_click")
+ON_PAGE = (*SHOWN, "uniform", "user_mean", "personal_content_regression", "personal_content_click")
 
 
 @dataclass(frozen=True)

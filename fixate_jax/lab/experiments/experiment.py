@@ -323,9 +323,18 @@ def _notes(workspace: Workspace, split: str) -> list[str]:
         f"{len(workspace.users)} users; {count['train']} sessions to tune on, {count['validation']} to choose the "
         f"epoch, {count['test']} to test; this table is about the {split} sessions. Seeds: "
         f"{', '.join(map(str, seeds))}.{shown}",
+        _overlap(workspace, split),
         "TF: relevance for the true answer, so the model is told the click; compare it with the predictors that are "
         "told the click too. FR: relevance for the model's own answer; this is the claim.",
     ]
+
+
+def _overlap(workspace: Workspace, split: str) -> str:
+    """How many pages of a split somebody saw in training: how they are looked at may have been learnt there."""
+    trained = {session.page_id for session in workspace.sessions("train")}
+    asked = {session.page_id for session in workspace.sessions(split)}
+    seen = len(asked & trained)
+    return f"{seen} of the {len(asked)} pages of the {split} sessions were seen by somebody in a session to tune on."
 
 
 def improvement(metrics: pd.DataFrame, methods: Mapping[str, str]) -> dict[str, pd.DataFrame]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy
 from jaxtyping import Bool, Float, Int
+from threadpoolctl import threadpool_limits
 
 from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
@@ -285,14 +286,16 @@ class _SoftmaxRegression:
             weights = flat.reshape(shape)
             share = self._share(weights, rows, features, offset, table.mask)
             entropy = -(target * np.log(np.maximum(share, TINY))).sum(axis=1).mean()
-            each = np.matmul((share - target)[:, None, :], features)[:, 0] / len(target)
+            each = np.einsum("sn,snf->sf", share - target, features) / len(target)
             gradient = 2 * strength * weights + whose @ each
             return float(entropy + (strength * weights**2).sum()), gradient.ravel()
 
         # SciPy cannot minimise over no parameters at all.
         first = np.zeros(shape) if start is None else start
         how: dict[str, Any] = {"method": "L-BFGS-B", "jac": True, "options": {"ftol": PRECISION}}
-        fit = scipy.optimize.minimize(loss, first.ravel(), **how).x if first.size else first
+        # On matrices as small as these, threads of the linear algebra take four times as long as none.
+        with threadpool_limits(1, "blas"):
+            fit = scipy.optimize.minimize(loss, first.ravel(), **how).x if first.size else first
         self.weights = np.asarray(fit).reshape(shape)
 
     def _row_of(self, table: _Table) -> Int[np.ndarray, " sessions"]:
@@ -308,7 +311,7 @@ class _SoftmaxRegression:
         mask: Bool[np.ndarray, "sessions slots"],
     ) -> Shares:
         own = np.where(rows[:, None] > 0, weights[rows], 0.0)
-        return _softmax(offset + np.matmul(features, (weights[0] + own)[:, :, None])[:, :, 0], mask)
+        return _softmax(offset + np.einsum("snf,sf->sn", features, weights[0] + own), mask)
 
     def predict(
         self, table: _Table, features: Float[np.ndarray, "sessions slots features"], *, offset: Shares | float = 0.0
@@ -389,7 +392,7 @@ class _Fit:
         loss: Callable[[_SoftmaxRegression], float],
         personal: bool,
     ) -> _SoftmaxRegression:
-        """The model with the best ridges: first the shared one, then, given that, each person's own, and once more."""
+        """The model with the best ridges: of each person's own coefficients, and given that of the shared ones."""
         models: dict[_Ridge, _SoftmaxRegression] = {}
         last: list[np.ndarray] = []
 
@@ -400,7 +403,7 @@ class _Fit:
             return models[ridge]
 
         best = _Ridge()
-        for field in ("own", "shared", "own") if personal else ("shared",):
+        for field in ("own", "shared") if personal else ("shared",):
             choices = [best._replace(**{field: ridge}) for ridge in RIDGES]
             best = self._best(choices, best, lambda ridge: loss(model(ridge)))
         return model(best)

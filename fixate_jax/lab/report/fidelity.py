@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fixate_jax.lab.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _style, save_figure
 
 PEOPLE = "people"
-COLOURS = {PEOPLE: BLUE, "fixate": ORANGE, "backbone": GREEN, "majority_click": PURPLE, "user_mean": PURPLE}
+COLOURS = {PEOPLE: BLUE, "fixate": ORANGE, "backbone": GREEN, "majority_click": PURPLE, "user_mean_shrunk": PURPLE}
 """Of the methods in the figure; the tables have the others."""
 
 
