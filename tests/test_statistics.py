@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from scipy import stats
 
 from fixate_jax.errors import DataError
@@ -94,8 +95,18 @@ def test_percentiles_widened_for_few_users_cover_the_truth():
 def test_one_user_has_no_interval_and_equal_ones_a_point():
     alone = bootstrap_interval(np.array([2.0]), seed=0)
     assert alone.mean == 2.0 and np.isnan([alone.low, alone.high]).all()
-    same = bootstrap_interval(np.full(9, 0.1), seed=0)
-    assert same.low == same.high == pytest.approx(0.1)
+    for users in (9, 12, 20, 50):
+        same = bootstrap_interval(np.full(users, 0.1), seed=0)
+        assert same.low == same.high == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("users", "differing"), [(12, 1), (12, 3), (20, 3), (20, 4), (50, 2)])
+def test_where_few_users_differ_the_interval_is_finite(users, differing):
+    values = np.zeros(users)
+    values[:differing] = np.linspace(0.2, 0.4, differing)
+    found = bootstrap_interval(values, seed=0)
+    student = scipy.stats.t.interval(0.95, users - 1, values.mean(), values.std(ddof=1) / np.sqrt(users))
+    assert found.low <= student[0] + 1e-12 and student[1] - 1e-12 <= found.high < values.mean() + 20 * values.std()
 
 
 @pytest.mark.parametrize(("users", "pages"), [(20, 20), (20, 3), (4, 12)])

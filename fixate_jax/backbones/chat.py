@@ -7,8 +7,8 @@ from threading import Thread
 
 from fixate_jax.errors import CheckpointError, FixateError
 
-LIMIT_S = 5.0
-"""A template writes a chat in about a millisecond."""
+LIMIT_S = 10.0
+"""A template writes a chat in about a millisecond, the first one with its compilation in some tenths of a second."""
 
 
 class _TooLongError(Exception):

@@ -119,20 +119,23 @@ def studentised_bounds(
     users, alpha = len(values), (1 - level) / 2
     if users < 2:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(users)
-    # From the mean, so that squares of values that are alike do not cancel.
-    apart = values - mean
+    mean = values.mean(axis=0)
+    # From the mean, so that squares of values that are alike do not cancel; what rounding leaves of equal ones is 0.
+    apart = np.where(np.ptp(values, axis=0) > 1e-12 * np.abs(values).max(axis=0), values - mean, 0.0)
+    error = np.sqrt((apart**2).sum(axis=0) / (users - 1) / users)
     reach = scipy.stats.t.ppf(1 - alpha, users - 1)
     low, high = np.full_like(mean, -reach), np.full_like(mean, reach)
     if users >= FEWEST:
         moved = counts @ apart / users
         spread = np.sqrt(np.maximum(counts @ apart**2 / users - moved**2, 0.0) / (users - 1))
-        far = np.where(moved == 0, 0.0, np.copysign(np.inf, moved))
-        ratio = np.divide(moved, spread, out=far, where=spread > 0)
-        least, most = np.quantile(ratio, [alpha, 1 - alpha], axis=0, method="nearest")
+        # Samples of equal values, as where few users differ at all, tell nothing of the spread.
+        told = spread > 1e-9 * np.abs(apart).max(axis=0)
+        ratio = np.divide(moved, spread, out=np.full_like(moved, np.nan), where=told)
+        enough = told.mean(axis=0) > 0.5
+        ratio[:, ~enough] = 0.0
+        least, most = np.nanquantile(ratio, [alpha, 1 - alpha], axis=0, method="nearest")
         low, high = np.minimum(low, -most), np.maximum(high, -least)
-    with np.errstate(invalid="ignore"):
-        return mean + np.where(error > 0, low * error, 0.0), mean + np.where(error > 0, high * error, 0.0)
+    return mean + low * error, mean + high * error
 
 
 def resamples(size: int, *, seed: int, samples: int = 10_000) -> Int[np.ndarray, "samples size"]:

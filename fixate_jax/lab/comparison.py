@@ -53,7 +53,7 @@ class Comparison:
         """A row for each item, version and measure.
 
         Columns: ``item``, ``version``, ``measure``, ``pages`` that show the item, ``share`` (mean over users and these
-        pages), ``difference`` (share minus that in the first version), ``low`` and ``high`` (its 95% bootstrap interval
+        pages), ``difference`` (share minus that in the first version), ``low`` and ``high`` (its 95% interval
         over users), ``low_pages`` and ``high_pages`` (over users and pages). Intervals are NaN in the first version,
         those over users for a single user, those over pages for a single page too.
         """
@@ -77,7 +77,7 @@ class Comparison:
 
         Columns: ``version``, ``measure``, ``to_items`` (share of a visit's attention or clicks that goes to other items
         than in the first version: half the sum of the absolute differences, mean over visits), ``low`` and ``high``
-        (its 95% bootstrap interval over users), ``to_slots`` (the same of slots: where items change places alone, 0
+        (its 95% interval over users), ``to_slots`` (the same of slots: where items change places alone, 0
         says that only the place counts), ``answered`` (probability that the model answers with any label at all,
         geometric mean over visits).
         """

@@ -38,7 +38,6 @@ def few_people(people: int) -> str:
     """How little so few people can show; empty where they are enough."""
     if people >= FEW:
         return ""
+    who = "person is" if people == 1 else "people are"
     least = f"no test over them (Wilcoxon's) can give a p below {2 * 0.5**people:.2g}"
-    return (
-        f"{people} {'person is' if people == 1 else 'people are'} few: {least}, and intervals over them are too short."
-    )
+    return f"{people} {who} few: {least}, and intervals over them cannot know how uneven people are."

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """What moves a cursor, colours a terminal or turns the direction of writing; tabs and ends of lines are left."""
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|]")
-_FORMULA = re.compile(r"\s*[=+\-@]")
+_FORMULA = re.compile(r"\s*[=+\-@].")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.IGNORECASE)
 
 
@@ -38,11 +38,12 @@ def code(text: object) -> str:
 
 
 def csv_text(frame: "pd.DataFrame") -> str:
-    """A frame as CSV without its index. A text that a spreadsheet would take for a formula gets a ' before it."""
+    """A frame as CSV without its index. A text that a spreadsheet would take for a formula gets a ' before it, so that
+    a name like "@bob" is "'@bob" there; Parquet files hold names as they are."""
     texts = frame.select_dtypes(exclude=["number", "bool"]).columns
     # As objects, so that whole numbers beside an empty cell stay whole.
     safe = {str(name): np.array([*map(_cell, frame[name]), None], object)[:-1] for name in texts}
-    return frame.assign(**safe).to_csv(index=False)
+    return frame.assign(**safe).rename(columns=_cell).to_csv(index=False)
 
 
 def _cell(value: object) -> object:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -144,8 +144,9 @@ def test_sessions_in_a_store(tmp_path: Path) -> None:
     assert session.session_id == "0/9/0" and session.labels == tuple("ABCDEFGHI") and session.profile == TASK
     features = session.slot_features
     np.testing.assert_array_equal(features[:, 0], trial["ratings"])
-    np.testing.assert_allclose(features[:, 1], np.arange(9) / 8)
-    np.testing.assert_array_equal(features[:, 2:].argmax(axis=1) + 1, trial["products"])
+    assert not features[:, 1].any() and store.hidden_features == ("rating",)
+    np.testing.assert_allclose(features[:, 2], np.arange(9) / 8)
+    np.testing.assert_array_equal(features[:, 3:].argmax(axis=1) + 1, trial["products"])
     np.testing.assert_allclose(session.boxes, places(9) / [1280, 1024, 1280, 1024])
     page = np.asarray(store.image(session.page_id))
     assert page.shape == (384, 480, 3)
@@ -155,6 +156,21 @@ def test_sessions_in_a_store(tmp_path: Path) -> None:
     # Given again the same store is opened, though the grids came as a tuple and lie there as a list.
     assert open_or_prepare(config).manifest == store.manifest
     assert store_settings(replace(config, grids=(9,))) != store_settings(config)
+
+
+def test_what_the_profile_tells_is_a_feature_that_can_be_seen(tmp_path: Path) -> None:
+    folder = write_trimmed(tmp_path)
+    told: list[tuple[Literal["ratings", "all_ratings"], tuple[str, ...]]]
+    told = [("ratings", ("rating",)), ("all_ratings", ())]
+    for profile, hidden in told:
+        config = DataConfig(name="snacks", path=folder, store=tmp_path / profile, grids=(9,), page_width=320)
+        config = replace(config, profile=profile)
+        store = open_or_prepare(config)
+        assert store.hidden_features == hidden
+        features = np.concatenate([session.slot_features for session in store.sessions])
+        known = features[:, 1] != 0
+        np.testing.assert_array_equal(features[known, 1], features[known, 0])
+        assert known.any() and (known.sum() < (features[:, 0] != 0).sum()) == (profile == "ratings")
 
 
 def test_other_data_sets_do_not_know_its_settings(tmp_path: Path) -> None:
@@ -189,6 +205,23 @@ def test_labels_stand_outside_the_photographs(grid: Grid) -> None:
         assert label_height(boxes) * 0.8 <= np.ptp(rows) + 1 <= 1.25 * label_height(boxes)  # Q goes below the line.
         changed[y1 : y1 + 60, x0:x1] = False
     assert not changed.any()
+
+
+def test_rows_may_be_a_little_crooked_but_need_room_for_labels() -> None:
+    crooked = places(9) + np.arange(9)[:, None] % 3 * np.array([0, 1, 0, 1])
+    assert label_height(crooked) == label_height(places(9)) == 48
+    with pytest.raises(DataError, match=r"the grid of 9: no room for a label under each photograph"):
+        label_height(places(9) + [0, 0, 0, 55])
+
+
+def test_shares_of_more_than_the_whole_time_are_refused(tmp_path: Path) -> None:
+    folder = write_published(tmp_path, old=False, grids=(9,))
+    file = folder / "data" / "summary_files" / "setsize-9_desc-data.csv"
+    frame = pd.read_csv(file)
+    frame.loc[2, [f"cumulative_gaze_{i}" for i in range(9)]] = 0.2
+    frame.to_csv(file, index=False)
+    with pytest.raises(DataError, match=r"line 4, field 'cumulative_gaze_0'.*the shares of rt sum to more than 1"):
+        read_snacks(folder, grids=(9,))
 
 
 def test_labels_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
@@ -247,6 +280,11 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     rows = (folder / "positions.csv").read_text().splitlines()
     (folder / "positions.csv").write_text("\n".join(rows[:-1]) + "\n")
     with pytest.raises(DataError, match=r"positions\.csv: has 8 places for the grid of 9"):
+        read_snacks(folder, grids=(9,))
+    (folder / "positions.csv").write_text("\n".join([*rows[:-1], "9,7,420,290,520,370"]) + "\n")
+    with pytest.raises(
+        DataError, match=r"positions\.csv, line 10, field 'item' = '7': items of a grid must be numbered"
+    ):
         read_snacks(folder, grids=(9,))
     (folder / "positions.csv").write_text("\n".join([*rows[:-1], "9,8,420,290,400,370"]) + "\n")
     with pytest.raises(DataError, match=r"positions\.csv, line 10, field 'x1'.*off the screen"):

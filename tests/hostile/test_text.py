@@ -35,6 +35,7 @@ def test_numbers_and_gaps_are_no_formulas() -> None:
         {"user": ["-1", "+2.5e-3", None, "-.5"], "kind": pd.Series(["a", "b", "a", "b"], dtype="category")}
     )
     assert csv_text(frame) == "user,kind\n-1,a\n+2.5e-3,b\n,a\n-.5,b\n"
+    assert csv_text(pd.DataFrame({"=1+1": ["-", "–"]})) == "'=1+1\n-\n–\n"
 
 
 def test_a_name_does_not_move_the_cursor() -> None:

@@ -98,6 +98,9 @@ def rope_settings(text: Section) -> dict[str, Any]:
     for given in spellings:
         for name, value in given.items():
             name = "rope_type" if name == "type" else name
+            value = (
+                "default" if (name, value) == ("rope_type", "mrope") else value
+            )  # What it is, an earlier name of it.
             if value is not None and found.setdefault(name, value) != value:
                 raise CheckpointError(
                     f"{text.path}: {text.where}{name} is given twice, as {found[name]!r} and as {value!r} (rope_theta, "
@@ -110,7 +113,7 @@ def _rope_theta(text: Section) -> float:
     rope = rope_settings(text)
     kind = rope.get("rope_type", "default")
     # "dynamic" changes nothing up to max_position_embeddings, which no page reaches.
-    if kind not in ("default", "mrope", "dynamic"):
+    if kind not in ("default", "dynamic"):
         raise CheckpointError(f"{text.path}: rope type {kind!r} is not supported; 'default' is")
     if rope.get("rope_theta") is None:
         raise CheckpointError(f"{text.path}: field 'rope_theta' is missing")

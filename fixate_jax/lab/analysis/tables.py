@@ -110,7 +110,7 @@ def stability(layout: Layout, *, halvings: int, seed: int) -> pd.DataFrame:
 
     Returns:
         Rows "split-half correlation" (`p`: of `people_differ`), "reliability" (Spearman–Brown) and "identified" with
-        the `value`, its 95% bootstrap interval over people `low` and `high`, the deviation `sd` over halvings, what
+        the `value`, its 95% interval over people `low` and `high`, the deviation `sd` over halvings, what
         `chance` gives, `users` and `sessions`.
     """
     first, second = random_halves(layout.gaze, layout.user, halvings=halvings, seed=seed)

@@ -237,7 +237,7 @@ def page_text(comparison: "Comparison", items: pd.DataFrame, *, pictures: Sequen
         *provenance_lines([provenance()]),
         "",
         *([few_people(len(comparison.users)), ""] if few_people(len(comparison.users)) else []),
-        "How much of a visit goes elsewhere, in percent, with 95% bootstrap intervals over users; and the probability "
+        "How much of a visit goes elsewhere, in percent, with 95% intervals over users; and the probability "
         "that the model answers with any label:",
         "",
         to_markdown(moves(comparison.summary()), 1),

@@ -62,7 +62,7 @@ def comparison_table(
 
     Returns:
         A row for each mode, other method and metric: `mode`, `against`, `metric`, `difference` (reference − other, mean
-        over users), `low` and `high` (95% bootstrap interval over users), `p` (paired Wilcoxon over users), `better`
+        over users), `low` and `high` (95% interval over users), `p` (paired Wilcoxon over users), `better`
         and `users` (how many users the reference is better for, of how many).
 
     Raises:

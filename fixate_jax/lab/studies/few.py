@@ -6,7 +6,7 @@ import pandas as pd
 
 from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import DataError
-from fixate_jax.lab.experiments.predictors import PRIOR_SESSIONS, _Fit, _Means, _rows, _standardise, _table
+from fixate_jax.lab.experiments.predictors import PRIOR_SESSIONS, _Fit, _Means, _only, _rows, _standardise, _table
 
 
 def new_person_predictions(
@@ -64,6 +64,8 @@ def population_predictions(
     population: Sequence[StoredSession],
     test: Sequence[StoredSession],
     *,
+    validation: Sequence[StoredSession] = (),
+    hidden: Sequence[str] = (),
     slot_feature_names: Sequence[str],
     signal: str,
     gaze_temperature: float,
@@ -74,15 +76,18 @@ def population_predictions(
     Args:
         population: training sessions of people known before.
         test: sessions to predict.
+        validation: other sessions of the people known before, on which ridges are chosen.
+        hidden: features that neither page nor profile shows; they are not used.
         slot_feature_names: names of the columns of `Session.slot_features`.
         signal: which dwell signal is the gaze.
         gaze_temperature: τ of the gaze.
     """
-    width = max(s.slots for s in (*population, *test))
+    width = max(s.slots for s in (*population, *validation, *test))
     how = (width, slot_feature_names, signal, gaze_temperature)
-    fitted, none, shown = (_table(some, *how) for some in (population, [], test))
-    fitted, shown = _standardise(fitted, like=fitted), _standardise(shown, like=fitted)
-    fit = _Fit(fitted, none)
+    seen = [name not in hidden for name in slot_feature_names]
+    tables = [_only(_table(some, *how), seen) for some in (population, validation, test)]
+    fitted, tuned, shown = (_standardise(table, like=tables[0]) for table in tables)
+    fit = _Fit(fitted, tuned)
     mean = fit.means.predict(shown, by_user=False, by_click=False)
     return pd.concat(
         [

@@ -62,7 +62,7 @@ def tests_table(study: Study, found: dict[str, tuple[pd.DataFrame, pd.DataFrame]
     """The preset against every other variant, over people, free-running.
 
     Returns:
-        `against`, `metric`, `difference` (preset − variant, mean over people), `low`, `high` (95% bootstrap interval),
+        `against`, `metric`, `difference` (preset − variant, mean over people), `low`, `high` (95% interval),
         `effect` (Cohen's d of the paired differences: their mean over their deviation), `p` (Wilcoxon), `p holm`
         (corrected over the whole table), `better` (people for whom the preset is better), `users`, `reading`.
     """

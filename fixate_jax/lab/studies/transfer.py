@@ -280,8 +280,14 @@ class _Direction:
         """What is said of somebody of whom nothing is known."""
         shared = population_prompt(self.basis(seed))[None]
         prompt = PromptParams(shared, jnp.zeros((len(self.workspace.users), 1)))
+        known = self.workspace.sessions("train")
+        people = {session.user_id for session in known}
         trivial = population_predictions(
-            self.workspace.sessions("train"), self.workspace.sessions("test"), **self._reading()
+            known,
+            self.workspace.sessions("test"),
+            validation=[s for s in self.workspace.sessions("validation") if s.user_id in people],
+            hidden=self.workspace.store.hidden_features,
+            **self._reading(),
         )
         both = pd.concat([predict(self.workspace, prompt, "test", POPULATION), trivial], ignore_index=True)
         return self.study.measure(both, seed=seed, k=NOTHING)

@@ -100,7 +100,7 @@ def tests_table(people: pd.DataFrame, counts: Sequence[int]) -> pd.DataFrame:
 
     Returns:
         `k`, `against`, `metric`, `difference` (coefficients − the other, mean over people), `low`, `high` (95%
-        bootstrap interval), `p` (Wilcoxon), `p holm` (corrected over the whole table), `better` (people for whom the
+        interval), `p` (Wilcoxon), `p holm` (corrected over the whole table), `better` (people for whom the
         coefficients are better) and `users`.
     """
     rows: list[dict[str, Any]] = []

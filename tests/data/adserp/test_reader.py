@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fixate_jax.data.readers.adserp.files import read_trial
 from fixate_jax.data.readers.adserp.reader import COLUMNS, assign_splits, profile_text, read_adserp
-from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED
+from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED, LATER
 from fixate_jax.data.readers.adserp.store import FEATURES, make_session
 from fixate_jax.errors import DataError, DataWarning
 from tests.data.adserp.trials import (
@@ -150,6 +150,7 @@ def test_the_first_click_that_hits_something_is_the_choice(tmp_path: Path) -> No
     fixations = [(2000, 400, 150, 90), (3500, 400, 750, 120)]
     events = [LOAD, click(2500, y=250), scroll(3000, 711), click(4000, y=811), click(4500, y=1272)]
     row = session_of(tmp_path, events=events, fixations=fixations)
+    assert read_adserp(tmp_path).noted == {LATER: 1}
     assert (row.crop, row.start_ms, row.end_ms, row.click) == ((640, 1664), 3000, 4000, 0)
     assert row.fixation_ms == (120, 0)
 
@@ -297,7 +298,12 @@ def test_without_the_places_of_results_the_slots_are_the_ads(tmp_path: Path) -> 
     with pytest.warns(DataWarning, match=r"organic-aoi-data: not there; slots are the ads alone"):
         data = read_adserp(tmp_path)
     assert data.sessions["kinds"].tolist() == [("dd_right",)] and data.sessions["click"].tolist() == [0]
-    assert data.dropped == {"click on no visible area": 1}
+    assert data.dropped == {"click on a result, whose place is not known": 1}
+    # A result was clicked first: that was the choice, whatever came after.
+    both = [LOAD, click(4000, xpath="//*[@id='rso']/div[1]/a"), click(5000, 1000, 280)]
+    write_trial(tmp_path, "p004-b9-t9", events=both, **trial)  # type: ignore[arg-type]
+    with pytest.warns(DataWarning):
+        assert read_adserp(tmp_path).dropped == {"click on a result, whose place is not known": 1}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from fixate_jax.data.readers.adserp import AdSerp, read_adserp
 from fixate_jax.data.readers.adserp.files import file_of
-from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED
+from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED, LATER
 from fixate_jax.data.readers.adserp.store import make_session
 from tests.data.synthetic.adserp import Truth, write_adserp
 from tests.data.synthetic.adserp.pages import make_page
@@ -34,7 +34,7 @@ def test_the_truth_is_recovered_exactly(made: tuple[Path, Truth, AdSerp]) -> Non
 def test_what_the_truth_is_tried_on_is_not_all_plain(made: tuple[Path, Truth, AdSerp]) -> None:
     folder, truth, _ = made
     assert set(truth.dropped) == {"no click", "click on no visible area", "no fixation on a slot"}
-    assert set(truth.noted) == {BY_RANK, CONTRADICTED} and truth.noted[CONTRADICTED] > 5
+    assert set(truth.noted) == {BY_RANK, CONTRADICTED, LATER} and truth.noted[CONTRADICTED] > 5
     sessions = truth.sessions
     assert (sessions["scroll_px"] > 0).mean() > 0.3 and (sessions["scroll_px"] == 0).mean() > 0.1
     assert set().union(*sessions["kinds"]) == {"organic", "native_ad", "dd_top", "dd_right"}

@@ -81,6 +81,7 @@ class Trial:
         fixations: timestamp in ms, x, y on the screenshot, duration in ms.
         mouse: the browser's log.
         aois: organic results by rank, then ads in the order of ``ADS``.
+        organic: the places of organic results are known.
     """
 
     query: str
@@ -90,6 +91,7 @@ class Trial:
     fixations: Float[np.ndarray, "fixations 4"]
     mouse: MouseLog
     aois: tuple[Aoi, ...]
+    organic: bool
 
     @property
     def scale(self) -> float:
@@ -130,6 +132,7 @@ def read_trial(path: Path, trial_id: str) -> Trial:
         fixations=read_fixations(file_of(path, "fixations", trial_id)),
         mouse=read_mouse(file_of(path, "mouse", trial_id)),
         aois=(*organic, *read_ads(file_of(path, "ads", trial_id), size)),
+        organic=has_organic(path),
     )
 
 

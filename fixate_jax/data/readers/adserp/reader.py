@@ -43,6 +43,7 @@ TRAITS = {
 """Columns of ``participants.csv`` that go into the profile, and what they are called there."""
 WINDOW = (1422, 1137)
 """The study's window in CSS pixels, which shows 1,024 rows of the screenshot."""
+UNKNOWN_PLACE = "click on a result, whose place is not known"
 NOT_LOOKED = "no fixation on a slot"
 OTHER_WINDOW = f"window of another size than {WINDOW[0]}x{WINDOW[1]}"
 FREQUENCIES = ("Rarely", "Weekly", "Monthly")
@@ -64,7 +65,7 @@ class AdSerp:
             ``ranks`` (0 for ads), ``boxes`` (x0, y0, x1, y1, what is seen of it), ``fixation_ms``, ``cursor_ms`` (all 0
             when the cursor was on none); ``click``, the clicked slot's index. Lengths are screenshot pixels.
         dropped: how many trials were left out, by reason.
-        noted: how many sessions there is something to know about, by what it is.
+        noted: how many of these sessions there is something to know about, by what it is.
     """
 
     sessions: pd.DataFrame
@@ -212,11 +213,15 @@ def read_session(path: Path, trial_id: str, participants: Mapping[str, Mapping[s
 
 def _choice(trial: Trial) -> dict[str, Any] | str:
     """What the first click on something chose; or why there is no session, for several clicks that of the first."""
-    reasons = []
+    reasons: list[str] = []
     for click in stops.clicks(trial.mouse):
         seen = _view_before(trial, click)
-        if not isinstance(seen, str) or seen == NOT_LOOKED:
+        if not isinstance(seen, str):
+            return seen | {"noted": [*seen["noted"], *([stops.LATER] if reasons else [])]}
+        if seen == NOT_LOOKED:
             return seen
+        if not trial.organic and stops.on_result(trial.mouse, click):
+            return UNKNOWN_PLACE
         reasons.append(seen)
     return reasons[0] if reasons else "no click"
 

@@ -19,6 +19,7 @@ STOP_MS = 400
 MIN_CROP = 100
 """Least height of what is seen; below it too little of the page's end is left."""
 CONTRADICTED = "the clicked element's rank is not that of the result under the click, which counts"
+LATER = "the choice is a later click; earlier ones were on nothing"
 BY_RANK = "click beside the results; the rank of the clicked element counts"
 _RESULT = re.compile(r"""@id=['"]rso['"]\]/div(?:\[(\d+)\])?(?=/|$)""")
 """The result list's child that an element belongs to."""
@@ -124,6 +125,11 @@ def cursor_dwell(
     moved = stop.offset - scroll_offsets(mouse)[log]
     points = (mouse.position[log] + np.stack([np.zeros_like(moved), moved], axis=1)) * trial.scale
     return _total(slot_at(points, boxes), ms, len(boxes))
+
+
+def on_result(mouse: MouseLog, click: int) -> bool:
+    """Whether the clicked element is in the list of results."""
+    return _RESULT.search(mouse.xpath[click]) is not None
 
 
 def clicked_slot(trial: Trial, click: int, slots: Slots) -> tuple[int | None, str]:

@@ -19,9 +19,9 @@ session, one for each task of a person at most:
   whose row the non-public table lacks; what else such a row holds counts. Without any of the rows it is an error.
 - Of the screen's 1080 rows the browser's bar hides the upper 87 and the task bar those from 1032 on. With
   ``viewport="screen"`` all count as seen, as in the published code.
-- An arrow click within 500 ms of the last that moved the carousel is ignored, as the page does. A fixation on a film
-  tells on which page its carousel is, whatever the arrows say: a row can be dragged without a click. Both are counted
-  in ``noted``.
+- An arrow click within 500 ms of the last that moved the carousel is ignored, as the page does. A fixation on a film,
+  or beside one, tells on which page its carousel is, whatever the arrows say: a row can be dragged without a click.
+  Both are counted in ``noted``.
 - Visits start with a fixation, on whatever it is. After a swipe the visit before goes on until then, and clicks and
   cursor belong to it; swipes that cancel out in between, and those of carousels out of sight, start none. Before the
   first visit, clicks and cursor belong to none.
@@ -127,7 +127,7 @@ def read_recgaze(
     Args:
         path: the folder; for the screen definition without the non-public table.
         definition: of a session.
-        viewport: what of the screen counts as seen; it makes no difference to the screen definition.
+        viewport: what of the screen counts as seen; to the screen definition it makes no difference here.
         on_bad_row: stop at the first bad row of a log, or leave bad rows out and count them.
 
     Raises:

@@ -21,7 +21,7 @@ SCROLLED_PX, LONG_MS = 17.0, 150.0
 MOVING_S = 0.5
 """For so long after an arrow click a carousel moves, and ignores others."""
 IGNORED = "arrow click while the carousel still moved; ignored, as the page did"
-DRAGGED = "row on another page than its arrows say; the fixation on one of its films counts"
+DRAGGED = "row on another page than its arrows say; the fixation on or beside one of its films counts"
 VISIT_COLUMNS = [
     "user_id",
     "task_id",
@@ -105,7 +105,8 @@ def _counted(firsts: Integer[np.ndarray, " n"], rows: int) -> Integer[np.ndarray
 def _pages(log: Log, seen: Integer[np.ndarray, " n"]) -> tuple[Integer[np.ndarray, "n carousels"], dict[str, int]]:
     """Horizontal page of every carousel at rows of the log, before what is clicked there, and what is to be noted.
 
-    Arrows turn pages, and a fixation on a film tells its carousel's page whatever they say: a row can be dragged.
+    Arrows turn pages, and a fixation that counts for a film, on it or beside it, tells its carousel's page whatever
+    they say: a row can be dragged.
     """
     firsts, rows = log.firsts, len(log.time)
     screen = _counted(firsts, rows)

@@ -15,8 +15,8 @@ from fixate_jax.errors import DataError
 
 SCREEN = (1280, 1024)
 """Of the study, in pixels."""
-LARGEST_LABEL, LABEL_GAP = 48.0, 2.0
-"""Height of a capital at most, and what is free above and below it, in pixels of the screen."""
+SMALLEST_LABEL, LARGEST_LABEL, LABEL_GAP = 8.0, 48.0, 2.0
+"""Height of a capital at least and at most, and what is free above and below it, in pixels of the screen."""
 CAPITAL = 0.729
 """Height of a capital of the font over its size."""
 LEGIBLE_PX = 7
@@ -25,9 +25,20 @@ INK, STAND_IN = (255, 255, 255), (64, 64, 70)
 
 
 def label_height(boxes: Float[np.ndarray, "items 4"]) -> float:
-    """Height of the labels of a grid in pixels of the screen: as high as what is free under the photographs."""
-    ends = [*np.unique(boxes[:, 1])[1:], SCREEN[1]]
-    free = min(top - bottom for bottom, top in zip(np.unique(boxes[:, 3]), ends, strict=True))
+    """Height of the labels of a grid in pixels of the screen: as high as what is free under the photographs.
+
+    Raises:
+        DataError: hardly anything is.
+    """
+    free = math.inf
+    for x0, _, x1, bottom in boxes:
+        beneath = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 3] > bottom)
+        free = min(free, float(min([*boxes[beneath, 1], SCREEN[1]]) - bottom))
+    if free < SMALLEST_LABEL + 2 * LABEL_GAP:
+        raise DataError(
+            f"the grid of {len(boxes)}: no room for a label under each photograph ({free:g} pixels are free); mend the "
+            "positions, or leave it out of data.grids"
+        )
     return float(min(free - 2 * LABEL_GAP, LARGEST_LABEL))
 
 

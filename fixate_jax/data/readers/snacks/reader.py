@@ -24,6 +24,7 @@ GRIDS: tuple[Grid, ...] = (9, 16, 25, 36)
 """Photographs on a screen, in as many rows as columns."""
 RATINGS = (-3, 3)
 """Least and greatest liking."""
+SHARE_TOLERANCE = 1e-3
 PHOTO = re.compile(r"nr(\d{1,6})\.(?:png|jpg)")
 STIMULI = "stimuli.csv"
 
@@ -140,6 +141,8 @@ def _read_trials(layout: Layout, grid: Grid, on_bad_row: OnBadRow, dropped: dict
     numbered = np.stack([_products(sieve, column) for column in products], axis=1)
     gaze = np.stack([table.numbers[column] for column in gazes], axis=1)
     if layout.shares:
+        more = gaze.sum(axis=1) > 1 + SHARE_TOLERANCE
+        sieve.refuse(more, column=gazes[0], reason="impossible gaze", wanted="the shares of rt sum to more than 1")
         gaze = gaze * table.numbers["rt"][:, None]
     sieve.refuse(~(gaze.sum(axis=1) > 0), column=gazes[0], reason="no gaze on an item", wanted="nothing was looked at")
     repeated = pd.DataFrame({name: table.numbers[name] for name in ("subject", "trial")}).duplicated(keep=False)
@@ -174,6 +177,9 @@ def read_positions(path: Path, grid: Grid) -> Float[np.ndarray, "items 4"]:
         table = read_small_table(path, numbers=["setsize", "item", "x0", "y0", "x1", "y1"], texts=[])
         rows = np.flatnonzero(table.numbers["setsize"] == grid)
         rows = rows[np.argsort(table.numbers["item"][rows], kind="stable")]
+        misnumbered = np.zeros(len(table), bool)
+        misnumbered[rows] = table.numbers["item"][rows] != np.arange(len(rows))
+        stop_at(table, misnumbered, "item", f"items of a grid must be numbered 0, 1, … up to {grid - 1}, each once")
         names = ["x0", "y0", "x1", "y1"]
     else:
         names = ["x_left", "y_top", "x_right", "y_lower"]

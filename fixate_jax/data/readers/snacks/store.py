@@ -1,7 +1,7 @@
 """Snack screens in a store: what the model is told about the person, the page as it was seen, a label for each item."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from fixate_jax.errors import DataError, DataWarning
 from fixate_jax.runtime.durable import THREADS
 from fixate_jax.runtime.progress import track
 
+Told = Literal["none", "ratings", "all_ratings"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TASK = "Each photograph is a snack with its label below. The user picks the snack to eat."
 WORDS = {-3: "hates", -2: "dislikes", -1: "rather dislikes", 0: "is neutral about"}
@@ -35,9 +36,7 @@ def labels_of(grid: int) -> tuple[str, ...]:
     return tuple(LETTERS[:grid]) if grid <= len(LETTERS) else tuple(str(i + 1) for i in range(grid))
 
 
-def profile_of(
-    ratings: Mapping[int, float], names: Mapping[int, str], told: Literal["none", "ratings", "all_ratings"]
-) -> str:
+def profile_of(ratings: Mapping[int, float], names: Mapping[int, str], told: Told) -> str:
     """What the model is told: the task, and the person's ratings in words, best first.
 
     Args:
@@ -45,14 +44,17 @@ def profile_of(
         names: of products, by number.
         told: nothing of them, the best and the worst few, or all.
     """
-    if told == "none" or not ratings:
-        return TASK
-    ordered = sorted(ratings, key=lambda product: (-ratings[product], product))
-    chosen = ordered if told == "all_ratings" else [*ordered[:BEST], *ordered[-WORST:]]
     said: dict[str, list[str]] = {}
-    for product in dict.fromkeys(chosen):
+    for product in told_products(ratings, told):
         said.setdefault(WORDS[round(ratings[product])], []).append(name_of(product, names))
     return " ".join([TASK, *(f"The user {verb} {', '.join(products)}." for verb, products in said.items())])
+
+
+def told_products(ratings: Mapping[int, float], told: Told) -> list[int]:
+    """The products whose ratings the model is told, best first."""
+    ordered = sorted(ratings, key=lambda product: (-ratings[product], product))
+    chosen = {"none": [], "ratings": [*ordered[:BEST], *ordered[-WORST:]], "all_ratings": ordered}[told]
+    return list(dict.fromkeys(chosen))
 
 
 def name_of(product: int, names: Mapping[int, str]) -> str:
@@ -84,15 +86,25 @@ def photographs(path: Path) -> dict[int, Path]:
 
 def features_of(products: Sequence[int]) -> tuple[str, ...]:
     """Names of the slot features, given the products that there are."""
-    return ("rating", "serial_position", *(f"product_{product}" for product in products))
+    return ("rating", "told_rating", "serial_position", *(f"product_{product}" for product in products))
 
 
-def slot_features(row: Any, products: Sequence[int]) -> Float[np.ndarray, "items features"]:
-    """What is displayed in each slot, beside the person's own rating of it; the place counts from 0 to 1."""
+def slot_features(row: Any, products: Sequence[int], told: Collection[int]) -> Float[np.ndarray, "items features"]:
+    """What is displayed in each slot, beside the person's own rating of it.
+
+    Args:
+        row: the screen.
+        products: all that there are, in the order of their columns.
+        told: those whose ratings the profile tells; ``told_rating`` is 0 for all others.
+
+    Returns:
+        In the columns of :func:`features_of`; the place counts from 0 to 1.
+    """
     items = len(row.products)
     place = np.arange(items) / (items - 1)
     shown = np.array(row.products)[:, None] == np.array(products)[None, :]
-    return np.concatenate([np.stack([row.ratings, place], axis=1), shown], axis=1).astype(np.float64)
+    known = np.isin(row.products, list(told)) * np.asarray(row.ratings)
+    return np.concatenate([np.stack([row.ratings, known, place], axis=1), shown], axis=1).astype(np.float64)
 
 
 def splits_of(trials: pd.DataFrame, seed: int) -> list[Split]:
@@ -125,6 +137,7 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
                 stacklevel=2,
             )
     ratings = _ratings(trials)
+    told = {person: told_products(own, config.profile) for person, own in ratings.items()}
     splits = splits_of(trials, config.split_seed)
     rows = list(zip(trials.itertuples(index=False), splits, strict=True))
 
@@ -152,7 +165,7 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
                         click=int(row.choice),
                         profile=profile_of(ratings[row.subject], data.names, config.profile),
                         split=split,
-                        slot_features=slot_features(row, products),
+                        slot_features=slot_features(row, products, told[row.subject]),
                     )
                 )
 

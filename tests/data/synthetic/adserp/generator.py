@@ -22,7 +22,7 @@ import pandas as pd
 
 from fixate_jax.data.readers.adserp.files import ADS, FOLDERS, file_of
 from fixate_jax.data.readers.adserp.reader import COLUMNS, PARTICIPANTS, TRAITS, assign_splits, profile_text
-from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED
+from fixate_jax.data.readers.adserp.stops import BY_RANK, CONTRADICTED, LATER
 from tests.data.synthetic.adserp.pages import SITES, Area, ResultsPage, draw_screenshot, make_page
 from tests.data.synthetic.adserp.people import CSS, LEAST_SEEN, Recording, View, area_under, make_person
 
@@ -99,8 +99,7 @@ def write_adserp(directory: Path, *, users: int, trials: int, seed: int) -> Trut
             if isinstance(seen, str):
                 dropped[seen] += 1
                 continue
-            if (note := seen.pop("noted")) is not None:
-                noted[note] += 1
+            noted.update(seen.pop("noted"))
             query = page.query.replace("-", " ")
             about = {"query": query, "profile": profile_text(query, person.traits)}
             rows.append({"session_id": trial_id, "user_id": name, "block": block, "trial": number} | about | seen)
@@ -141,7 +140,10 @@ def _live(recording: Recording) -> dict[str, Any] | str:
         recording.scroll(40)
     if odd == "no click":
         return "no click"
-    return _click(recording, place, wanted)
+    seen = _click(recording, place, wanted)
+    if odd == "missed" and not isinstance(seen, str):
+        seen["noted"].append(LATER)
+    return seen
 
 
 def _choose(recording: Recording) -> int:
@@ -204,7 +206,7 @@ def _true_session(page: ResultsPage, stop: View, rank: int, place: tuple[float, 
         "fixation_ms": tuple(float(ms) for ms in stop.gaze),
         "cursor_ms": tuple(float(ms) for ms in stop.rest),
         "click": click,
-        "noted": BY_RANK if under is None else CONTRADICTED if told not in (None, under) else None,
+        "noted": [BY_RANK] if under is None else [CONTRADICTED] if told not in (None, under) else [],
     }
 
 
