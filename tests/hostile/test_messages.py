@@ -5,6 +5,7 @@ import time
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -13,6 +14,8 @@ import fixate_jax as fx
 from fixate_jax.data.images import tell_of_small_text
 from fixate_jax.emulation.page_sets import read_page_set
 from fixate_jax.errors import DataError, DataWarning, did_you_mean
+from fixate_jax.lab.cli.fidelity import read_predictions
+from fixate_jax.lab.experiments.experiment import CONFIG_FILE
 from fixate_jax.lab.notes import ForeignPagesWarning, few_people, tell_of_foreign_pages
 from fixate_jax.runtime import progress
 from tests.data.own.folder import Spoil, own_folder, put
@@ -103,6 +106,17 @@ def test_pages_that_a_tiny_backbone_cannot_read(backbone: str, pages: str, told:
         tell_of_foreign_pages(backbone, pages)
     assert [w.category for w in found] == ([ForeignPagesWarning] if told else [])
     assert not told or (f"{backbone} has learned to read" in str(found[0].message) and pages in str(found[0].message))
+
+
+def test_the_warning_comes_too_where_everything_was_evaluated_before(tmp_path: Path) -> None:
+    config = "backbone: {path: tiny-random}\ndata: {name: recgaze, path: elsewhere}\ntrain: {seeds: [0]}\n"
+    (tmp_path / CONFIG_FILE).write_text(config)
+    predictions = pd.DataFrame({"user": ["a"]})
+    (tmp_path / "seed-0").mkdir()
+    predictions.to_parquet(tmp_path / "seed-0/predictions-test.parquet")
+    with pytest.warns(ForeignPagesWarning, match="on the pages of recgaze"):
+        read = read_predictions(tmp_path, "test")
+    assert [list(frame["user"]) for frame in read] == [["a"]]
 
 
 def test_where_no_bar_can_be_drawn_a_line_comes_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import tyro
 
 from fixate_jax.data.session import Split
-from fixate_jax.lab.notes import few_people
+from fixate_jax.lab.notes import few_people, tell_of_foreign_pages
 from fixate_jax.lab.text import markdown, say
 
 if TYPE_CHECKING:
@@ -66,10 +66,12 @@ def read_predictions(run: Path, split: Split, *, accept_other_backbone: bool = F
 
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"{run}: no {CONFIG_FILE} there; give the directory of a run made by `fixate train`")
-    seeds = load_config(run / CONFIG_FILE).train.seeds
-    folders = [seed_directory(run, seed) for seed in seeds]
+    config = load_config(run / CONFIG_FILE)
+    folders = [seed_directory(run, seed) for seed in config.train.seeds]
     paths = [folder / f"predictions-{split}.parquet" for folder in folders]
-    if not all(map(_up_to_date, paths, folders)):
+    if all(map(_up_to_date, paths, folders)):
+        tell_of_foreign_pages(config.backbone.path, config.data.name)
+    else:
         with locked(run):
             _, workspace = open_run(run, accept_other_backbone=accept_other_backbone)
             evaluate_run(workspace, run, split=split)
