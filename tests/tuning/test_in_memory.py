@@ -130,7 +130,7 @@ def test_a_data_set_is_a_function() -> None:
     assert sessions[0].page.labels == ("A", "B", "C") and np.isclose(np.sum(sessions[0].gaze), 1)
     carousel = fx.data.synthetic_carousel(max_users=2, page_width=64)
     assert len({id(s.page) for s in carousel}) < len(carousel), "pages are shared"
-    with pytest.raises(AttributeError, match="its readers are human_choice, recgaze"):
+    with pytest.raises(AttributeError, match="its readers are human_choice, snacks, recgaze"):
         fx.data.nothing  # noqa: B018
     with pytest.raises(ConfigError, match="give the folder of human_choice"):
         fx.data.human_choice()
