@@ -207,6 +207,28 @@ def test_selection_score():
         frames.selection_score(means | {"csh@3": float("nan"), "accuracy": float("nan")}, free_running=True)
 
 
+def test_the_reported_score_is_minus_the_share_of_what_nobody_knows():
+    even = {"slots": 4, "click": 1, "answer": 1, "mode": "FR", "split": "validation", "user_id": "u"}
+    gaze = [0.7, 0.1, 0.1, 0.1]
+    rows = [even | {"session_id": "s", "method": "m", "gaze": gaze, "attention": gaze, "log_probs": [0.0] * 4}]
+    metrics = frames.session_metrics(frames.with_uniform(pd.DataFrame(rows)))
+    assert metrics["method"].tolist() == ["m", "uniform"]
+    looks_right = frames.reported_score(metrics, looks=True, clicks=False)
+    assert looks_right == pytest.approx(0, abs=1e-6)
+    assert frames.reported_score(metrics, looks=False, clicks=True) == pytest.approx(-1)
+    assert frames.reported_score(metrics, looks=True, clicks=True) == pytest.approx(-0.5)
+    # With three slots CSH@3 and TGO@3 are always 1: the published score cannot tell these two apart, this one can.
+    three = {"slots": 3, "gaze": [0.5, 0.3, 0.2], "log_probs": [0.0, 1.0, 0.0]}
+    near, far = (
+        [even | three | {"session_id": "s", "method": "m", "attention": a}] for a in ([5, 3, 2], [9, 0.6, 0.4])
+    )
+    scores = [
+        frames.reported_score(frames.session_metrics(frames.with_uniform(pd.DataFrame(f))), looks=True, clicks=True)
+        for f in (near, far)
+    ]
+    assert scores[0] > scores[1]
+
+
 def test_a_page_without_attention_has_a_finite_divergence():
     zero, gaze, mask = np.zeros((1, 2), np.float32), np.full((1, 2), 0.5, np.float32), np.ones((1, 2), bool)
     assert np.isfinite(KL(gaze, zero, mask)).all()

@@ -40,12 +40,17 @@ class DataConfig:
     """Use only the sessions that have every signal of the data set, so that runs on different signals see the same."""
     gaze_temperature: float = 1.0
     """τ in g^(1/τ): above 1 flattens the human distribution, below 1 sharpens it."""
+    split: Literal["sessions", "pages"] = "sessions"
+    """What is new in validation and test: the person's visit (others may have seen the page in training), or the page,
+    which nobody has seen in training."""
     split_seed: int = 0
-    """Seed of the per-user train/validation/test split."""
+    """Seed of the train/validation/test split."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a bad row: stop, or leave it out and count it."""
     max_users: int | None = None
-    """Use only the first so many users (None: all)."""
+    """Use only the first N users (None: all)."""
+    users: tuple[str, ...] | None = None
+    """Use only these users (None: all), so that settings can be chosen on some people and tested on others."""
     train_sessions: int | None = None
     """Learn from at most so many sessions of each user (None: all); those for fewer are among those for more."""
 
@@ -54,6 +59,8 @@ class DataConfig:
         require(wide, "data.page_width", self.page_width, f"at least {NARROWEST_PAGE} pixels are needed")
         require(self.gaze_temperature > 0, "data.gaze_temperature", self.gaze_temperature, "must be above 0")
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must not be negative")
+        named = self.users is None or 0 < len(set(self.users)) == len(self.users)
+        require(named, "data.users", self.users, "name at least one, each once")
         grids = 0 < len(set(self.grids)) == len(self.grids)
         require(grids, "data.grids", self.grids, "name at least one, each once")
         for name in ("max_users", "train_sessions"):

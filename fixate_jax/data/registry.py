@@ -15,6 +15,7 @@ from fixate_jax.data.page import Page, Session
 from fixate_jax.data.readers import adserp, human_choice, own, recgaze, snacks, synthetic
 from fixate_jax.data.render import Alternative
 from fixate_jax.data.session import StoredSession
+from fixate_jax.data.splits import split_by_page
 from fixate_jax.data.store import SessionStore, StoreWriter, encode_image
 from fixate_jax.errors import ConfigError, DataError, StoreError
 from fixate_jax.runtime.progress import track
@@ -90,7 +91,7 @@ DATASETS: dict[str, DataSet] = {
 
 OWN = {"recgaze": ("viewport",), "snacks": ("grids", "profile")}
 """Settings that shape the stores of one data set alone. (Older ones than these are in the manifests of all.)"""
-NOT_STORED = ("store", "signal", "common_sessions", "gaze_temperature", "train_sessions")
+NOT_STORED = ("store", "signal", "common_sessions", "gaze_temperature", "train_sessions", "split", "users")
 """Settings that do not change what a store holds."""
 
 
@@ -128,14 +129,14 @@ def store_settings(config: DataConfig) -> dict[str, Any]:
 
 
 def open_or_prepare(config: DataConfig) -> SessionStore:
-    """The store of a data set, made from the raw data if it is not there yet.
+    """The store of a data set, made from the raw data if it is not there yet, with the users and splits asked for.
 
     Without ``config.store`` it goes to ``stores/`` in the current folder, under a name made from its settings.
 
     Raises:
         ConfigError: when the data set is unknown or its path is missing.
         DataError: naming file, line and field of a bad row.
-        StoreError: when the store is damaged, or was made with other settings or from other raw data.
+        StoreError: when the store is damaged, was made with other settings or from other raw data, or lacks a user.
     """
     settings = store_settings(config)
     directory = config.store
@@ -154,7 +155,9 @@ def open_or_prepare(config: DataConfig) -> SessionStore:
             f"{directory} was prepared with other settings or raw data ({'; '.join(differing)}); "
             "give these settings, choose another data.store or remove it"
         )
-    return store
+    if config.split == "pages":
+        store = replace(store, sessions=split_by_page(store.sessions, config.split_seed))
+    return replace(store, sessions=store.select(users=config.users))
 
 
 def usable_sessions(store: SessionStore, config: DataConfig) -> list[StoredSession]:

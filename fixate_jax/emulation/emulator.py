@@ -22,6 +22,7 @@ from fixate_jax.data.session import StoredSession
 from fixate_jax.emulation.pages import require_distinct
 from fixate_jax.emulation.visits import Emulation, Visits
 from fixate_jax.errors import CheckpointError, ConfigError
+from fixate_jax.evaluation.calibration import Calibration
 from fixate_jax.evaluation.forward import Evaluation, Jitted, jitted_evaluation
 from fixate_jax.pipeline.kept import CacheConfig
 from fixate_jax.pipeline.page_keys import wants_page_keys
@@ -61,6 +62,7 @@ class UserEmulator:
         directory: for page features that fit nowhere but on disk (None: those are computed each time).
         page_width: width in pixels of the pages that the prompts were tuned on.
         origin: under which settings the prompts were tuned, as plain values; only kept here.
+        calibration: fitted on validation sessions after tuning, for :meth:`calibrated` (None: there is none).
         encoded: token sequences of questions asked before.
 
     Raises:
@@ -81,6 +83,7 @@ class UserEmulator:
     directory: Path | None = None
     page_width: int = 320
     origin: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    calibration: Calibration | None = None
     encoded: dict[Question, EncodedSession] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -246,6 +249,29 @@ class UserEmulator:
         assert waiting is not None
         found.take(*waiting)
         return found.visits()
+
+    def calibrated(self, visits: Visits) -> Visits:
+        """The same visits with slot attention and answers calibrated; those of the model without a prompt stay.
+
+        Habits are known by the place of a slot, so they suit pages that are laid out like those tuned on.
+
+        Args:
+            visits: from :meth:`visit_all` or :meth:`visit`.
+
+        Raises:
+            ConfigError: these users have no calibration.
+        """
+        if self.calibration is None:
+            raise ConfigError("these users have no calibration; run `fixate evaluate`, or export them again after it")
+        mask, users = np.isfinite(visits.log_probs), list(visits.users)
+        own = np.array([user != BACKBONE for user in users])[:, None]
+        attention = self.calibration.look(visits.attention, users, mask).astype(np.float32)
+        log_probs = self.calibration.answer(visits.log_probs, mask).astype(np.float32)
+        return replace(
+            visits,
+            attention=np.where(own, attention, visits.attention),
+            log_probs=np.where(own, log_probs, visits.log_probs),
+        )
 
     @cached_property
     def _by_batch(self) -> dict[int, "UserEmulator"]:

@@ -94,6 +94,9 @@ class ObjectiveConfig:
     relevance: Literal["click", "own"] = "click"
     """Whose answer's relevance is aligned in training: the clicked slot's label (FixATE), or what the model itself
     would answer, as in free-running evaluation. The same for the operator attention where labels are one token."""
+    gaze: Literal["session", "mean", "other_session"] = "session"
+    """Which gaze is aligned with in training: the session's own; or, as controls, the person's mean gaze by slot (place
+    alone can be learned) or that of another of the person's sessions (habits kept, content broken)."""
     gamma: float = 2.0
     """γ of the importance weights ω ∝ (g + 1e-8)^γ; 0 switches them off."""
     top_k: int = 5
@@ -106,6 +109,9 @@ class ObjectiveConfig:
     """w: λ is 0 for w optimizer steps, then grows linearly over w steps."""
     beta: float = 1e-3
     """Weight of the penalty on z."""
+    aligned_tokens: int | None = None
+    """The first soft tokens, so many, learn from alignment alone and the others from next-token prediction alone (None:
+    all from both)."""
 
     def __post_init__(self) -> None:
         known = ("kl", "weighted_kl", "coarse_kl", "i_divergence", "none")
@@ -113,6 +119,8 @@ class ObjectiveConfig:
         require(self.alignment in known or ":" in self.alignment, "objective.alignment", self.alignment, wanted)
         require(self.gamma >= 0, "objective.gamma", self.gamma, "must not be negative")
         require(self.top_k >= 1, "objective.top_k", self.top_k, "at least 1 is needed")
+        few = self.aligned_tokens is None or self.aligned_tokens >= 1
+        require(few, "objective.aligned_tokens", self.aligned_tokens, "at least 1 is needed")
         require(self.warmup >= 0, "objective.warmup", self.warmup, "must not be negative")
         for name in ("ntp_weight", "attention_weight", "beta"):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "must not be negative")
@@ -170,12 +178,18 @@ class TrainConfig:
     """Largest number of sequence-length buckets, each one compilation."""
     selection: Literal["TF", "FR"] = "FR"
     """The best epoch is chosen on validation with relevance for the true (TF) or for the model's own answer (FR)."""
+    score: Literal["reported", "published"] = "reported"
+    """What it is chosen by: KL and log-loss, as shares of the uniform predictor's (ours, for any number of slots),
+    or the paper's sum of cosine, hits and overlaps, which is blind to KL and constant in part where slots are few."""
     ntp_baseline: bool = True
     """Also tune prompts on next-token prediction alone, to report beside."""
     swap_control: bool = True
     """Also evaluate every session under other users' prompts."""
     swaps: int | None = None
     """Under how many others' prompts (None: all others'); every user's prompt is used equally often."""
+    calibrate: bool = True
+    """Also show FixATE and the backbone after a calibration that is fitted on validation sessions: one exponent of
+    attention, one share of the person's mean gaze, one temperature of the answers."""
     pictures: int = 4
     """Test pages to draw as picture files."""
     report_sessions: int = 6
@@ -253,3 +267,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     users: UsersConfig = field(default_factory=UsersConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def __post_init__(self) -> None:
+        aligned = self.objective.aligned_tokens
+        fewer = aligned is None or aligned < self.prompt.tokens
+        require(fewer, "objective.aligned_tokens", aligned, f"must be fewer than prompt.tokens = {self.prompt.tokens}")

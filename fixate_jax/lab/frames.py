@@ -12,6 +12,8 @@ from fixate_jax.evaluation.statistics import Interval, PairedTest, bootstrap_int
 
 KEYS = ("session_id", "user_id", "split", "method", "mode")
 """Columns that name a prediction; a frame of predictions holds one row for each (session, method, mode)."""
+UNIFORM = "uniform"
+"""The method that knows nothing."""
 LEAST_ROWS = 256
 """Predictions that are measured at once, at least."""
 
@@ -159,6 +161,30 @@ def selection_score(means: Mapping[str, float], *, free_running: bool) -> float:
     if unknown:
         raise DataError(f"the selection score needs {unknown}, which are missing or NaN in the validation metrics")
     return float(sum(weight * means[name] for name, weight in weights.items()))
+
+
+def reported_score(metrics: pd.DataFrame, *, looks: bool, clicks: bool) -> float:
+    """What the best epoch is chosen by unless the paper's is asked for, more is better.
+
+    Minus the mean of KL and log-loss, each divided by that of the uniform predictor on the same sessions, so that both
+    count alike whatever the number of slots: -1 is the uniform predictor, 0 would be perfect.
+
+    Args:
+        metrics: from `session_metrics`, with a method `UNIFORM` next to the one that is scored.
+        looks: KL counts.
+        clicks: log-loss counts.
+    """
+    names = [name for name, counts in (("kl", looks), ("log_loss", clicks)) if counts]
+    uniform = metrics["method"] == UNIFORM
+    own, even = metrics[~uniform][names].mean(), metrics[uniform][names].mean()
+    return -float((own / even).mean())
+
+
+def with_uniform(frame: pd.DataFrame) -> pd.DataFrame:
+    """Predictions, and below them what a predictor that knows nothing says of the same sessions."""
+    even = [np.full(n, 1 / n) for n in frame["slots"]]
+    nothing = frame.assign(method=UNIFORM, attention=even, log_probs=[np.log(share) for share in even])
+    return pd.concat([frame, nothing], ignore_index=True)
 
 
 def compare_methods(

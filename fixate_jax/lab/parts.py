@@ -133,6 +133,7 @@ def objective_of(config: RunConfig) -> Objective:
         relevance=settings.relevance,
         ntp_weight=settings.ntp_weight,
         beta=settings.beta,
+        aligned_tokens=settings.aligned_tokens,
         eps=config.operator.eps,
     )
 

@@ -1,6 +1,7 @@
 """Sessions to fixed-shape batches: few length buckets, left padding, a shuffle that can be resumed anywhere."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -100,6 +101,7 @@ class SessionData:
         assignment: Literal["centre", "area"] = "centre",
         position: Position = "before",
         page_keys: Callable[[Sequence[int]], Any] | None = None,
+        targets: Mapping[int, Float[np.ndarray, " _slots"]] | None = None,
         multiple: int = 1,
     ):
         """Plan the buckets.
@@ -117,13 +119,14 @@ class SessionData:
             position: where the soft prompt stands.
             page_keys: from indices of sessions to what is kept of their pages, instead of ``features``
                 (:class:`fixate_jax.pipeline.page_keys.PageKeyStore`).
+            targets: what batches hold as the gaze of some sessions, by index, instead of their own.
             multiple: round sizes up to multiples of it, the number of slots to multiples of 4: other sessions are then
                 likelier to have the same shapes, and need no compilation of their own. 1 leaves them as they are.
         """
         self.page_keys = page_keys
         self.sessions, self.encoded, self.user_rows = sessions, encoded, user_rows
         self.features, self.signal, self.gaze_temperature = features, signal, gaze_temperature
-        self.assignment = assignment
+        self.assignment, self.targets = assignment, targets or {}
         self._matrices: dict[tuple[bytes, int, int], Float[np.ndarray, "slots visual"]] = {}
         lengths = [prompt_tokens + len(e.token_ids) for e in encoded]
         ends = length_buckets(lengths, max_lengths)
@@ -175,6 +178,12 @@ class SessionData:
             session=np.array(indices, np.int32),
         )
 
+    def with_targets(self, targets: Mapping[int, Float[np.ndarray, " _slots"]]) -> "SessionData":
+        """The same sessions, some of them aligned with something else than their own gaze."""
+        other = copy.copy(self)
+        other.targets = dict(targets)
+        return other
+
     def slot_matrix(self, index: int) -> Float[np.ndarray, "slots visual"]:
         """M of a session's page; made once for all sessions with the same boxes and grid."""
         boxes, encoded = self.sessions[index].boxes, self.encoded[index]
@@ -202,7 +211,7 @@ class SessionData:
         slot_matrix = np.zeros((shapes.slots, shapes.visual), np.float32)
         slot_matrix[:n, :cells] = self.slot_matrix(index)
         gaze = np.zeros(shapes.slots, np.float32)
-        gaze[:n] = self.gaze(index)
+        gaze[:n] = self.targets[index] if index in self.targets else self.gaze(index)
         return Batch(
             inputs=_sequence(encoded, ids, mask, shapes),
             pages=None,

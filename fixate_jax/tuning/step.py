@@ -1,7 +1,8 @@
 """The jitted computations: one training step, one evaluation of a batch. Everything they use is an argument."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,9 @@ class Objective:
         ntp_weight: weight of next-token prediction.
         beta: weight of the penalty on z.
         eps: ε of slot attention.
+        aligned_tokens: the first soft tokens, which learn from L_attn alone; the others then learn from L_NTP alone.
+            None: all learn from both.
+        part: which of the two the soft tokens learn from, where they are told apart; see :func:`objective_gradient`.
     """
 
     operator: Operator
@@ -49,6 +53,39 @@ class Objective:
     ntp_weight: float = 0.5
     beta: float = 1e-3
     eps: float = EPS
+    aligned_tokens: int | None = None
+    part: Literal["both", "alignment", "next_token"] = "both"
+
+    def routed(self, soft: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """The soft tokens, those constant that do not learn from this part."""
+        if self.part == "both":
+            return soft
+        assert self.aligned_tokens is not None
+        aligned = jnp.arange(soft.shape[1]) < self.aligned_tokens
+        learns = aligned if self.part == "alignment" else ~aligned
+        return jnp.where(learns[:, None], soft, jax.lax.stop_gradient(soft))
+
+
+T = TypeVar("T")
+Losses = Callable[[T, Objective], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+
+
+def objective_gradient(losses: Losses[T], own: T, objective: Objective) -> tuple[dict[str, Float[Array, ""]], T]:
+    """Parts of the loss and its gradient; where soft tokens learn from one part each, that of each part's tokens.
+
+    Args:
+        losses: of parameters and objective, as :func:`session_losses` gives them.
+        own: what is differentiated.
+        objective: what is minimised.
+    """
+    gradient = jax.grad(losses, has_aux=True)
+    if objective.aligned_tokens is None or objective.alignment is None:
+        found, parts = gradient(own, objective)
+        return parts, found
+    # One pass forward, which the compiler shares, and two back.
+    aligned, parts = gradient(own, replace(objective, part="alignment"))
+    answered, _ = gradient(own, replace(objective, part="next_token"))
+    return parts, jax.tree.map(jnp.add, aligned, answered)
 
 
 def _own_answer(model: Any, prefix: Prefix, batch: Batch, end_token: int) -> Int[Array, " batch"]:
@@ -77,7 +114,7 @@ def session_losses(
     chosen, inputs = batch.click[:, None], ready_inputs(model, batch, objective.operator)
     own = objective.alignment is not None and objective.relevance == "own"
     inputs = inputs if own else take_branches(inputs, chosen)
-    prefix = model.prefill(inputs, soft_prompt(prompt, batch.user))
+    prefix = model.prefill(inputs, objective.routed(soft_prompt(prompt, batch.user)))
     if own:
         chosen = jnp.stack([batch.click, _own_answer(model, prefix, batch, end_token)], axis=1)
         prefix = branches_of(prefix, chosen)
@@ -89,7 +126,7 @@ def session_losses(
         logits, _, attention = look_for(objective.operator, model, prefix, batch, chosen, objective.eps)
         each = objective.alignment(batch.gaze, attention[:, -1], batch.slot_mask)
         alignment = session_mean(each, batch.weight)
-    return total_loss(
+    total, parts = total_loss(
         ntp_weight=objective.ntp_weight,
         beta=objective.beta,
         next_token=next_token_loss(logits[:, 0], ids[:, 0], mask[:, 0], batch.weight),
@@ -97,6 +134,11 @@ def session_losses(
         alignment=alignment,
         attention_weight=attention_weight,
     )
+    if objective.part == "both":
+        return total, parts
+    assert alignment is not None
+    aligned = attention_weight * alignment
+    return aligned if objective.part == "alignment" else total - aligned, parts
 
 
 def loss_and_gradient(
@@ -112,9 +154,10 @@ def loss_and_gradient(
     total = jnp.maximum(batch.weight.sum(), 1.0)
 
     def one(carry: PromptParams, micro: Batch) -> tuple[PromptParams, dict[str, Float[Array, ""]]]:
-        (_, parts), gradient = jax.value_and_grad(session_losses, has_aux=True)(
-            prompt, model, micro, objective, attention_weight, end_token=end_token
-        )
+        def losses(own: PromptParams, what: Objective) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+            return session_losses(own, model, micro, what, attention_weight, end_token=end_token)
+
+        parts, gradient = objective_gradient(losses, prompt, objective)
         share = micro.weight.sum() / total
         return jax.tree.map(lambda c, x: c + share * x, carry, gradient), jax.tree.map(lambda x: share * x, parts)
 

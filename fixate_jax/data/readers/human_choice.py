@@ -233,6 +233,18 @@ def make_session(row: Any, *, slots: Literal["alternatives", "texts"], page: str
     )
 
 
+def rearranged(session: StoredSession, order: Sequence[int], *, width: int) -> Image.Image:
+    """A session's page of three slots with the gambles in other columns, the labels where they were.
+
+    Args:
+        session: whose page.
+        order: for each column, the column that its gamble comes from.
+        width: of the page in pixels.
+    """
+    shown = [Alternative(p, int(m), bool(top)) for p, m, _, top, *_ in session.slot_features[list(order)].tolist()]
+    return draw_page(shown, session.labels, session.boxes, width=width)
+
+
 def first_users(frame: pd.DataFrame, users: int | None) -> pd.DataFrame:
     """Rows of the first so many people (None: all)."""
     subjects: Sequence[Any] = sorted(frame["subject"].unique())

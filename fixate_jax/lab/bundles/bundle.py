@@ -3,7 +3,8 @@
 A bundle is a folder of three files. ``prompts.safetensors`` holds the tensors ``prompts`` (users × tokens × width: what
 stands before the input of each user, or behind the page), ``population`` (tokens × width: the mean), and what they are
 mixed from, ``basis`` and ``coefficients``. ``bundle.json`` says whose they are, for which model and under which
-settings. ``README.md`` is the model card.
+settings. ``README.md`` is the model card. Where the run was calibrated there are also ``habits`` (users × slots: mean
+gaze by slot) and the three numbers of the calibration.
 """
 
 import hashlib
@@ -26,9 +27,11 @@ from fixate_jax.backbones.loading import EMBEDDED
 from fixate_jax.backbones.weights.hub import is_hub_id
 from fixate_jax.emulation.emulator import UserEmulator
 from fixate_jax.errors import CheckpointError, ConfigError, listed
+from fixate_jax.evaluation.calibration import Calibration
 from fixate_jax.lab.bundles.card import Origin, model_card
 from fixate_jax.lab.bundles.settings import emulator_of, settings_of
 from fixate_jax.lab.config import UsersConfig
+from fixate_jax.lab.experiments.calibrate import facts_of
 from fixate_jax.lab.experiments.identity import IdentityWarning
 from fixate_jax.lab.parts import operator_of
 from fixate_jax.lab.settings import config_from_dict, config_to_dict
@@ -92,6 +95,9 @@ def write_bundle(
     rows = np.array([emulator.users.index(user) for user in wanted])
     names = tuple(f"user-{i + 1}" for i in range(len(wanted))) if pseudonyms else wanted
     chosen = emulator.with_prompt(_only(emulator.prompt, rows), names)
+    if emulator.calibration is not None:
+        habits = {name: emulator.calibration.habits[user] for name, user in zip(names, wanted, strict=True)}
+        chosen = replace(chosen, calibration=replace(emulator.calibration, habits=habits))
     facts = _facts(chosen, origin)
     soft = np.asarray(chosen.soft_prompts)
     tensors = {
@@ -100,6 +106,9 @@ def write_bundle(
         "basis": np.asarray(chosen.prompt.basis),
         "coefficients": np.asarray(chosen.prompt.coefficients),
     }
+    if chosen.calibration is not None:
+        tensors["habits"] = np.stack([chosen.calibration.habits[name] for name in names])
+        facts["calibration"] = facts_of(chosen.calibration)
     data = to_safetensors(
         {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()},
         {"format": FORMAT, "version": str(VERSION)},
@@ -191,7 +200,8 @@ def load_bundle(
         if not accept_other_backbone:
             raise CheckpointError(f"{problem}. Go on knowingly with --accept-other-backbone")
         warnings.warn(problem, IdentityWarning, stacklevel=2)
-    return emulator_of(config, loaded, prompt, tuple(facts["users"]))
+    users, calibration = tuple(facts["users"]), _read_calibration(folder, facts)
+    return emulator_of(config, loaded, prompt, users, calibration=calibration)
 
 
 def _read_facts(path: Path) -> Mapping[str, Any]:
@@ -237,6 +247,22 @@ def _read_prompt(path: Path, facts: Mapping[str, Any]) -> PromptParams:
         whose = "basis" if mixed.all() else f"coefficients of user {users[int(np.argmin(mixed))]!r}"
         raise CheckpointError(f"{path}: {whose}: hold numbers that are not finite; tune and export them again")
     return PromptParams(jnp.asarray(basis, jnp.float32), jnp.asarray(coefficients, jnp.float32))
+
+
+def _read_calibration(folder: Path, facts: Mapping[str, Any]) -> Calibration | None:
+    """With the habits beside the prompts; who is not among the users has the mean of theirs."""
+    if "calibration" not in facts:
+        return None
+    users, path = facts["users"], folder / TENSORS_FILE
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            habits = tensors.get_tensor("habits").astype(np.float64)
+        if habits.ndim != 2 or len(habits) != len(users) or not (np.isfinite(habits).all() and (habits >= 0).all()):
+            raise ValueError(f"habits of shape {habits.shape} that are not all finite shares of {len(users)} users")
+        numbers = {name: float(facts["calibration"][name]) for name in ("answers", "attention", "habit")}
+        return Calibration(**numbers, habits=dict(zip(users, habits, strict=True)), population=habits.mean(axis=0))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: no calibration ({error}); export the bundle again") from error
 
 
 def _architecture(backbone: Backbone) -> str:

@@ -14,6 +14,7 @@ from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.lab.bundles.bundle import BUNDLE_FILE, load_bundle
 from fixate_jax.lab.bundles.settings import emulator_of
 from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.calibrate import read_calibration
 from fixate_jax.lab.experiments.experiment import CONFIG_FILE, restore_prompt, seed_directory
 from fixate_jax.lab.experiments.identity import check_backbone, check_people
 from fixate_jax.lab.settings import load_config
@@ -85,7 +86,10 @@ def load_run(run: Path, *, seed: int | None = None, accept_other_backbone: bool 
         check_people(run, store, config.data)
         users = store.users
         prompt = restore_prompt(config, directory, users=len(users), width=loaded.width, seed=seed)
-    return emulator_of(for_emulation(config), loaded, prompt, users, directory=run / "features")
+    calibration = read_calibration(directory)
+    return emulator_of(
+        for_emulation(config), loaded, prompt, users, directory=run / "features", calibration=calibration
+    )
 
 
 def _tuned_alone(path: Path) -> tuple[PromptParams, tuple[str, ...]]:

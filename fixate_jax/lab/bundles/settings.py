@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fixate_jax.backbones import Backbone
 from fixate_jax.emulation.emulator import UserEmulator
+from fixate_jax.evaluation.calibration import Calibration
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.parts import operator_of
 from fixate_jax.lab.settings import config_from_dict, config_to_dict
@@ -12,7 +13,13 @@ from fixate_jax.prompts import PromptParams
 
 
 def emulator_of(
-    config: RunConfig, backbone: Backbone, prompt: PromptParams, users: Sequence[str], *, directory: Path | None = None
+    config: RunConfig,
+    backbone: Backbone,
+    prompt: PromptParams,
+    users: Sequence[str],
+    *,
+    directory: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> UserEmulator:
     """Emulated users whose prompts were tuned under some settings.
 
@@ -23,6 +30,7 @@ def emulator_of(
         prompt: trained basis and coefficients.
         users: whose the rows of the coefficients are.
         directory: for page features that fit nowhere but on disk.
+        calibration: of these users (None: there is none).
     """
     return UserEmulator(
         backbone=backbone,
@@ -39,6 +47,7 @@ def emulator_of(
         directory=directory,
         page_width=config.data.page_width,
         origin=config_to_dict(config),
+        calibration=calibration,
     )
 
 

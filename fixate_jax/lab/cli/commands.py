@@ -14,6 +14,7 @@ import tyro
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.errors import ConfigError, FixateError
 from fixate_jax.lab.cli.compare import Compare
+from fixate_jax.lab.cli.controls import Controls
 from fixate_jax.lab.cli.emulate import Emulate, Export
 from fixate_jax.lab.cli.fidelity import Fidelity
 from fixate_jax.lab.cli.plan import Plan
@@ -273,6 +274,7 @@ KINDS: dict[str, Any] = {
     "emulate": Emulate,
     "compare": Compare,
     "fidelity": Fidelity,
+    "controls": Controls,
     "export": Export,
     "probe": Probe,
     "faithfulness": Faithfulness,

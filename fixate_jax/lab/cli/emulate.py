@@ -46,6 +46,9 @@ class Emulate:
     """Of the drawn clicks."""
     temperature: float = 1.0
     """Of probabilities and clicks: below 1 the likeliest slot gets more."""
+    calibrated: bool = False
+    """Calibrate attention and answers as the validation sessions taught, the person's mean gaze by slot mixed in; for
+    pages laid out like those tuned on."""
     profile: str | None = None
     """What the model is told about the task (None: a neutral sentence)."""
     page_width: int | None = None
@@ -76,6 +79,10 @@ class Emulate:
             backbone=self.backbone,
             accept_other_backbone=self.accept_other_backbone,
         )
+        if self.calibrated and emulator.calibration is None:
+            raise ConfigError(
+                f"--calibrated: {self.source} has no calibration; run `fixate evaluate`, or export it again after that"
+            )
         emulator = with_assignment(emulator, self.assignment)
         pages = read_pages(self.pages, emulator, width=self.page_width, profile=self.profile)
         visits = emulator.visit_all(
@@ -85,6 +92,7 @@ class Emulate:
             relevance=self.heat_maps is not None,
             track=track,
         )
+        visits = emulator.calibrated(visits) if self.calibrated else visits
         table = visits.frame(seed=self.click_seed, temperature=self.temperature)
         write_table(self.out, table)
         if self.heat_maps is not None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "emulate": "Show screenshots to emulated users: a table of where they look and what they click.",
     "compare": "Show versions of the same pages to emulated users: what gains or loses looks and clicks.",
     "fidelity": "Ask how good a run's emulated users are, on held-out sessions of their people.",
+    "controls": "Say why tuned prompts look where they look: placebo gaze, blank and rearranged pages.",
     "export": "Write users' prompts as a bundle that others can use: safetensors, settings, model card.",
     "probe": "Draw where the model looks on one session's page, with and without the user's prompt.",
     "faithfulness": "Mask what operators point at and watch the answer: deletion, insertion, pointing game.",

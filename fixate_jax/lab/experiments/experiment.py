@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from fixate_jax.backbones.weights.hub import is_hub_id
 from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.calibrate import SUFFIX, calibrate, calibrated, read_calibration, write_calibration
 from fixate_jax.lab.experiments.evaluate import evaluate_batch, predict, predict_without_model, swapped_metrics
 from fixate_jax.lab.experiments.identity import begun, check_backbone, check_people, claim_identity
 from fixate_jax.lab.experiments.looks import session_viewer
@@ -233,8 +234,8 @@ def _run(config: RunConfig, run: Path, accept_other_backbone: bool) -> Results:
 def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Results:
     """The four-way table and everything beside it, from a run's best prompts.
 
-    {backbone, FixATE, next-token prompt} × {teacher-forced, free-running}, FixATE under other users' prompts, and the
-    predictors without a model.
+    {backbone, FixATE, next-token prompt} × {teacher-forced, free-running}, FixATE under other users' prompts, both
+    calibrated, and the predictors without a model.
 
     Args:
         workspace: from :func:`open_run`.
@@ -244,16 +245,25 @@ def evaluate_run(workspace: Workspace, run: Path, *, split: str = "test") -> Res
     config, top_k = workspace.config, workspace.config.objective.top_k
     backbone = predict(workspace, None, split, BACKBONE, track=track)
     trivial = predict_without_model(workspace, split)
-    shared = session_metrics(pd.concat([backbone, trivial], ignore_index=True), top_k=top_k)
+    # On the validation sessions themselves the rows would flatter.
+    calibrates = config.train.calibrate and split == "test"
+    beside = [backbone, trivial]
+    if calibrates:
+        beside.append(calibrated(calibrate(workspace, predict(workspace, None, "validation", BACKBONE)), backbone))
+    shared = session_metrics(pd.concat(beside, ignore_index=True), top_k=top_k)
     per_seed, prompts = [], {}
     for seed in config.train.seeds:
         directory = seed_directory(run, seed)
         prompts[seed] = load_prompt(workspace, directory, seed=seed)
         frames = [predict(workspace, prompts[seed], split, FIXATE, track=track)]
+        if calibrates:
+            found = calibrate(workspace, predict(workspace, prompts[seed], "validation", FIXATE, track=track))
+            write_calibration(directory, found)
+            frames.append(calibrated(found, frames[0]))
         if (directory / NTP).exists():
             baseline = load_prompt(workspace, directory / NTP, seed=seed)
             frames.append(predict(workspace, baseline, split, NTP, track=track))
-        predictions = pd.concat([*frames, backbone, trivial], ignore_index=True)
+        predictions = pd.concat([*frames, *beside], ignore_index=True)
         _write_parquet(directory / f"predictions-{split}.parquet", predictions)
         metrics = [session_metrics(pd.concat(frames, ignore_index=True), top_k=top_k)]
         if config.train.swap_control:
@@ -290,6 +300,7 @@ def _write_results(
     _figures(workspace, run, split, averaged, prompt, logs)
     prompts = {BACKBONE: None, FIXATE: prompt}
     viewer = session_viewer(workspace, split, SHOWN, prompts, plain[0], track=track)
+    told = _calibrations(run, config.train.seeds) if FIXATE + SUFFIX in set(results["method"]) else []
     hosts.by_first(
         write_report,
         run,
@@ -300,7 +311,7 @@ def _write_results(
         training={f"seed {seed}": log for seed, log in logs.items()},
         config=config_to_dict(config),
         versions=versions(),
-        notes=_notes(workspace, split),
+        notes=_notes(workspace, split, told),
         name=_of_split(REPORT, split),
     )
     return Results(results=results, comparison=comparison, metrics=metrics, report=run / _of_split(REPORT, split))
@@ -312,7 +323,7 @@ def _of_split(name: str, split: str) -> str:
     return name if split == "test" else f"{path.stem}-{split}{path.suffix}"
 
 
-def _notes(workspace: Workspace, split: str) -> list[str]:
+def _notes(workspace: Workspace, split: str, calibrations: Sequence[str]) -> list[str]:
     config = workspace.config
     count = {name: len(indices) for name, indices in workspace.splits.items()}
     seeds = config.train.seeds
@@ -324,8 +335,20 @@ def _notes(workspace: Workspace, split: str) -> list[str]:
         f"epoch, {count['test']} to test; this table is about the {split} sessions. Seeds: "
         f"{', '.join(map(str, seeds))}.{shown}",
         _overlap(workspace, split),
+        *calibrations,
         "TF: relevance for the true answer, so the model is told the click; compare it with the predictors that are "
         "told the click too. FR: relevance for the model's own answer; this is the claim.",
+    ]
+
+
+def _calibrations(run: Path, seeds: Sequence[int]) -> list[str]:
+    """What the calibrated rows did, for each seed."""
+    found = {seed: read_calibration(seed_directory(run, seed)) for seed in seeds}
+    return [
+        f"Calibrated on validation sessions, seed {seed}: attention to the power of {c.attention:.2f}, then "
+        f"{c.habit:.0%} of the person's mean gaze; answers to the power of {c.answers:.2f}."
+        for seed, c in found.items()
+        if c is not None
     ]
 
 

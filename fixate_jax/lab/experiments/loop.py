@@ -22,7 +22,7 @@ from fixate_jax.lab.experiments.log import MetricsLog
 from fixate_jax.lab.experiments.nonfinite import diverged, not_finite, not_finite_leaves
 from fixate_jax.lab.experiments.programs import make_train_step
 from fixate_jax.lab.experiments.workspace import Workspace
-from fixate_jax.lab.frames import selection_score, session_metrics, summarise
+from fixate_jax.lab.frames import reported_score, selection_score, session_metrics, summarise, with_uniform
 from fixate_jax.lab.parts import optimizer_of
 from fixate_jax.pipeline.placement import put
 from fixate_jax.probing.batches import Batch, TrainingPlan, training_iterator
@@ -88,11 +88,16 @@ def start_state(config: RunConfig, *, users: int, width: int, seed: int) -> Trai
 
 def validate(workspace: Workspace, config: RunConfig, prompt: PromptParams) -> tuple[float, dict[str, float]]:
     """Score and mean metrics over the validation sessions, by which the best epoch is chosen."""
-    frame = predict(workspace, prompt, "validation", "fixate")
-    chosen = frame[frame["mode"] == config.train.selection]
-    summary = summarise(session_metrics(chosen, top_k=config.objective.top_k)).set_index("average").loc["micro"]
+    frame, train = predict(workspace, prompt, "validation", "fixate"), config.train
+    chosen = with_uniform(frame[frame["mode"] == train.selection])
+    metrics = session_metrics(chosen, top_k=config.objective.top_k)
+    summary = summarise(metrics).set_index(["method", "average"]).loc[("fixate", "micro")]
     means = {name: float(value) for name, value in summary.items() if isinstance(value, float)}
-    score = selection_score(means, free_running=config.train.selection == "FR")
+    if train.score == "published":
+        score = selection_score(means, free_running=train.selection == "FR")
+    else:
+        looks, clicks = config.objective.alignment != "none", config.objective.ntp_weight > 0
+        score = reported_score(metrics, looks=looks, clicks=clicks or not looks)
     return score, {"score": score, **{name: means[name] for name in LOGGED}}
 
 

@@ -141,6 +141,36 @@ def trivial_predictions(
     return pd.concat(frames, ignore_index=True)
 
 
+def mean_gaze(
+    train: Sequence[StoredSession],
+    validation: Sequence[StoredSession],
+    *,
+    signal: str = "fixation",
+    gaze_temperature: float = 1.0,
+) -> tuple[dict[str, Float[np.ndarray, " slots"]], Float[np.ndarray, " slots"]]:
+    """Each user's mean gaze by slot, shrunk as in `user_mean_shrunk`, and everybody's.
+
+    Args:
+        train: sessions to take means of.
+        validation: sessions on which the shrinkage is chosen.
+        signal: which dwell signal is the gaze.
+        gaze_temperature: τ of the gaze.
+    """
+    width = max(session.slots for session in (*train, *validation))
+    fitted, tuned = (_table(some, width, (), signal, gaze_temperature) for some in (train, validation))
+    fit, users = _Fit(fitted, tuned), list(dict.fromkeys(fitted.users))
+    # A page with every slot for each user, and for one who is not known.
+    asked = _Table(
+        users=[*users, ""],
+        gaze=np.zeros((len(users) + 1, width)),
+        click=np.zeros(len(users) + 1, np.int64),
+        mask=np.ones((len(users) + 1, width), bool),
+        features=np.zeros((len(users) + 1, width, 0)),
+    )
+    *habits, population = fit.means.shrunk(asked, fit.prior)
+    return dict(zip(users, habits, strict=True)), population
+
+
 def _table(
     sessions: Sequence[StoredSession], width: int, names: Sequence[str], signal: str, temperature: float
 ) -> _Table:
@@ -152,13 +182,14 @@ def _table(
                 f"session {session.session_id!r}, field 'dwell_ms': no signal {signal!r}, "
                 f"only {sorted(session.dwell_ms)}; choose one of these as data.signal"
             )
-        if session.slot_features.shape[1] != len(names):
+        if names and session.slot_features.shape[1] != len(names):
             raise DataError(
                 f"session {session.session_id!r}, field 'slot_features': {session.slot_features.shape[1]} columns "
                 f"for the {len(names)} names {list(names)}"
             )
         gaze[row, : session.slots] = session.gaze(signal, temperature)
-        features[row, : session.slots] = session.slot_features
+        if names:
+            features[row, : session.slots] = session.slot_features
     slots = np.array([session.slots for session in sessions])
     return _Table(
         users=[session.user_id for session in sessions],

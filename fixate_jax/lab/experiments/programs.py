@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -70,9 +71,9 @@ def make_train_step(
     # The settings that programs are made of, the others at their defaults: equal ones share a program.
     same = RunConfig(
         operator=config.operator,
-        objective=config.objective,
+        objective=replace(config.objective, gaze="session"),
         optimizer=config.optimizer,
-        prompt=PromptConfig(personal=config.prompt.personal),
+        prompt=PromptConfig(personal=config.prompt.personal, tokens=config.prompt.tokens),
     )
     return _train_program(graph, same, users, planned, end_token, placement)
 

@@ -1,14 +1,16 @@
 """Everything a run needs, made from its settings: backbone, sessions, page features, jitted functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
+from PIL import Image
 
 from fixate_jax.backbones import Backbone, load_backbone, resolve
 from fixate_jax.backbones.sharding import shardings
@@ -18,8 +20,10 @@ from fixate_jax.data.registry import usable_sessions
 from fixate_jax.data.session import SPLITS, StoredSession
 from fixate_jax.data.store import SessionStore
 from fixate_jax.errors import ConfigError
+from fixate_jax.evaluation.calibration import Calibration
 from fixate_jax.evaluation.forward import Jitted
 from fixate_jax.lab.config import RunConfig
+from fixate_jax.lab.experiments.predictors import mean_gaze
 from fixate_jax.lab.experiments.programs import make_evaluate
 from fixate_jax.lab.notes import tell_of_foreign_pages
 from fixate_jax.lab.parts import operator_of
@@ -121,14 +125,52 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         resolve(config.backbone.path, work=directory, revision=config.backbone.revision)
     tell_of_foreign_pages(config.backbone.path, config.data.name)
     backbone = load_backbone(config.backbone, work=directory, mesh=None if mesh.size == 1 else mesh)
-    placement = Placement(mesh, shardings(backbone.params, mesh))
-    features, encoded, page_keys = read_pages(
-        backbone, store.image, sessions, placement=placement, **reading(config, directory)
+    features, data = stage(
+        config,
+        backbone,
+        sessions,
+        store.image,
+        users=store.users,
+        mesh=mesh,
+        directory=directory,
+        targets=control_gaze(config, sessions, splits),
     )
+    warn_of_empty_slots(data)
+    return Workspace(
+        config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
+    )
+
+
+def stage(
+    config: RunConfig,
+    backbone: Backbone,
+    sessions: Sequence[StoredSession],
+    image: Callable[[str], Image.Image],
+    *,
+    users: Sequence[str],
+    mesh: Mesh,
+    directory: Path,
+    targets: Mapping[int, Float[np.ndarray, " _slots"]] | None = None,
+) -> tuple[FeatureStore, SessionData]:
+    """Encode sessions and run the vision tower over their pages.
+
+    Args:
+        config: the settings.
+        backbone: the frozen model.
+        sessions: what is shown to it.
+        image: from a page's id to the page.
+        users: in the order of their coefficients.
+        mesh: the devices.
+        directory: where the disk cache goes.
+        targets: what some sessions are aligned with instead of their own gaze.
+    """
+    placement = Placement(mesh, shardings(backbone.params, mesh))
+    how = reading(config, directory)
+    features, encoded, page_keys = read_pages(backbone, image, sessions, placement=placement, **how)
     data = SessionData(
         sessions,
         encoded,
-        {user: row for row, user in enumerate(store.users)},
+        {user: row for row, user in enumerate(users)},
         features=features,
         prompt_tokens=config.prompt.tokens,
         signal=config.data.signal,
@@ -137,11 +179,35 @@ def open_workspace(config: RunConfig, store: SessionStore, *, directory: Path) -
         assignment=config.operator.assignment,
         position=config.prompt.position,
         page_keys=page_keys,
+        targets=targets,
     )
-    warn_of_empty_slots(data)
-    return Workspace(
-        config=config, backbone=backbone, store=store, features=features, data=data, splits=splits, mesh=mesh
-    )
+    return features, data
+
+
+def control_gaze(
+    config: RunConfig, sessions: Sequence[StoredSession], splits: Mapping[str, Sequence[int]]
+) -> dict[int, Float[np.ndarray, " _slots"]]:
+    """What the training sessions are aligned with instead of their own gaze, see `ObjectiveConfig.gaze`.
+
+    Another session is the next one, in an order drawn from `data.split_seed`, of those of the same person with as many
+    slots; where there is no other one, and for the mean, it is the person's mean gaze by slot.
+    """
+    if config.objective.gaze == "session":
+        return {}
+    signal, temperature = config.data.signal, config.data.gaze_temperature
+    parts = {name: [sessions[i] for i in splits[name]] for name in ("train", "validation")}
+    habits, _ = mean_gaze(parts["train"], parts["validation"], signal=signal, gaze_temperature=temperature)
+    means = Calibration(habits=habits)
+    alike: dict[tuple[str, int], list[int]] = {}
+    for i in np.random.default_rng(config.data.split_seed).permutation(splits["train"]).tolist():
+        alike.setdefault((sessions[i].user_id, sessions[i].slots), []).append(i)
+    targets = {}
+    for (user, slots), members in alike.items():
+        for i, after in zip(members, members[1:] + members[:1], strict=True):
+            swapped = config.objective.gaze == "other_session" and after != i
+            mean = means.habit_on([user], np.ones((1, slots), bool))[0]
+            targets[i] = (sessions[after].gaze(signal, temperature) if swapped else mean).astype(np.float32)
+    return targets
 
 
 def splits_of(sessions: Sequence[StoredSession], data: DataConfig) -> dict[str, list[int]]:

@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fixate_jax.backbones.sharding import BATCH_AXES
 from fixate_jax.evaluation.forward import PROGRAMS, Jitted
-from fixate_jax.lab.config import ObjectiveConfig, OptimizerConfig, RunConfig
+from fixate_jax.lab.config import ObjectiveConfig, OptimizerConfig, PromptConfig, RunConfig
 from fixate_jax.lab.parts import attention_weight_of, objective_of
 from fixate_jax.lab.users.data import PageTable, UserSessions, take_batch
 from fixate_jax.objective import loss_parts
 from fixate_jax.prompts import PromptParams
 from fixate_jax.tuning.optimizer import rate_factor
-from fixate_jax.tuning.step import session_losses
+from fixate_jax.tuning.step import Objective, objective_gradient, session_losses
 
 Mode = Literal["coefficients", "private"]
 
@@ -144,7 +144,12 @@ def make_advance(graph: nnx.GraphDef, config: RunConfig, mode: Mode, *, mesh: Me
         the gradient's norm (0 where no step was taken).
     """
     steps = 0 if config.optimizer.decay == "none" else config.users.steps
-    computed = RunConfig(operator=config.operator, objective=config.objective, optimizer=config.optimizer)
+    computed = RunConfig(
+        operator=config.operator,
+        objective=config.objective,
+        optimizer=config.optimizer,
+        prompt=PromptConfig(tokens=config.prompt.tokens),
+    )
     return _advance_program(graph, computed, mode, steps, config.users.patience, mesh, end_token)
 
 
@@ -160,15 +165,18 @@ def _advance_program(
     ) -> tuple[UserState, dict[str, Float[Array, ""]]]:
         model = nnx.merge(graph, frozen.params)
 
-        def losses(own: Float[Array, "*own"], where: Int[Array, " batch"], weight: Float[Array, ""]) -> Any:
+        def losses(
+            own: Float[Array, "*own"], what: Objective, where: Int[Array, " batch"], weight: Float[Array, ""]
+        ) -> Any:
             prompt, batch = user_prompt(mode, own, frozen.basis), take_batch(sessions, frozen.table, where)
-            return session_losses(prompt, model, batch, objective, weight, end_token=end_token)
+            return session_losses(prompt, model, batch, what, weight, end_token=end_token)
 
         def step(i: Int[Array, ""], carry: Any) -> Any:
             own, optimizer, sums = carry
             at = first + i
             weight = attention_weight_of(config.objective, at)
-            (_, parts), gradient = jax.value_and_grad(losses, has_aux=True)(own, sessions.order[at], weight)
+            here = functools.partial(losses, where=sessions.order[at], weight=weight)
+            parts, gradient = objective_gradient(here, own, objective)
             updates, optimizer = rule.update(gradient, optimizer, own)
             own = own + rate_factor(config.optimizer.decay, at, planned) * updates
             parts |= {"gradient": optax.global_norm(gradient)}
@@ -176,7 +184,7 @@ def _advance_program(
 
         def validate(own: Float[Array, "*own"]) -> Float[Array, ""]:
             def one(total: Float[Array, ""], where: Int[Array, " batch"]) -> tuple[Float[Array, ""], None]:
-                score = fit_score(config.objective, losses(own, where, full)[1])
+                score = fit_score(config.objective, losses(own, objective, where, full)[1])
                 return total + (where >= 0).sum() * score, None
 
             total, _ = jax.lax.scan(one, jnp.float32(0), sessions.validation)

@@ -10,10 +10,12 @@ The pages come from one pool. Everybody sees a random part of it, so a page is s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from PIL import Image
 
 from fixate_jax.data.carousel import COLUMNS, GENRES, ROWS, SHADES, Poster, draw_carousels, poster_boxes
 from fixate_jax.data.options import DataConfig
@@ -207,6 +209,41 @@ def prepare(config: DataConfig, writer_of: Callable[[tuple[str, ...]], StoreWrit
                 image = draw_carousels(content, LABELS, width=config.page_width)
                 pages[visit.page] = writer.add_image(encode_image(image))
             writer.add(make_session(visit, content, page=pages[visit.page], split=split))
+
+
+def rearranged(config: DataConfig, session: StoredSession, order: Sequence[int]) -> Image.Image:
+    """A session's page with other posters in the same places, the labels where they were.
+
+    Args:
+        config: how the page was drawn.
+        session: whose page.
+        order: for each place, the place that its poster comes from.
+    """
+    content = content_of(session, config.split_seed)
+    return draw_carousels([content[i] for i in order], LABELS, width=config.page_width)
+
+
+def expected_gaze(config: DataConfig, session: StoredSession, order: Sequence[int]) -> Float[np.ndarray, " slots"]:
+    """Where the session's person looks in the mean over visits, on the page or one rearranged: the generator's law.
+
+    Args:
+        config: whose seed the person was drawn with.
+        session: whose page and person.
+        order: see :func:`rearranged`.
+    """
+    content, user = content_of(session, config.split_seed), int(session.user_id)
+    return people(user + 1, config.split_seed)[user].expected_gaze(tuple(content[i] for i in order))
+
+
+def content_of(session: StoredSession, seed: int) -> Page:
+    """The posters of a session's page, told by their genres, since a session does not keep the shades."""
+    genres = np.argmax(session.slot_features[:, : len(GENRES)], axis=1)
+    return _pool_by_genres(seed)[tuple(genres.tolist())]
+
+
+@lru_cache(maxsize=4)
+def _pool_by_genres(seed: int) -> dict[tuple[int, ...], Page]:
+    return {tuple(_genres(page).tolist()): page for page in page_pool(seed)}
 
 
 def _genres(page: Sequence[Poster]) -> Int[np.ndarray, " slots"]:
