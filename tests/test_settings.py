@@ -54,7 +54,7 @@ def test_whole_numbers_do_for_fractions_and_dates_for_folders(tmp_path: Path) ->
         ("data: {path: 3}", r"data\.path = 3"),
         ("objective: {alignment: mse}", r"objective\.alignment = 'mse': choose one of kl"),
         ("objective: {gama: 1}", r"preset\.yaml: objective\.gama: no such setting; did you mean 'gamma'\?"),
-        ("objective: {xyz: 1}", r"objective\.xyz: no such setting; known here: alignment, relevance, gamma"),
+        ("objective: {xyz: 1}", r"objective\.xyz: no such setting; known here: alignment, relevance, gaze, gamma"),
         ("objectiv: {gamma: 1}", r"objectiv: no such setting; did you mean 'objective'\?"),
         ("1: 2", r"preset\.yaml: 1: no such setting; known here: data, backbone"),
         ("objective: 3", r"objective = 3"),

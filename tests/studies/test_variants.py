@@ -16,6 +16,7 @@ from tests.studies.small import preset, study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PARTS = {"random_prompt", "no_personalisation", "private_prompts", "no_alignment", "no_next_token"}
+CONTROLS = {"mean_gaze", "other_session"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def with_loss(config: RunConfig, alignment: str, gamma: float = 2.0) -> RunConfi
 
 
 def test_a_variant_that_would_be_the_preset_is_left_out(config: RunConfig) -> None:
-    parts = PARTS | {REFERENCE}
+    parts = PARTS | CONTROLS | {REFERENCE}
     assert names(with_loss(config, "kl")) == parts | {"weighted_kl", "coarse_kl", "i_divergence"}
     # Its plain form is the one without weights.
     assert names(with_loss(config, "weighted_kl")) == parts | {"no_weights", "coarse_kl", "i_divergence"}

@@ -19,9 +19,15 @@ import pytest
 
 from fixate_jax.backbones.options import BackboneConfig
 from fixate_jax.data.options import DataConfig
+from fixate_jax.data.page import Page
 from fixate_jax.data.registry import open_or_prepare
+from fixate_jax.data.session import StoredSession
 from fixate_jax.errors import ConfigError
 from fixate_jax.evaluation.forward import Evaluation
+from fixate_jax.lab.bundles.bundle import load_bundle, write_bundle
+from fixate_jax.lab.bundles.card import Origin
+from fixate_jax.lab.bundles.opening import load_run
+from fixate_jax.lab.cli.commands import main
 from fixate_jax.lab.config import (
     ObjectiveConfig,
     OperatorConfig,
@@ -31,10 +37,18 @@ from fixate_jax.lab.config import (
     TrainConfig,
 )
 from fixate_jax.lab.experiments import evaluate, loop
-from fixate_jax.lab.experiments.experiment import claim_run, evaluate_run, open_run, run_experiment, seed_directory
+from fixate_jax.lab.experiments.calibrate import read_calibration
+from fixate_jax.lab.experiments.experiment import (
+    Results,
+    claim_run,
+    evaluate_run,
+    open_run,
+    run_experiment,
+    seed_directory,
+)
 from fixate_jax.lab.experiments.loop import Interrupted, start_state, train, validate
 from fixate_jax.lab.experiments.workspace import Workspace, open_workspace
-from fixate_jax.lab.frames import session_metrics
+from fixate_jax.lab.frames import session_metrics, user_means
 from fixate_jax.lab.settings import dump_config
 from fixate_jax.tuning.checkpoint import CheckpointStore, CheckpointWarning
 from fixate_jax.tuning.step import TrainState
@@ -159,15 +173,21 @@ def test_another_seed_gives_another_run(workspace: Workspace, config: RunConfig,
     assert not np.array_equal(first.prompt.basis, other.prompt.basis)
 
 
-def test_the_whole_job_writes_everything_and_can_be_given_again(config: RunConfig, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def job(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path, Results]:
     short = replace(config, train=replace(config.train, epochs=1, ntp_baseline=True, swap_control=True, seeds=(1, 2)))
-    run = tmp_path / "run"
-    results = run_experiment(short, run)
+    run = tmp_path_factory.mktemp("job") / "run"
+    return short, run, run_experiment(short, run)
+
+
+def test_the_whole_job_writes_everything_and_can_be_given_again(job: tuple[RunConfig, Path, Results]) -> None:
+    short, run, results = job
     for name in ("config.yaml", "versions.json", "results-test.csv", "comparison-test.csv", "seeds-test.csv"):
         assert (run / name).stat().st_size > 0, name
     methods = set(results.results["method"])
     assert {"backbone", "fixate", "ntp_only", "fixate_swapped", "uniform", "population_mean", "user_mean"} <= methods
     assert {"user_mean_given_click", "content_regression", "majority_click"} <= methods
+    assert {"fixate_calibrated", "backbone_calibrated"} <= methods
     predictions = pd.read_parquet(seed_directory(run, 1) / "predictions-test.parquet")
     assert set(predictions["mode"]) == {"TF", "FR"} and predictions["session_id"].nunique() == 18
     claim_run(run, short)
@@ -177,6 +197,70 @@ def test_the_whole_job_writes_everything_and_can_be_given_again(config: RunConfi
     assert opened == short
     assert_shown_as_it_is(workspace, (run / "report.html").read_text(encoding="utf-8"), predictions)
     pd.testing.assert_frame_equal(results.results, evaluate_run(workspace, run).results)
+
+
+def test_a_calibration_is_fitted_on_validation_and_goes_with_the_emulated_users(
+    job: tuple[RunConfig, Path, Results], tmp_path: Path
+) -> None:
+    _, run, _ = job
+    kept = read_calibration(seed_directory(run, 1))
+    assert kept is not None and set(kept.habits) == {"0", "1"}
+    frame = pd.read_parquet(seed_directory(run, 1) / "predictions-test.parquet")
+    plain = frame[(frame["method"] == "fixate") & (frame["mode"] == "FR")].set_index("session_id")
+    shown = frame[frame["method"] == "fixate_calibrated"].set_index("session_id")
+    assert (shown["answer"] == plain["answer"]).all() and (shown["mode"] == "FR").all()
+    made = write_bundle(load_run(run, seed=1), tmp_path / "bundle", Origin(data="x", seed=1), users=["1"])
+    for users in (load_run(run, seed=1), load_bundle(made)):
+        store = open_or_prepare(job[0].data)
+        session = next(s for s in store.sessions if s.split == "test" and s.user_id == "1")
+        page = Page(
+            image=store.image(session.page_id), boxes=session.boxes, labels=session.labels, relative=True,
+            labelled=True, profile=session.profile, name="page",
+        )  # fmt: skip
+        visits = users.visit_all([page], ["1", "backbone"])
+        looked = users.calibrated(visits)
+        np.testing.assert_allclose(visits.attention[0] / visits.attention[0].sum(), norm(plain, session), atol=1e-5)
+        np.testing.assert_allclose(looked.attention[0], norm(shown, session), atol=1e-5)
+        np.testing.assert_allclose(looked.probabilities()[0], probabilities(shown, session), atol=1e-5)
+        np.testing.assert_array_equal(looked.attention[1], visits.attention[1])
+    assert not (made / "bundle.json").read_text().count('"0"'), "whoever is not exported is not in it"
+
+
+def norm(frame: pd.DataFrame, session: StoredSession) -> np.ndarray:
+    attention = np.asarray(frame.loc[session.session_id, "attention"])
+    return attention / attention.sum()
+
+
+def probabilities(frame: pd.DataFrame, session: StoredSession) -> np.ndarray:
+    log_probs = np.asarray(frame.loc[session.session_id, "log_probs"])
+    return np.exp(log_probs - np.logaddexp.reduce(log_probs))
+
+
+def call(*arguments: object) -> int | str | None:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code
+
+
+def test_the_controls_of_a_run(job: tuple[RunConfig, Path, Results], tmp_path: Path) -> None:
+    _, run, results = job
+    out = tmp_path / "controls"
+    assert call("controls", run, "--out", out, "--seed", 2) == 0
+    pages = pd.read_csv(out / "pages.csv")
+    assert set(pages["pages"]) == {"as seen", "blank", "rearranged"}
+    assert {"fixate", "mean_gaze", "other_session", "backbone"} <= set(pages["prompts"])
+    seen = pages[(pages["pages"] == "as seen") & (pages["metric"] == "kl")].set_index("prompts")["mean"]
+    wanted = user_means(results.metrics[results.metrics["seed"] == 2]).query("mode == 'FR'")
+    for name in ("fixate", "backbone", "user_mean_shrunk"):
+        assert seen[name] == pytest.approx(wanted[wanted["method"] == name]["kl"].mean(), abs=1e-5), name
+    changes = pd.read_csv(out / "changes.csv").set_index("prompts")
+    assert changes.loc["user_mean_shrunk", "correlation"] == 0, "place predicts no change"
+    assert (out / "controls.png").stat().st_size > 0 and "KL on the test pages" in (out / "controls.md").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in (run / "controls").rglob("checkpoints/step_*")}
+    assert len(kept) >= 2
+    assert call("controls", run, "--out", out, "--seed", 2) == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}, "nothing is tuned twice"
+    assert call("controls", run, "--seed", 3) == 2
 
 
 def assert_shown_as_it_is(workspace: Workspace, report: str, predictions: pd.DataFrame) -> None:
@@ -219,9 +303,13 @@ def looks_right(batch: Any) -> Evaluation:
     )
 
 
-@pytest.mark.parametrize("selection", ["FR", "TF"])
+@pytest.mark.parametrize(("score", "selection"), [("published", "FR"), ("published", "TF"), ("reported", "FR")])
 def test_epochs_are_scored_on_the_validation_sessions(
-    workspace: Workspace, config: RunConfig, monkeypatch: pytest.MonkeyPatch, selection: Literal["TF", "FR"]
+    workspace: Workspace,
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    score: Literal["published", "reported"],
+    selection: Literal["TF", "FR"],
 ) -> None:
     seen: list[pd.DataFrame] = []
 
@@ -232,14 +320,19 @@ def test_epochs_are_scored_on_the_validation_sessions(
     monkeypatch.setattr(evaluate, "evaluate_batch", lambda workspace, prompt, batch, shift: looks_right(batch))
     monkeypatch.setattr(loop, "session_metrics", measured)
     prompt = start_state(config, users=2, width=workspace.backbone.width, seed=SEED).prompt
-    score, means = validate(workspace, replace(config, train=replace(config.train, selection=selection)), prompt)
+    config = replace(config, train=replace(config.train, selection=selection, score=score))
+    found, means = validate(workspace, config, prompt)
     (frame,) = seen
+    frame = frame[frame["method"] == "fixate"]
     assert set(frame["split"]) == {"validation"} and set(frame["mode"]) == {selection}
     held = {s.session_id for s in workspace.store.sessions if s.split == "validation"}
     assert sorted(frame["session_id"]) == sorted(held)
     assert means["kl"] == pytest.approx(0, abs=1e-6) and means["accuracy"] == 1
-    # cos, CSH@3 and TGO@3 are 1 where all three slots are in the top, and CSH@1 where people click what they look at.
-    assert score == pytest.approx(0.55 + 0.2 * means["csh@1"] + 0.25 * (selection == "FR"), abs=1e-6)
+    if score == "published":
+        # cos, CSH@3 and TGO@3 are 1 where all three slots are in the top; CSH@1 where people click what they look at.
+        assert found == pytest.approx(0.55 + 0.2 * means["csh@1"] + 0.25 * (selection == "FR"), abs=1e-6)
+    else:
+        assert found == pytest.approx(np.log(1.1 / 1.3) / np.log(3) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize(("scores", "best", "epochs"), [((0.1, 0.5, 0.4, 0.5), 2, 4), ((0.1, 0.2, 0.3, 0.4), 4, 4)])

@@ -101,7 +101,8 @@ def _bars(axis: Axes, pages: pd.DataFrame) -> None:
     axis.axhline(kl[SEEN, HABIT], color="black", linewidth=1, linestyle="--", label="person's mean, as seen")
     axis.set_xticks(range(len(stages)), [f"pages {stage}" if stage == SEEN else stage for stage in stages])
     axis.set_title("KL to the gaze on the page as it was (lower is closer)", fontsize=8, loc="left")
-    axis.legend(fontsize=6, frameon=False)
+    axis.set_ylim(0, 1.3 * axis.get_ylim()[1])  # Room for the legend.
+    axis.legend(fontsize=6, frameon=False, ncols=3, loc="upper left")
 
 
 def _moves(axis: Axes, found: Controls) -> None:
@@ -122,7 +123,7 @@ def _moves(axis: Axes, found: Controls) -> None:
     axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()
     axis.set_title("Moves with rearranged contents (place: 0, all: 1)", fontsize=8, loc="left")
-    axis.legend(fontsize=6, frameon=False)
+    axis.legend(fontsize=6, frameon=False, loc="lower right")
 
 
 def _exchange(axis: Axes, profiles: pd.DataFrame) -> None:

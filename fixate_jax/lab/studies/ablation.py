@@ -19,6 +19,8 @@ def variants_of(config: RunConfig) -> tuple[Variant, ...]:
     - ``private_prompts``: no basis, every person's prompt is learned from their own sessions alone, see
       :func:`fixate_jax.lab.studies.matrix.by_themselves`;
     - ``no_alignment``, ``no_next_token``: L without L_attn, without L_NTP;
+    - ``mean_gaze``, ``other_session``: controls, aligned with the person's mean gaze by slot, and with the gaze of
+      another of the person's sessions;
     - ``no_weights``: γ = 0, so ω = 1, where the preset's loss has weights;
     - a variant for each other loss: ``kl``, ``weighted_kl``, ``coarse_kl`` and ``i_divergence`` with the preset's γ;
     - ``cursor``: tuned to the cursor's dwell times, measured against the eyes'; where the data set has both, and then
@@ -38,6 +40,11 @@ def variants_of(config: RunConfig) -> tuple[Variant, ...]:
         Variant(name="no_alignment", changes={"objective.alignment": "none"}, why="without L_attn"),
         Variant(name="no_next_token", changes={"objective.ntp_weight": 0.0}, why="without L_NTP"),
     ]
+    if objective.alignment != "none":
+        found += [
+            Variant(name="mean_gaze", changes={"objective.gaze": "mean"}, why="control: place alone can be learned"),
+            Variant(name="other_session", changes={"objective.gaze": "other_session"}, why="control: content broken"),
+        ]
     if weighted:
         found.append(Variant(name="no_weights", changes={"objective.gamma": 0.0}, why="ω = 1"))
     for loss in LOSSES:
@@ -62,7 +69,7 @@ def _effective(config: RunConfig) -> RunConfig:
     """Settings without those that make no difference: of L_attn, where it is off."""
     objective = config.objective
     if objective.alignment == "none" or objective.attention_weight == 0:
-        objective = replace(objective, alignment="none", attention_weight=0.0, gamma=0.0)
+        objective = replace(objective, alignment="none", attention_weight=0.0, gamma=0.0, gaze="session")
     return replace(config, objective=objective)
 
 
