@@ -22,8 +22,8 @@ RECIPE = str(CONFIGS / "pretrain_tiny.yaml")
 RECIPES = sorted(CONFIGS.glob("pretrain_tiny*.yaml"))
 PRESETS = sorted(set(CONFIGS.glob("*.yaml")) - set(RECIPES))
 COMMANDS = (
-    "prepare, train, tune-users, ablate, sweep, transfer, evaluate, emulate, compare, fidelity, controls, export, probe, "
-    "faithfulness, verify, analyze, plan, pretrain-tiny, read"
+    "prepare, train, tune-users, ablate, sweep, transfer, evaluate, emulate, compare, fidelity, controls, export, "
+    "probe, faithfulness, verify, analyze, plan, pretrain-tiny, read"
 )
 
 

@@ -170,7 +170,7 @@ def test_soft_tokens_that_are_told_apart_learn_from_one_part_each() -> None:
 def test_pages_that_nobody_can_rearrange_are_left_out() -> None:
     assert stages._redrawn(DataConfig(name="human_choice", slots="texts")) is None
     assert stages._redrawn(DataConfig(name="own")) is None
-    blank = np.asarray(stages._blank(Image.fromarray(np.uint8([[[10, 20, 30], [20, 40, 60]]]))))
+    blank = np.asarray(stages._blank(Image.fromarray(np.array([[[10, 20, 30], [20, 40, 60]]], np.uint8))))
     np.testing.assert_array_equal(blank, np.full((1, 2, 3), [15, 30, 45]))
 
 
