@@ -4,7 +4,8 @@
 
 People are cut into two halves. Every setting is tuned on each half by itself; the one with the best validation score on
 the first half is reported on the test sessions of the second, and the other way round, so that nobody's sessions have
-a say in the settings they are tested with. Finished runs are not repeated.
+a say in the settings they are tested with. As tuned and as calibrated, each is chosen by its own score. Finished runs
+are not repeated.
 """
 
 import json
@@ -19,8 +20,19 @@ import tyro
 
 from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.lab.config import RunConfig
-from fixate_jax.lab.experiments.experiment import CONFIG_FILE, FIXATE, NTP, absolute_paths, run_experiment
-from fixate_jax.lab.frames import compare_methods, user_means
+from fixate_jax.lab.experiments.calibrate import SUFFIX, calibrate, calibrated
+from fixate_jax.lab.experiments.evaluate import predict
+from fixate_jax.lab.experiments.experiment import (
+    CONFIG_FILE,
+    FIXATE,
+    NTP,
+    absolute_paths,
+    load_prompt,
+    open_run,
+    run_experiment,
+    seed_directory,
+)
+from fixate_jax.lab.frames import compare_methods, reported_score, session_metrics, user_means, with_uniform
 from fixate_jax.lab.report.frontier import frontier_figure
 from fixate_jax.lab.report.tables import to_markdown
 from fixate_jax.lab.settings import load_config
@@ -47,6 +59,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "1 : 1, 8 tokens": weighted(1.0, 1.0) | {"prompt.tokens": 8},
 }
 """Name → what of the preset is changed. Weights are alignment : next token."""
+CALIBRATED = FIXATE + SUFFIX
+CHOSEN = "chosen on the other half"
 BARS = ("user_mean_shrunk", "personal_content_regression", "personal_content_click", "backbone")
 
 
@@ -57,9 +71,9 @@ def halves(users: tuple[str, ...], seed: int) -> list[tuple[str, ...]]:
     return [tuple(users[i] for i in sorted(part)) for part in (order[:cut], order[cut:])]
 
 
-def run_setting(config: RunConfig, run: Path) -> tuple[pd.DataFrame, float]:
-    """Metrics of the test sessions, and the best validation score, from disk where they are finished."""
-    kept = run / "metrics.parquet"
+def run_setting(config: RunConfig, run: Path) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Metrics of the test sessions, and the validation score of each method, from disk where they are finished."""
+    kept, scores = run / "metrics.parquet", run / "scores.json"
     if kept.exists() and load_config(run / CONFIG_FILE) != absolute_paths(config):
         raise SystemExit(f"{run} was made with other settings; remove it or choose another --out")
     if not kept.exists():
@@ -67,14 +81,28 @@ def run_setting(config: RunConfig, run: Path) -> tuple[pd.DataFrame, float]:
         temporary = kept.with_suffix(".tmp")
         metrics.to_parquet(temporary, index=False)
         os.replace(temporary, kept)
-    logs = [pd.read_csv(run / f"seed-{seed}" / "metrics.csv") for seed in config.train.seeds]
-    score = float(np.mean([log["validation/score"].max() for log in logs]))
-    return pd.read_parquet(kept), score
+    if not scores.exists():
+        scores.write_text(json.dumps(_scores(config, run)))
+    return pd.read_parquet(kept), json.loads(scores.read_text())
 
 
-def chosen(scores: pd.DataFrame) -> dict[int, str]:
-    """For each half, the setting that did best on the validation sessions of the other one."""
-    return {half: str(scores[1 - half].idxmax()) for half in (0, 1)}
+def _scores(config: RunConfig, run: Path) -> dict[str, float]:
+    """How well the validation sessions are met, as tuned and as calibrated on them."""
+    _, workspace = open_run(run)
+    found: dict[str, list[float]] = {FIXATE: [], CALIBRATED: []}
+    for seed in config.train.seeds:
+        prompt = load_prompt(workspace, seed_directory(run, seed), seed=seed)
+        frame = predict(workspace, prompt, "validation", FIXATE)
+        frame = frame[frame["mode"] == "FR"]
+        for name, shown in ((FIXATE, frame), (CALIBRATED, calibrated(calibrate(workspace, frame), frame))):
+            metrics = session_metrics(with_uniform(shown), top_k=config.objective.top_k)
+            found[name].append(reported_score(metrics, looks=True, clicks=True))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def chosen(scores: pd.DataFrame) -> dict[tuple[int, str], str]:
+    """For each half and method, the setting that did best on the validation sessions of the other half."""
+    return {(half, name): str(scores[1 - half, name].idxmax()) for half in (0, 1) for name in (FIXATE, CALIBRATED)}
 
 
 def main(
@@ -97,7 +125,8 @@ def main(
     base = replace(base, data=replace(base.data, path=data_path))
     people = halves(open_or_prepare(base.data).users, halves_seed)
     frames: list[pd.DataFrame] = []
-    scores = pd.DataFrame(index=list(settings), columns=[0, 1], dtype=float)
+    kinds = pd.MultiIndex.from_product([(0, 1), (FIXATE, CALIBRATED)])
+    scores = pd.DataFrame(index=list(settings), columns=kinds, dtype=float)
     for name in settings:
         for half, users in enumerate(people):
             config = changed(base, SETTINGS[name], source=name)
@@ -105,12 +134,15 @@ def main(
             plain = not SETTINGS[name]
             train = replace(config.train, seeds=(seed,), pictures=0, ntp_baseline=plain, swap_control=plain)
             config = replace(config, data=replace(config.data, users=users), train=train)
-            metrics, score = run_setting(config, out / f"half-{half}" / name.replace(" ", "").replace(":", "-"))
-            scores.loc[name, half] = score
+            metrics, found = run_setting(config, out / f"half-{half}" / name.replace(" ", "").replace(":", "-"))
+            for method, score in found.items():
+                scores.loc[name, (half, method)] = score
             frames.append(metrics[metrics["mode"] == "FR"].assign(setting=name, half=half))
     together = pd.concat(frames, ignore_index=True)
     winner = chosen(scores)
-    picked = together[together["setting"] == together["half"].map(winner)].assign(setting="chosen on the other half")
+    keys = list(zip(together["half"], together["method"], strict=True))
+    picked = together[[winner.get(key) == name for key, name in zip(keys, together["setting"], strict=True)]]
+    picked = picked.assign(setting=CHOSEN)
     per_user = _per_user(pd.concat([together, picked], ignore_index=True))
     table = _table(per_user)
     text = ["### Settings", "", to_markdown(table, 3), "", "### Chosen", "", _choice(scores, winner), ""]
@@ -124,12 +156,13 @@ def main(
 
 def _per_user(frame: pd.DataFrame) -> pd.DataFrame:
     """Means of each user under each setting and method; what depends on no setting is taken from the preset."""
-    parts = [user_means(part).assign(setting=name) for name, part in frame.groupby("setting", sort=False)]
+    wanted = ["kl", "log_loss", "accuracy"]
+    parts = [user_means(part, wanted).assign(setting=name) for name, part in frame.groupby("setting", sort=False)]
     return pd.concat(parts, ignore_index=True)
 
 
 def _table(per_user: pd.DataFrame) -> pd.DataFrame:
-    wanted = [FIXATE, f"{FIXATE}_calibrated", NTP]
+    wanted = [FIXATE, CALIBRATED, NTP]
     rows = per_user[per_user["method"].isin(wanted)]
     means = rows.groupby(["setting", "method"], sort=False)[["kl", "log_loss", "accuracy"]].mean().reset_index()
     return means
@@ -140,18 +173,20 @@ def _bars(per_user: pd.DataFrame) -> dict[str, pd.Series]:
     return {name: preset[preset["method"] == name][["kl", "log_loss"]].mean() for name in BARS}
 
 
-def _choice(scores: pd.DataFrame, winner: dict[int, str]) -> str:
-    lines = [f"- half {half} is tested with “{name}”, the best of half {1 - half}" for half, name in winner.items()]
-    best = scores.rename(columns={0: "half 0", 1: "half 1"}).reset_index(names="validation score")
-    return "\n".join([*lines, "", to_markdown(best, 4)])
+def _choice(scores: pd.DataFrame, winner: dict[tuple[int, str], str]) -> str:
+    lines = [
+        f"- half {half}, {name}: “{setting}”, the best of half {1 - half}" for (half, name), setting in winner.items()
+    ]
+    best = scores.set_axis([f"half {half}, {name}" for half, name in scores.columns], axis=1)
+    return "\n".join([*lines, "", to_markdown(best.reset_index(names="validation score"), 4)])
 
 
 def _against(per_user: pd.DataFrame) -> pd.DataFrame:
     """The chosen settings, plain and calibrated, against the bars and against clicks alone, over all people."""
     preset = per_user[(per_user["setting"] == next(iter(SETTINGS))) & per_user["method"].isin([*BARS, NTP])]
-    own = per_user[(per_user["setting"] == "chosen on the other half")]
+    own = per_user[per_user["setting"] == CHOSEN]
     rows = []
-    for method in (FIXATE, f"{FIXATE}_calibrated"):
+    for method in (FIXATE, CALIBRATED):
         both = pd.concat([own[own["method"] == method], preset], ignore_index=True)
         for other in (*BARS, NTP):
             for metric in ("kl", "log_loss", "accuracy"):

@@ -182,7 +182,14 @@ def job(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 def test_the_whole_job_writes_everything_and_can_be_given_again(job: tuple[RunConfig, Path, Results]) -> None:
     short, run, results = job
-    for name in ("config.yaml", "versions.json", "results-test.csv", "comparison-test.csv", "seeds-test.csv"):
+    for name in (
+        "config.yaml",
+        "versions.json",
+        "results-test.csv",
+        "comparison-test.csv",
+        "calibrated-test.csv",
+        "seeds-test.csv",
+    ):
         assert (run / name).stat().st_size > 0, name
     methods = set(results.results["method"])
     assert {"backbone", "fixate", "ntp_only", "fixate_swapped", "uniform", "population_mean", "user_mean"} <= methods

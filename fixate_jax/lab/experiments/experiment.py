@@ -290,17 +290,22 @@ def _write_results(
     averaged = pd.concat(plain).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
     results = results_table(summarise(averaged))
     comparison = comparison_table(averaged, reference=FIXATE)
-    tables = {f"Results ({split})": results, "FixATE against each method, over users": comparison}
+    titles = {"results": f"Results ({split})", "comparison": "FixATE against each method, over users"}
+    found = {"results": results, "comparison": comparison}
+    if FIXATE + SUFFIX in set(averaged["method"]):
+        titles["calibrated"] = "FixATE, calibrated, against each method, over users"
+        found["calibrated"] = comparison_table(averaged, reference=FIXATE + SUFFIX)
     if len(per_seed) > 1:
-        tables["Mean and deviation over seeds"] = over_seeds([summarise(frame) for frame in plain])
-    for name, table in tables.items():
-        stem = {0: "results", 1: "comparison", 2: "seeds"}[list(tables).index(name)]
+        titles["seeds"] = "Mean and deviation over seeds"
+        found["seeds"] = over_seeds([summarise(frame) for frame in plain])
+    for stem, table in found.items():
         hosts.by_first(write_text, run / f"{stem}-{split}.csv", csv_text(table))
+    tables = {titles[stem]: table for stem, table in found.items()}
     logs = {seed: pd.read_csv(seed_directory(run, seed) / "metrics.csv") for seed in config.train.seeds}
     _figures(workspace, run, split, averaged, prompt, logs)
     prompts = {BACKBONE: None, FIXATE: prompt}
     viewer = session_viewer(workspace, split, SHOWN, prompts, plain[0], track=track)
-    told = _calibrations(run, config.train.seeds) if FIXATE + SUFFIX in set(results["method"]) else []
+    told = _calibrations(run, config.train.seeds) if "calibrated" in found else []
     hosts.by_first(
         write_report,
         run,
