@@ -21,6 +21,7 @@ import tyro
 from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.calibrate import SUFFIX, calibrate, calibrated
+from fixate_jax.lab.experiments.cells import Cell, open_cell
 from fixate_jax.lab.experiments.evaluate import predict
 from fixate_jax.lab.experiments.experiment import (
     CONFIG_FILE,
@@ -28,7 +29,6 @@ from fixate_jax.lab.experiments.experiment import (
     NTP,
     absolute_paths,
     load_prompt,
-    open_run,
     run_experiment,
     seed_directory,
 )
@@ -71,9 +71,16 @@ def halves(users: tuple[str, ...], seed: int) -> list[tuple[str, ...]]:
     return [tuple(users[i] for i in sorted(part)) for part in (order[:cut], order[cut:])]
 
 
-def run_setting(config: RunConfig, run: Path) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Metrics of the test sessions, and the validation score of each method, from disk where they are finished."""
-    kept, scores = run / "metrics.parquet", run / "scores.json"
+def settings_of(base: RunConfig, name: str, users: tuple[str, ...], seed: int) -> RunConfig:
+    """A setting on some of the people; only the preset also has the baseline without alignment and swapped prompts."""
+    config, plain = changed(base, SETTINGS[name], source=name), not SETTINGS[name]
+    train = replace(config.train, seeds=(seed,), pictures=0, ntp_baseline=plain, swap_control=plain)
+    return replace(config, data=replace(config.data, users=users), train=train)
+
+
+def run_setting(config: RunConfig, run: Path) -> pd.DataFrame:
+    """Metrics of the test sessions, from disk where they are finished."""
+    kept = run / "metrics.parquet"
     if kept.exists() and load_config(run / CONFIG_FILE) != absolute_paths(config):
         raise SystemExit(f"{run} was made with other settings; remove it or choose another --out")
     if not kept.exists():
@@ -81,14 +88,20 @@ def run_setting(config: RunConfig, run: Path) -> tuple[pd.DataFrame, dict[str, f
         temporary = kept.with_suffix(".tmp")
         metrics.to_parquet(temporary, index=False)
         os.replace(temporary, kept)
-    if not scores.exists():
-        scores.write_text(json.dumps(_scores(config, run)))
-    return pd.read_parquet(kept), json.loads(scores.read_text())
+    return pd.read_parquet(kept)
 
 
-def _scores(config: RunConfig, run: Path) -> dict[str, float]:
-    """How well the validation sessions are met, as tuned and as calibrated on them."""
-    _, workspace = open_run(run)
+def validation_scores(config: RunConfig, run: Path, out: Path) -> dict[str, float]:
+    """How well a run meets its validation sessions, as tuned and as calibrated on them; kept on disk."""
+    kept = run / "scores.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(_scores(config, run, out)))
+    found: dict[str, float] = json.loads(kept.read_text())
+    return found
+
+
+def _scores(config: RunConfig, run: Path, out: Path) -> dict[str, float]:
+    workspace = open_cell(Cell(folder=run, config=absolute_paths(config), seed=config.train.seeds[0]), out)
     found: dict[str, list[float]] = {FIXATE: [], CALIBRATED: []}
     for seed in config.train.seeds:
         prompt = load_prompt(workspace, seed_directory(run, seed), seed=seed)
@@ -127,17 +140,16 @@ def main(
     frames: list[pd.DataFrame] = []
     kinds = pd.MultiIndex.from_product([(0, 1), (FIXATE, CALIBRATED)])
     scores = pd.DataFrame(index=list(settings), columns=kinds, dtype=float)
-    for name in settings:
-        for half, users in enumerate(people):
-            config = changed(base, SETTINGS[name], source=name)
-            # The baseline without alignment and the swapped prompts are asked of the preset alone.
-            plain = not SETTINGS[name]
-            train = replace(config.train, seeds=(seed,), pictures=0, ntp_baseline=plain, swap_control=plain)
-            config = replace(config, data=replace(config.data, users=users), train=train)
-            metrics, found = run_setting(config, out / f"half-{half}" / name.replace(" ", "").replace(":", "-"))
-            for method, score in found.items():
-                scores.loc[name, (half, method)] = score
-            frames.append(metrics[metrics["mode"] == "FR"].assign(setting=name, half=half))
+    configs = {
+        (name, half): settings_of(base, name, users, seed) for name in settings for half, users in enumerate(people)
+    }
+    runs = {key: out / f"half-{key[1]}" / key[0].replace(" ", "").replace(":", "-") for key in configs}
+    for (name, half), config in configs.items():
+        metrics = run_setting(config, runs[name, half])
+        frames.append(metrics[metrics["mode"] == "FR"].assign(setting=name, half=half))
+    for name, half in sorted(configs, key=lambda key: key[1]):  # Those on the same people share what is opened.
+        for method, score in validation_scores(configs[name, half], runs[name, half], out).items():
+            scores.loc[name, (half, method)] = score
     together = pd.concat(frames, ignore_index=True)
     winner = chosen(scores)
     keys = list(zip(together["half"], together["method"], strict=True))

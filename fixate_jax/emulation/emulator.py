@@ -262,7 +262,9 @@ class UserEmulator:
             ConfigError: these users have no calibration.
         """
         if self.calibration is None:
-            raise ConfigError("these users have no calibration; run `fixate evaluate`, or export them again after it")
+            raise ConfigError(
+                "these users have no calibration; `fixate train` and `fixate evaluate` fit one; export after it"
+            )
         mask, users = np.isfinite(visits.log_probs), list(visits.users)
         own = np.array([user != BACKBONE for user in users])[:, None]
         attention = self.calibration.look(visits.attention, users, mask).astype(np.float32)

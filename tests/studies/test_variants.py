@@ -8,7 +8,7 @@ import pytest
 
 from fixate_jax.errors import ConfigError
 from fixate_jax.lab.config import ObjectiveConfig, RunConfig
-from fixate_jax.lab.experiments.cells import Cell
+from fixate_jax.lab.experiments.cells import Cell, opened_with
 from fixate_jax.lab.settings import load_config
 from fixate_jax.lab.studies import ablation, matrix, sweep
 from fixate_jax.lab.studies.matrix import REFERENCE, Variant, changed
@@ -63,6 +63,9 @@ def test_every_variant_changes_one_thing(config: RunConfig, tmp_path: Path) -> N
     assert not settings["no_personalisation"].prompt.personal
     assert settings["no_alignment"].objective.alignment == "none"
     assert settings["no_next_token"].objective.ntp_weight == 0
+    opened = {name: opened_with(settings[name]) for name in (*CONTROLS, REFERENCE, "no_alignment")}
+    assert len(set(map(repr, opened.values()))) == 3, "what training sessions are aligned with is part of a workspace"
+    assert opened["no_alignment"] == opened[REFERENCE]
     alone = settings["private_prompts"]
     # Of 8 training sessions each: two passes of two steps of 4, with a validation after each pass.
     assert alone.users.mode == "private" and alone.users.steps == 4

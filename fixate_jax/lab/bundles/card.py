@@ -60,6 +60,14 @@ def model_card(facts: Mapping[str, Any], about: Origin) -> str:
         "`bundle.json`), `population` (tokens × width), and `basis` and `coefficients`, of which "
         "`prompts[u] = Σ_m softmax(coefficients[u])_m basis[m]`.",
         "- `bundle.json`: users, backbone and all settings.",
+        *(
+            [
+                "- `habits`, another tensor (users × slots): each person's mean gaze by slot, which the calibration in "
+                "`bundle.json` mixes in (`fixate emulate --calibrated`)."
+            ]
+            if "calibration" in facts
+            else []
+        ),
         "",
         "## Use",
         "",

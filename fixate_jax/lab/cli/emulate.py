@@ -81,7 +81,8 @@ class Emulate:
         )
         if self.calibrated and emulator.calibration is None:
             raise ConfigError(
-                f"--calibrated: {self.source} has no calibration; run `fixate evaluate`, or export it again after that"
+                f"--calibrated: {self.source} has no calibration; `fixate train` and `fixate evaluate` fit one; "
+                "export after it"
             )
         emulator = with_assignment(emulator, self.assignment)
         pages = read_pages(self.pages, emulator, width=self.page_width, profile=self.profile)

@@ -173,7 +173,7 @@ def opened_with(config: RunConfig) -> tuple[Any, ...]:
     prompt, train = config.prompt, config.train
     # Which operator it is decides whether keys and values of the pages are kept.
     kept = config.operator.name if prompt.position == "after_image" else ""
-    layout = (prompt.tokens, prompt.position, config.operator.assignment, kept)
+    layout = (prompt.tokens, prompt.position, config.operator.assignment, kept, config.objective.gaze)
     return (config.data, config.backbone, layout, train.max_lengths, train.eval_batch, train.mesh, config.cache)
 
 
