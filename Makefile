@@ -31,6 +31,9 @@ SUFFIX := $(if $(filter-out tiny-qwen3-vl,$(BACKBONE)),-$(notdir $(BACKBONE)))
 # model a good part of the time goes into page faults otherwise. Other systems ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 
+# Every process imports thousands of modules, and takes twice as long for it where it may not keep them compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-operators test-faults test-versions test-lowest test-newest mutants lint bench bench-gpu docs results results-operators results-scale clean
 .DELETE_ON_ERROR:
 
