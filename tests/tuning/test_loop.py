@@ -230,6 +230,11 @@ def test_a_calibration_is_fitted_on_validation_and_goes_with_the_emulated_users(
         np.testing.assert_allclose(looked.attention[0], norm(shown, session), atol=1e-5)
         np.testing.assert_allclose(looked.probabilities()[0], probabilities(shown, session), atol=1e-5)
         np.testing.assert_array_equal(looked.attention[1], visits.attention[1])
+    joined = users.with_prompt(users.prompt, ["newcomer"])
+    again = write_bundle(joined, tmp_path / "newcomer", Origin(data="x", seed=1))
+    calibration = load_bundle(again).calibration
+    assert calibration is not None and users.calibration is not None
+    np.testing.assert_allclose(calibration.habits["newcomer"], users.calibration.population, atol=1e-6)
     assert not (made / "bundle.json").read_text().count('"0"'), "whoever is not exported is not in it"
     assert "mean gaze by slot" in (made / "README.md").read_text(), "the card says what else is personal"
 

@@ -96,8 +96,10 @@ def write_bundle(
     names = tuple(f"user-{i + 1}" for i in range(len(wanted))) if pseudonyms else wanted
     chosen = emulator.with_prompt(_only(emulator.prompt, rows), names)
     if emulator.calibration is not None:
-        habits = {name: emulator.calibration.habits[user] for name, user in zip(names, wanted, strict=True)}
-        chosen = replace(chosen, calibration=replace(emulator.calibration, habits=habits))
+        known = emulator.calibration
+        # Newcomers have no habit of their own.
+        habits = {name: known.habits.get(user, known.population) for name, user in zip(names, wanted, strict=True)}
+        chosen = replace(chosen, calibration=replace(known, habits=habits))
     facts = _facts(chosen, origin)
     soft = np.asarray(chosen.soft_prompts)
     tensors = {

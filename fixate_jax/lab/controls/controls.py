@@ -84,7 +84,7 @@ def run_controls(workspace: Workspace, run: Path, *, seed: int, draw: int = 0, t
         prompts[name] = _tuned(workspace, run / FOLDER / name, name, seed)
     prompts[BACKBONE] = None
     orders = orders_of(workspace.sessions("test"), seed=draw)
-    shown = stages(workspace, orders, run / "features")
+    shown = stages(workspace, orders, run)
     frames: dict[tuple[str, str], pd.DataFrame] = {}
     for stage, space in shown.items():
         for name, prompt in prompts.items():

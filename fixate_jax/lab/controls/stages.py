@@ -101,7 +101,7 @@ def staged(
         workspace: the run's.
         sessions: what is shown.
         pages: PNG files by page id; None for a page of the store.
-        directory: where the disk cache goes.
+        directory: the run's, where the disk cache goes.
     """
 
     def image(page: str) -> Image.Image:
@@ -124,7 +124,7 @@ def stages(workspace: Workspace, orders: Sequence[Order], directory: Path) -> di
     Args:
         workspace: the run's.
         orders: how each test session's content is rearranged.
-        directory: where the disk cache goes.
+        directory: the run's, where the disk cache goes.
     """
     sessions = workspace.sessions("test")
     found = {SEEN: staged(workspace, sessions, {s.page_id: None for s in sessions}, directory)}
