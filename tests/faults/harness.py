@@ -184,7 +184,7 @@ def assert_same(place: Place, whole: Place) -> None:
     assert place.files() == whole.files(), told
     directory = seed_directory(whole.run, SEED)
     compared = [*whole.run.glob("*.csv"), *(p for p in directory.iterdir() if p.is_file())]
-    assert len(compared) == 5, compared
+    assert len(compared) == 7, compared
     for path in [*compared, *whole.work.glob("stores/*/*.parquet"), *whole.run.glob("features/*")]:
         mine = place.root / path.relative_to(whole.root)
         assert mine.read_bytes() == path.read_bytes(), f"{mine} differs\n{told}"
