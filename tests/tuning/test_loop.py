@@ -37,11 +37,12 @@ from fixate_jax.lab.config import (
     TrainConfig,
 )
 from fixate_jax.lab.experiments import evaluate, loop
-from fixate_jax.lab.experiments.calibrate import read_calibration
+from fixate_jax.lab.experiments.calibrate import calibrate, facts_of, read_calibration
 from fixate_jax.lab.experiments.experiment import (
     Results,
     claim_run,
     evaluate_run,
+    load_prompt,
     open_run,
     run_experiment,
     seed_directory,
@@ -212,6 +213,12 @@ def test_a_calibration_is_fitted_on_validation_and_goes_with_the_emulated_users(
     _, run, _ = job
     kept = read_calibration(seed_directory(run, 1))
     assert kept is not None and set(kept.habits) == {"0", "1"}
+    _, workspace = open_run(run)
+    prompt = load_prompt(workspace, seed_directory(run, 1), seed=1)
+    fitted = {
+        s: facts_of(calibrate(workspace, evaluate.predict(workspace, prompt, s, "x"))) for s in ("validation", "test")
+    }
+    assert facts_of(kept) == pytest.approx(fitted["validation"]) and facts_of(kept) != pytest.approx(fitted["test"])
     frame = pd.read_parquet(seed_directory(run, 1) / "predictions-test.parquet")
     plain = frame[(frame["method"] == "fixate") & (frame["mode"] == "FR")].set_index("session_id")
     shown = frame[frame["method"] == "fixate_calibrated"].set_index("session_id")
