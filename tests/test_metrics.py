@@ -217,6 +217,10 @@ def test_the_reported_score_is_minus_the_share_of_what_nobody_knows():
     assert looks_right == pytest.approx(0, abs=1e-6)
     assert frames.reported_score(metrics, looks=False, clicks=True) == pytest.approx(-1)
     assert frames.reported_score(metrics, looks=True, clicks=True) == pytest.approx(-0.5)
+    alone = {"slots": 1, "click": 0, "gaze": [1.0], "attention": [1.0], "log_probs": [0.0]}
+    alone |= {"session_id": "s", "method": "m", "answer": 0}
+    single = frames.session_metrics(frames.with_uniform(pd.DataFrame([even | alone])))
+    assert frames.reported_score(single, looks=True, clicks=True) == 0, "nothing is to be known of a page of one slot"
     # With three slots CSH@3 and TGO@3 are always 1: the published score cannot tell these two apart, this one can.
     three = {"slots": 3, "gaze": [0.5, 0.3, 0.2], "log_probs": [0.0, 1.0, 0.0]}
     near, far = (

@@ -110,8 +110,8 @@ class ObjectiveConfig:
     beta: float = 1e-3
     """Weight of the penalty on z."""
     aligned_tokens: int | None = None
-    """The first soft tokens, so many, learn from alignment alone and the others from next-token prediction alone (None:
-    all from both)."""
+    """The first N soft tokens learn from alignment alone, the others from next-token prediction alone (None: all from
+    both)."""
 
     def __post_init__(self) -> None:
         known = ("kl", "weighted_kl", "coarse_kl", "i_divergence", "none")

@@ -167,7 +167,8 @@ def reported_score(metrics: pd.DataFrame, *, looks: bool, clicks: bool) -> float
     """What the best epoch is chosen by unless the paper's is asked for, more is better.
 
     Minus the mean of KL and log-loss, each divided by that of the uniform predictor on the same sessions, so that both
-    count alike whatever the number of slots: -1 is the uniform predictor, 0 would be perfect.
+    count alike whatever the number of slots: -1 is the uniform predictor, 0 would be perfect. What that predictor does
+    without error, as on pages of one slot, does not count.
 
     Args:
         metrics: from `session_metrics`, with a method `UNIFORM` next to the one that is scored.
@@ -177,7 +178,8 @@ def reported_score(metrics: pd.DataFrame, *, looks: bool, clicks: bool) -> float
     names = [name for name, counts in (("kl", looks), ("log_loss", clicks)) if counts]
     uniform = metrics["method"] == UNIFORM
     own, even = metrics[~uniform][names].mean(), metrics[uniform][names].mean()
-    return -float((own / even).mean())
+    left = (own / even)[even > 0]
+    return -float(left.mean()) if len(left) else 0.0
 
 
 def with_uniform(frame: pd.DataFrame) -> pd.DataFrame:

@@ -82,9 +82,8 @@ def objective_gradient(losses: Losses[T], own: T, objective: Objective) -> tuple
     if objective.aligned_tokens is None or objective.alignment is None:
         found, parts = gradient(own, objective)
         return parts, found
-    # One pass forward, which the compiler shares, and two back.
     aligned, parts = gradient(own, replace(objective, part="alignment"))
-    answered, _ = gradient(own, replace(objective, part="next_token"))
+    answered, _ = gradient(own, replace(objective, part="next_token", alignment=None))
     return parts, jax.tree.map(jnp.add, aligned, answered)
 
 
@@ -134,11 +133,10 @@ def session_losses(
         alignment=alignment,
         attention_weight=attention_weight,
     )
-    if objective.part == "both":
-        return total, parts
-    assert alignment is not None
-    aligned = attention_weight * alignment
-    return aligned if objective.part == "alignment" else total - aligned, parts
+    if objective.part == "alignment":
+        assert alignment is not None
+        return attention_weight * alignment, parts
+    return total, parts
 
 
 def loss_and_gradient(

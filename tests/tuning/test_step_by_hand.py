@@ -1,5 +1,6 @@
 """The pieces of a step and of an evaluation on numbers that are given, with no model behind them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,3 +116,32 @@ def test_which_answers_relevance_is_aligned(monkeypatch: pytest.MonkeyPatch, rel
     assert aligned[0].tolist() == seen
     log_p = np.asarray(jax.nn.log_softmax(logits_of(), axis=-1))
     assert float(parts["next_token"]) == pytest.approx(-(log_p[0, 0, 1, 0] + log_p[1, 1, 1, 1]) / 2, rel=1e-5)
+
+
+def test_parts_told_apart_are_the_whole_and_the_penalty_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alignment's part is λ · L_attn; the answers' part asks no operator at all."""
+    batch = two_pages()._replace(user=jnp.zeros(2, int), weight=jnp.ones(2))
+    clicked = logits_of()[jnp.arange(2), batch.click][:, None]
+
+    def look_for(operator: Any, model: Any, prefix: Any, batch: Batch, chosen: jax.Array, eps: float) -> Any:
+        return clicked, None, jnp.zeros((2, 1, SLOTS))
+
+    monkeypatch.setattr(step, "look_for", look_for)
+    monkeypatch.setattr(step, "ready_inputs", lambda model, batch, operator: None)
+    monkeypatch.setattr(step, "take_branches", lambda inputs, chosen: None)
+    model = SimpleNamespace(prefill=lambda inputs, prompt: None, tail=lambda prefix: SimpleNamespace(logits=clicked))
+    prompt = PromptParams(jnp.ones((1, 3, 1)), jnp.full((1, 1), 2.0))
+    alignment = lambda gaze, attention, mask: jnp.array([2.0, 4.0])  # noqa: E731
+    whole = Objective(operator=attn_lrp(), alignment=alignment, beta=0.1, aligned_tokens=1)
+
+    def loss(objective: Objective) -> float:
+        return float(step.session_losses(prompt, model, batch, objective, jnp.float32(0.5))[0])
+
+    assert loss(replace(whole, part="alignment")) == pytest.approx(0.5 * 3)
+    monkeypatch.setattr(step, "look_for", None)
+    answers = loss(replace(whole, part="next_token", alignment=None))
+    monkeypatch.setattr(step, "look_for", look_for)
+    assert loss(whole) == pytest.approx(0.5 * 3 + answers)
+    log_p = np.asarray(jax.nn.log_softmax(logits_of(), axis=-1))
+    next_token = -(log_p[0, 0, 1, 0] + log_p[1, 1, 1, 1]) / 2
+    assert answers == pytest.approx(0.5 * next_token + 0.1 * 4, rel=1e-5)

@@ -19,7 +19,8 @@ from fixate_jax.lab.experiments.workspace import Workspace, stage
 SEEN, BLANK, REARRANGED, PROFILE = "as seen", "blank", "rearranged", "other profile"
 Order = list[int]
 """For each slot, the slot that its content comes from."""
-Draw = Callable[[Image.Image, StoredSession, Order], Image.Image | None]
+Draw = Callable[[Image.Image, StoredSession, Order], Image.Image]
+"""From a page, its session and an order to another page."""
 
 
 def _redrawn(data: DataConfig) -> Draw | None:
@@ -129,13 +130,11 @@ def stages(workspace: Workspace, orders: Sequence[Order], directory: Path) -> di
     sessions = workspace.sessions("test")
     found = {SEEN: staged(workspace, sessions, {s.page_id: None for s in sessions}, directory)}
 
-    def shown(draw: Callable[[Image.Image, StoredSession, Order], Image.Image | None]) -> Workspace:
+    def shown(draw: Draw) -> Workspace:
         pages: dict[str, bytes | None] = {}
         altered = []
         for session, order in zip(sessions, orders, strict=True):
-            drawn = draw(workspace.store.image(session.page_id), session, order)
-            assert drawn is not None
-            png = encode_image(drawn)
+            png = encode_image(draw(workspace.store.image(session.page_id), session, order))
             pages[page_id(png)] = png
             altered.append(replace(session, page_id=page_id(png)))
         return staged(workspace, altered, pages, directory)

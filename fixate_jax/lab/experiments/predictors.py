@@ -157,7 +157,7 @@ def mean_gaze(
         gaze_temperature: τ of the gaze.
     """
     width = max(session.slots for session in (*train, *validation))
-    fitted, tuned = (_table(some, width, (), signal, gaze_temperature) for some in (train, validation))
+    fitted, tuned = (_table(some, width, None, signal, gaze_temperature) for some in (train, validation))
     fit, users = _Fit(fitted, tuned), list(dict.fromkeys(fitted.users))
     # A page with every slot for each user, and for one who is not known.
     asked = _Table(
@@ -172,24 +172,26 @@ def mean_gaze(
 
 
 def _table(
-    sessions: Sequence[StoredSession], width: int, names: Sequence[str], signal: str, temperature: float
+    sessions: Sequence[StoredSession], width: int, names: Sequence[str] | None, signal: str, temperature: float
 ) -> _Table:
+    """The sessions as arrays; without their features where these have no names."""
     gaze = np.zeros((len(sessions), width))
-    features = np.zeros((len(sessions), width, len(names)))
+    features = np.zeros((len(sessions), width, len(names or ())))
     for row, session in enumerate(sessions):
         if signal not in session.dwell_ms:
             raise DataError(
                 f"session {session.session_id!r}, field 'dwell_ms': no signal {signal!r}, "
                 f"only {sorted(session.dwell_ms)}; choose one of these as data.signal"
             )
-        if names and session.slot_features.shape[1] != len(names):
+        gaze[row, : session.slots] = session.gaze(signal, temperature)
+        if names is None:
+            continue
+        if session.slot_features.shape[1] != len(names):
             raise DataError(
                 f"session {session.session_id!r}, field 'slot_features': {session.slot_features.shape[1]} columns "
                 f"for the {len(names)} names {list(names)}"
             )
-        gaze[row, : session.slots] = session.gaze(signal, temperature)
-        if names:
-            features[row, : session.slots] = session.slot_features
+        features[row, : session.slots] = session.slot_features
     slots = np.array([session.slots for session in sessions])
     return _Table(
         users=[session.user_id for session in sessions],
