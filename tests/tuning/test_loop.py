@@ -22,7 +22,7 @@ from fixate_jax.data.options import DataConfig
 from fixate_jax.data.page import Page
 from fixate_jax.data.registry import open_or_prepare
 from fixate_jax.data.session import StoredSession
-from fixate_jax.errors import ConfigError
+from fixate_jax.errors import CheckpointError, ConfigError
 from fixate_jax.evaluation.forward import Evaluation
 from fixate_jax.lab.bundles.bundle import load_bundle, write_bundle
 from fixate_jax.lab.bundles.card import Origin
@@ -166,6 +166,27 @@ def test_a_request_to_stop_is_obeyed_after_the_step_and_loses_nothing(
             train(workspace, config, tmp_path, seed=SEED)
     train(workspace, config, tmp_path, seed=SEED)
     assert_same_run(workspace, uninterrupted, tmp_path)
+
+
+def test_a_run_begun_with_another_score_is_not_resumed(
+    workspace: Workspace, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of an earlier release would be: its best score is on another scale."""
+    published = replace(config, train=replace(config.train, score="published"))
+
+    def stop(self: Any) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self)
+
+    advance = loop.Training.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "advance", stop)
+        with pytest.raises(Interrupted):
+            train(workspace, published, tmp_path, seed=SEED)
+    with pytest.raises(CheckpointError, match=r"chosen by the published score; write `score: published`"):
+        train(workspace, config, tmp_path, seed=SEED)
+    assert train(workspace, published, tmp_path, seed=SEED).best_epoch in (1, 2)
+    assert train(workspace, config, tmp_path, seed=SEED).best_epoch in (1, 2), "what is finished stays as it is"
 
 
 def test_another_seed_gives_another_run(workspace: Workspace, config: RunConfig, uninterrupted: Path) -> None:

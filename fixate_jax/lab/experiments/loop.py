@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from fixate_jax.errors import DivergedError, FixateError
+from fixate_jax.errors import CheckpointError, DivergedError, FixateError
 from fixate_jax.lab.config import RunConfig
 from fixate_jax.lab.experiments.evaluate import predict
 from fixate_jax.lab.experiments.log import MetricsLog
@@ -223,6 +223,7 @@ class Training:
             "finished": False,
             "lines": 0,
             "batches": None,
+            "score": settings.score,
         }
         restored = self.checkpoints.restore({"state": start, "best": start.prompt})
         self.step, self.saved = 0, -1
@@ -233,6 +234,13 @@ class Training:
             self.state = put(restored.state["state"], self.placement.state)
             self.best = workspace.replicate(restored.state["best"])
             self.meta, self.step, self.saved = restored.meta, restored.step, restored.step
+            # Runs of earlier releases knew the published score alone.
+            if not self.finished and (scored := self.meta.setdefault("score", "published")) != settings.score:
+                raise CheckpointError(
+                    f"{directory} was begun with the best epoch chosen by the {scored} score; write `score: {scored}` "
+                    f"below `train:` in the run's config.yaml and resume with --train.score {scored}, or choose "
+                    "another folder"
+                )
             if self.meta["batches"] is not None:
                 self.batches.set_state(self.meta["batches"])
         self.log = MetricsLog(directory / "metrics.jsonl", keep_lines=self.meta["lines"], check=self._require_finite)
